@@ -1,0 +1,51 @@
+# Two commands: `make demo` trains, `make test` checks. Both build .venv where it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test test-all lint format bench clean
+
+demo: $(VENV)/.train
+	$(BIN)/orthon compare --out runs/demo
+
+test: lint
+	$(BIN)/pytest
+
+test-all: lint
+	$(BIN)/pytest -m ''
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.train
+	$(BIN)/python benchmarks/step_time.py
+
+clean:
+	rm -rf $(VENV) runs
+
+# torch comes first and pinned: resolved on its own, pip may take another build with gigabytes of extras.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Orthon needs Python 3.11 or later; call make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch into $(VENV) (once, about a minute) ..."
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/.train: $(VENV)/.torch pyproject.toml
+	@echo "Installing Orthon and what its trainer needs ..."
+	$(PIP) --editable '.[train]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	@echo "Installing the development tools ..."
+	$(PIP) --editable '.[train,dev]'
+	touch $@

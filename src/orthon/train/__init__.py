@@ -1,0 +1,1 @@
+"""The trainer: `orthon train` and `orthon compare`."""
