@@ -1,0 +1,11 @@
+"""Orthon: optimizers with orthonormal updates for PyTorch, on any layout."""
+
+from importlib.metadata import version
+
+from orthon.explain import Explanation, explain
+from orthon.optimizer import Dion, MixedOptimizer
+from orthon.routing import param_groups
+
+__all__ = ["Dion", "Explanation", "MixedOptimizer", "explain", "param_groups"]
+
+__version__ = version("orthon")

@@ -1,0 +1,102 @@
+"""Dion: orthonormal updates of low rank from one warm-started power iteration (arXiv 2504.05295)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from orthon.algorithms.rule import COMMON_OPTIONS, Rule
+from orthon.batch import Batch
+from orthon.linalg import compute_dtype, orthonormalize, random_normal, unit_columns
+from orthon.lr_scale import LR_SCALES, lr_factor
+from orthon.options import Group, choice, float_dtype_or_none, integer, number
+from orthon.sharding import Ranks, Step
+
+
+def dion(batch: Batch, group: Group) -> Step[None]:
+    """Make one step of Dion on matrices X (b, m, n) with momentum M (b, m, n) and right factor Q (b, n, r).
+
+    M ← M + G
+    P ← orthonormalize(M Q)                   one warm-started power iteration
+    R ← Mᵀ P
+    M ← M − (1 − momentum)·P Rᵀ                error feedback: what the update left out stays in M
+    Q ← R / column_norms(R)
+    X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ
+
+    A direction that M does not have, up to rounding, gives no update, and its column of Q stays.
+    """
+    scale = lr_factor(group["lr_scale"], *batch.weights[0].shape)
+    if _is_transposed(batch.weights[0].shape, group["orthonormal_side"]):
+        batch = batch.transposed()
+    lr, loss = batch.gated(group["lr"]), batch.gated(1 - group["momentum"])
+
+    stored = batch.stacked_like_weights("momentum")  # (b, m, n)
+    batch.add_gradients(stored, maximize=group["maximize"])
+    M = stored.to(compute_dtype(stored.dtype))
+    Q = old_Q = batch.stacked("Q")  # (b, n, r)
+
+    for _ in range(group["power_iterations"]):
+        B = yield from batch.cols.sum(M @ Q.to(M.dtype))  # (b, m, r)
+        P, _ = yield from orthonormalize(B, batch.rows, computed_in=M.dtype)
+        R = yield from batch.rows.sum(M.mT @ P.to(M.dtype))  # (b, n, r)
+        Q, live = yield from _right_factor(R, batch.cols, group["right_factor"], computed_in=M.dtype)
+        P = torch.where(live.unsqueeze(-2), P, 0)
+        Q = torch.where(live.unsqueeze(-2), Q, old_Q)
+
+    M.baddbmm_(P.to(M.dtype), (R * -loss).to(M.dtype).mT)
+    if M is not stored:
+        stored.copy_(M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max))
+    batch.decay_and_add(P, Q, keep=1 - lr * group["weight_decay"], by=-lr * scale)
+    old_Q.copy_(Q if batch.gate is None else torch.where(batch.gate > 0, Q, old_Q))
+
+
+def _right_factor(R: Tensor, cols: Ranks, kind: str, *, computed_in: torch.dtype) -> Step[tuple[Tensor, Tensor]]:
+    if kind == "orthonormalize":
+        return (yield from orthonormalize(R, cols, computed_in=computed_in))
+    return (yield from unit_columns(R, cols, computed_in=computed_in))
+
+
+def _is_transposed(shape: tuple[int, ...], orthonormal_side: str) -> bool:
+    """Return whether P belongs to the columns of the weight. Ties go to the rows, the output side."""
+    m, n = shape
+    return m > n if orthonormal_side == "short" else m < n
+
+
+def dion_rank(shape: tuple[int, ...], group: Group) -> int:
+    """Return the rank r of Dion's factors for a matrix of this shape."""
+    multiple = group["rank_multiple_of"]
+    return min(*shape, multiple * math.ceil(group["rank_fraction"] * min(shape) / multiple))
+
+
+def _new_state(name: str, param: Tensor, group: Group) -> dict[str, Tensor]:
+    """Return a zero momentum (m, n) and a random right factor (n, r), or (m, r) if P belongs to the columns."""
+    dtype = group["state_dtype"] or param.dtype
+    side = 0 if _is_transposed(param.shape, group["orthonormal_side"]) else 1
+    rows = torch.arange(param.shape[side], device=param.device)
+    cols = torch.arange(dion_rank(param.shape, group), device=param.device)
+    Q = random_normal(f"{group['seed']}/{name}", rows, cols, dtype=torch.float32)
+    return {
+        "momentum": torch.zeros(param.shape, dtype=dtype, device=param.device),
+        "Q": Q.div_(math.sqrt(len(rows))).to(dtype),
+    }
+
+
+RULE = Rule(
+    name="dion",
+    options={
+        **COMMON_OPTIONS,
+        "rank_fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
+        "rank_multiple_of": integer(1, at_least=1),
+        "momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
+        "right_factor": choice("normalize", "orthonormalize"),
+        "orthonormal_side": choice("short", "long"),
+        "power_iterations": integer(1, at_least=1),
+        "lr_scale": choice(*LR_SCALES),
+        "state_dtype": float_dtype_or_none(),
+        "seed": integer(0, at_least=0),
+    },
+    new_state=_new_state,
+    update=dion,
+    for_matrices=True,
+    rank=dion_rank,
+)

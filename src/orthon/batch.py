@@ -1,0 +1,110 @@
+"""What one call of a rule updates: parameters with their gradients and state."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthon.sharding import ONE_RANK, Ranks
+
+# Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
+_LARGE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Parameters of one param group that a rule updates together; for a matrix rule, all of one shape.
+
+    Attributes:
+        names: of the parameters.
+        weights: the parameters' own storage; for a matrix rule each is (m, n).
+        grads: one for each weight, finite.
+        state: one dictionary for each weight.
+        rows: the ranks that together hold all rows of these matrices.
+        cols: the ranks that together hold all columns.
+        gate: None, or a tensor on the device that is 1, or 0 to leave weights and state as they are.
+        reads_transposed: whether rows and columns have changed places in all of the above.
+    """
+
+    names: list[str]
+    weights: list[Tensor]
+    grads: list[Tensor]
+    state: list[dict[str, Any]]
+    rows: Ranks = ONE_RANK
+    cols: Ranks = ONE_RANK
+    gate: Tensor | None = None
+    reads_transposed: bool = False
+
+    def transposed(self) -> "Batch":
+        """Return the batch of the transposed matrices, over the same storage."""
+        return replace(
+            self,
+            weights=[X.mT for X in self.weights],
+            grads=[G.mT for G in self.grads],
+            rows=self.cols,
+            cols=self.rows,
+            reads_transposed=not self.reads_transposed,
+        )
+
+    def stacked(self, key: str) -> Tensor:
+        """Return the state tensors named `key` as one tensor (b, ...) over their own storage.
+
+        They are moved into a common storage when they do not lie in one already: at the first step, after
+        loading a state, or when other parameters than before have gradients.
+        """
+        parts = [state[key] for state in self.state]
+        first = parts[0]
+        size, start, memory = first.numel(), first.storage_offset(), first.untyped_storage().data_ptr()
+        if all(
+            part.storage_offset() == start + i * size
+            and part.is_contiguous()
+            and part.untyped_storage().data_ptr() == memory
+            for i, part in enumerate(parts)
+        ):
+            return first.as_strided((len(parts), *first.shape), (size, *first.stride()))
+        whole = torch.stack(parts)
+        for state, part in zip(self.state, whole.unbind(), strict=True):
+            state[key] = part
+        return whole
+
+    def stacked_like_weights(self, key: str) -> Tensor:
+        """Return the state tensors named `key`, which have the parameters' shape, as (b, m, n)."""
+        whole = self.stacked(key)
+        return whole.mT if self.reads_transposed else whole
+
+    def gated(self, factor: float | Tensor) -> float | Tensor:
+        """Return `factor`, or zero where this step is to leave everything as it is."""
+        if isinstance(factor, Tensor) and factor.device.type == "cpu":
+            factor = float(factor)
+        return factor if self.gate is None else factor * self.gate
+
+    def add_gradients(self, M: Tensor, *, maximize: bool) -> None:
+        """Add the gradients to `M` (b, m, n) in place, or subtract them to maximize."""
+        sign = -1.0 if maximize else 1.0
+        if self.grads[0].dtype == M.dtype:
+            torch._foreach_add_(M.unbind(), self.grads, alpha=sign)
+        else:
+            for part, grad in zip(M.unbind(), self.grads, strict=True):
+                part.add_(grad, alpha=sign)
+
+    def decay_and_add(self, P: Tensor, Q: Tensor, *, keep: float | Tensor, by: float | Tensor) -> None:
+        """Decay the weights and add a low-rank product to each: X ← keep·X + by·P Qᵀ.
+
+        Args:
+            P: (b, m, r).
+            Q: (b, n, r).
+            keep: what is left of the weight.
+            by: factor of the product.
+        """
+        dtype = self.weights[0].dtype
+        P, Q = P.to(dtype), (Q * by).to(dtype)
+        if self.weights[0].numel() < _LARGE:
+            torch._foreach_mul_(self.weights, keep)
+            torch._foreach_add_(self.weights, (P @ Q.mT).unbind())
+            return
+        if isinstance(keep, Tensor):  # which addmm takes no factors from
+            torch._foreach_mul_(self.weights, keep)
+            keep = 1.0
+        for X, p, q in zip(self.weights, P.unbind(), Q.unbind(), strict=True):
+            X.addmm_(p, q.mT, beta=keep)
