@@ -73,11 +73,17 @@ class Batch:
         whole = self.stacked(key)
         return whole.mT if self.reads_transposed else whole
 
-    def gated(self, factor: float | Tensor) -> float | Tensor:
-        """Return `factor`, or zero where this step is to leave everything as it is."""
-        if isinstance(factor, Tensor) and factor.device.type == "cpu":
-            factor = float(factor)
-        return factor if self.gate is None else factor * self.gate
+    def gated(self, x: float | Tensor) -> float | Tensor:
+        """Return `x`, or zero where this step is to leave everything as it is."""
+        return x if self.gate is None else x * self.gate
+
+    def gated_lr(self, lr: float | Tensor) -> float | Tensor:
+        """Return the learning rate, or zero; a number unless that would mean to wait for an accelerator."""
+        return self.gated(float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr)
+
+    def gated_mask(self, mask: Tensor) -> Tensor:
+        """Return `mask`, or False where this step is to leave everything as it is."""
+        return mask if self.gate is None else mask & (self.gate > 0)
 
     def add_gradients(self, M: Tensor, *, maximize: bool) -> None:
         """Add the gradients to `M` (b, m, n) in place, or subtract them to maximize."""
@@ -98,13 +104,15 @@ class Batch:
             by: factor of the product.
         """
         dtype = self.weights[0].dtype
-        P, Q = P.to(dtype), (Q * by).to(dtype)
+        if isinstance(by, Tensor):  # which the fused product takes no factors from
+            Q, by = Q * by, 1.0
+        P, Q = P.to(dtype), Q.to(dtype)
         if self.weights[0].numel() < _LARGE:
             torch._foreach_mul_(self.weights, keep)
-            torch._foreach_add_(self.weights, (P @ Q.mT).unbind())
+            torch._foreach_add_(self.weights, (P @ Q.mT).unbind(), alpha=by)
             return
-        if isinstance(keep, Tensor):  # which addmm takes no factors from
+        if isinstance(keep, Tensor):
             torch._foreach_mul_(self.weights, keep)
             keep = 1.0
         for X, p, q in zip(self.weights, P.unbind(), Q.unbind(), strict=True):
-            X.addmm_(p, q.mT, beta=keep)
+            X.addmm_(p, q.mT, beta=keep, alpha=by)

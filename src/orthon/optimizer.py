@@ -135,14 +135,12 @@ class MixedOptimizer(torch.optim.Optimizer):
         """
         self._check_state(state_dict)
         super().load_state_dict(state_dict)
-        # torch casts floating state to the dtype of the parameter. What was saved in another comes back in it.
-        saved = state_dict["state"]
+        # torch casts floating state to the dtype of the parameter, and shares what needs no cast with the caller.
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for i, param in zip(ids, params, strict=True):
-            for key, value in saved.get(i, {}).items():
-                if self.state[param][key].dtype != value.dtype:
-                    self.state[param][key] = value.detach().clone().to(self.state[param][key].device)
+            for key, value in state_dict["state"].get(i, {}).items():
+                self.state[param][key] = value.detach().to(self.state[param][key].device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "nonfinite": self.nonfinite, "_skipped": self._skipped}

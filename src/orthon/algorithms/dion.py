@@ -7,10 +7,10 @@ from torch import Tensor
 
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.linalg import compute_dtype, orthonormalize, random_normal, unit_columns
+from orthon.linalg import Columns, compute_dtype, orthonormalize, random_normal, unit_columns
 from orthon.lr_scale import LR_SCALES, lr_factor
 from orthon.options import Group, choice, float_dtype_or_none, integer, number
-from orthon.sharding import Ranks, Step
+from orthon.sharding import Step
 
 
 def dion(batch: Batch, group: Group) -> Step[None]:
@@ -28,32 +28,42 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     scale = lr_factor(group["lr_scale"], *batch.weights[0].shape)
     if _is_transposed(batch.weights[0].shape, group["orthonormal_side"]):
         batch = batch.transposed()
-    lr, loss = batch.gated(group["lr"]), batch.gated(1 - group["momentum"])
-
     stored = batch.stacked_like_weights("momentum")  # (b, m, n)
     batch.add_gradients(stored, maximize=group["maximize"])
     M = stored.to(compute_dtype(stored.dtype))
-    Q = old_Q = batch.stacked("Q")  # (b, n, r)
-
-    for _ in range(group["power_iterations"]):
-        B = yield from batch.cols.sum(M @ Q.to(M.dtype))  # (b, m, r)
-        P, _ = yield from orthonormalize(B, batch.rows, computed_in=M.dtype)
-        R = yield from batch.rows.sum(M.mT @ P.to(M.dtype))  # (b, n, r)
-        Q, live = yield from _right_factor(R, batch.cols, group["right_factor"], computed_in=M.dtype)
-        P = torch.where(live.unsqueeze(-2), P, 0)
-        Q = torch.where(live.unsqueeze(-2), Q, old_Q)
-
-    M.baddbmm_(P.to(M.dtype), (R * -loss).to(M.dtype).mT)
     if M is not stored:
-        stored.copy_(M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max))
-    batch.decay_and_add(P, Q, keep=1 - lr * group["weight_decay"], by=-lr * scale)
-    old_Q.copy_(Q if batch.gate is None else torch.where(batch.gate > 0, Q, old_Q))
+        M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range
+    Q = batch.stacked("Q")  # (b, n, r)
+
+    right_factor = orthonormalize if group["right_factor"] == "orthonormalize" else unit_columns
+    left, R = yield from _project(M, Q, batch)
+    for _ in range(group["power_iterations"] - 1):
+        _replace_live_columns_(Q, (yield from right_factor(R, batch.cols, left=left)), batch)
+        left, R = yield from _project(M, Q, batch)
+
+    P = left.vectors if batch.gate is None else left.vectors * batch.gate  # (b, m, r)
+    M.baddbmm_(P.to(M.dtype), R.mT, alpha=group["momentum"] - 1)
+    if M is not stored:
+        stored.copy_(M)
+
+    lr = batch.gated_lr(group["lr"])
+    right = yield from right_factor(R, batch.cols, left=left)
+    batch.decay_and_add(P, right.vectors, keep=1 - lr * group["weight_decay"], by=-lr * scale)
+    _replace_live_columns_(Q, right, batch)
 
 
-def _right_factor(R: Tensor, cols: Ranks, kind: str, *, computed_in: torch.dtype) -> Step[tuple[Tensor, Tensor]]:
-    if kind == "orthonormalize":
-        return (yield from orthonormalize(R, cols, computed_in=computed_in))
-    return (yield from unit_columns(R, cols, computed_in=computed_in))
+def _project(M: Tensor, Q: Tensor, batch: Batch) -> Step[tuple[Columns, Tensor]]:
+    """Return the orthonormal factor P of M Q, and R = Mᵀ P (b, n, r)."""
+    B = yield from batch.cols.sum(M @ Q.to(M.dtype))  # (b, m, r)
+    left = yield from orthonormalize(B, batch.rows)
+    R = yield from batch.rows.sum(M.mT @ left.vectors.to(M.dtype))
+    return left, R
+
+
+def _replace_live_columns_(Q: Tensor, right: Columns, batch: Batch) -> None:
+    """Replace the columns of Q (b, n, r) that live in the new right factor; the others stay."""
+    live = batch.gated_mask(right.live.unsqueeze(-2))
+    Q.masked_fill_(live, 0).add_(right.vectors.mul_(live))
 
 
 def _is_transposed(shape: tuple[int, ...], orthonormal_side: str) -> bool:

@@ -17,7 +17,7 @@ def lion(batch: Batch, group: Group) -> Step[None]:
     """
     yield from ()
     beta1, beta2 = group["betas"]
-    lr, gain = batch.gated(group["lr"]), batch.gated(1 - beta2)
+    lr, gain = batch.gated_lr(group["lr"]), batch.gated(1 - beta2)
     momentum = [state["exp_avg"] for state in batch.state]
 
     news = torch._foreach_sub(torch._foreach_neg(batch.grads) if group["maximize"] else batch.grads, momentum)

@@ -1,6 +1,7 @@
 """Orthonormal and unit columns for batches of tall matrices, from small sums over the ranks alone."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,22 @@ from orthon.sharding import Ranks, Step
 SHIFT = 2.0
 
 
-def orthonormalize(B: Tensor, ranks: Ranks, *, computed_in: torch.dtype | None = None) -> Step[tuple[Tensor, Tensor]]:
-    """Return the orthonormal factor `P` of the QR decomposition of each matrix of a batch, and which columns live.
+class Columns(NamedTuple):
+    """Columns that are orthonormal, or of unit length, where they live and zero where they do not.
+
+    Attributes:
+        vectors: this rank's rows of them, (b, m/ranks, r), in float32, or in float64 for float64.
+        live: which columns live, (b, r).
+        size: how long they were before, beside what depends on the columns before them, (b, r).
+    """
+
+    vectors: Tensor
+    live: Tensor
+    size: Tensor
+
+
+def orthonormalize(B: Tensor, ranks: Ranks, *, left: Columns | None = None) -> Step[Columns]:
+    """Return the orthonormal factor `P` of the QR decomposition of each matrix of a batch.
 
     A column that depends on the columns before it, up to rounding, becomes exactly zero instead of normalized
     noise: `Pᵀ P` is the identity on the live columns. The diagonal of the triangular factor is positive, so
@@ -27,82 +42,99 @@ def orthonormalize(B: Tensor, ranks: Ranks, *, computed_in: torch.dtype | None =
     this holds for condition numbers to 1e10 and exact rank deficiency.
 
     Args:
-        B: this rank's rows of the matrices, (b, m/rows, r), any floating dtype, any scale.
+        B: this rank's rows of the matrices, (b, m/ranks, r), of any scale and floating dtype, which sets what
+            counts as noise. Its storage may be overwritten.
         ranks: the ranks that together hold all m rows.
-        computed_in: the dtype in which `B` was computed, if not its own; sets what counts as noise.
-
-    Returns:
-        `P` (b, m/rows, r) in float32, or in float64 for float64, and the mask of its live columns (b, r).
-        A matrix that is zero has no live column.
+        left: if `B` is Mᵀ P, the orthonormal columns P. They carry the noise of what they come from.
     """
-    noise = rounding_noise(computed_in or B.dtype)
-    B, scale = yield from _scaled(B, ranks)
+    noise = rounding_noise(B.dtype)
+    B, scale = yield from _scale_(B, ranks)
     shift = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1]
 
     # First pass. A column that is noise beside the whole matrix is dropped at once.
     gram = yield from ranks.sum(_gram(B))  # (b, r, r)
-    norm = _diagonal_root(gram)  # (b, r)
+    norm = _diagonal(gram).sqrt()  # (b, r)
     size = norm * scale
-    floor = noise.of_matrix * torch.linalg.vector_norm(size, dim=-1, keepdim=True)
-    live = size > floor
-    relative_noise = torch.clamp(floor / size, min=noise.of_column)  # of a unit column
-    L = _cholesky(gram, norm, live, shift)
-    residual = _diagonal(L)  # what is left of a unit column beside the columns before it
-    B = _solve(B, norm, live, L)
+    floor = _floor(norm, scale, noise.of_matrix, left)
+    live = norm > floor
+    relative_noise = torch.clamp(floor / norm, min=noise.of_column)  # of a unit column
+    L = _cholesky_(gram, norm, live, shift)
+    residual = _diagonal(L).clone()  # what is left of a unit column beside the columns before it
+    _solve_(B, norm, live, L)
+    del gram, L  # each as large as B at full rank
 
     # Second pass. Its factor tells the true residual; a column without one is dropped and factored out.
     gram = yield from ranks.sum(_gram(B))
-    norm = _diagonal_root(gram)
-    L = _cholesky(gram, norm, live, shift)
-    residual = residual * norm * _diagonal(L)
-    live = live & (residual > relative_noise) & (_diagonal(L) > 4 * math.sqrt(shift))
-    L = _cholesky(gram, norm, live, shift)
-    B = _solve(B, norm, live, L)
+    norm = _diagonal(gram).sqrt()
+    left_over = _diagonal(_cholesky_(gram.clone(), norm, live, shift))
+    residual *= norm * left_over
+    live = live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
+    _solve_(B, norm, live, _cholesky_(gram, norm, live, shift))
+    del gram
 
     # Third pass, without a shift. Columns that are still far from orthogonal are noise that had been amplified.
     gram = yield from ranks.sum(_gram(B))
-    norm = _diagonal_root(gram)
-    live = live & (_diagonal(_cholesky(gram, norm, live, shift)) > 0.5)
-    L = _cholesky(gram, norm, live, 0.0)
+    norm = _diagonal(gram).sqrt()
+    live = live & (_diagonal(_cholesky_(gram.clone(), norm, live, shift)) > 0.5)
+    L = _cholesky_(gram, norm, live, 0.0)
     # A matrix that defeats even this (Kahan's, with hundreds of columns) is left out, not taken as it is.
-    sound = torch.isfinite(L).all(-1).all(-1) & (_diagonal(L) > 0.5).all(-1)
+    sound = torch.linalg.vector_norm(L, dim=(-2, -1)).isfinite() & (_diagonal(L) > 0.5).all(-1)
     live = live & sound[:, None]
-    P = _solve(B, norm, live, torch.where(sound[:, None, None], L, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)))
-    return P, live
+    torch.where(sound[:, None, None], L, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device), out=L)
+    _solve_(B, norm, live, L)
+    return Columns(B, live, residual * size)
 
 
-def unit_columns(R: Tensor, ranks: Ranks, *, computed_in: torch.dtype | None = None) -> Step[tuple[Tensor, Tensor]]:
-    """Return each column of a batch of matrices divided by its norm, and which columns live.
+def unit_columns(R: Tensor, ranks: Ranks, *, left: Columns | None = None) -> Step[Columns]:
+    """Return each column of a batch of matrices divided by its norm.
 
     A column whose norm is rounding noise beside the Frobenius norm of its matrix becomes zero.
 
     Args:
-        R: this rank's rows of the matrices, (b, n/ranks, r), any floating dtype, any scale.
+        R: this rank's rows of the matrices, (b, n/ranks, r), of any scale and floating dtype, which sets what
+            counts as noise. Its storage may be overwritten.
         ranks: the ranks that together hold all n rows.
-        computed_in: the dtype in which `R` was computed, if not its own; sets what counts as noise.
-
-    Returns:
-        The unit columns (b, n/ranks, r) in float32, or in float64 for float64, and the mask (b, r).
+        left: if `R` is Mᵀ P, the orthonormal columns P. They carry the noise of what they come from.
     """
-    noise = rounding_noise(computed_in or R.dtype)
-    R, scale = yield from _scaled(R, ranks)
-    norm = (yield from ranks.sum(R.square().sum(-2))).sqrt()  # (b, r)
-    size = norm * scale
-    live = size > noise.of_matrix * torch.linalg.vector_norm(size, dim=-1, keepdim=True)
-    return R.mul_(_inverse(norm, live)), live
+    noise = rounding_noise(R.dtype)
+    R, scale = yield from _scale_(R, ranks)
+    squares = torch.linalg.vector_norm(R, dim=-2).square_()
+    norm = (yield from ranks.sum(squares)).sqrt()  # (b, r)
+    live = norm > _floor(norm, scale, noise.of_matrix, left)
+    return Columns(R.mul_(_inverse(norm, live)), live, norm * scale)
 
 
-def _scaled(B: Tensor, ranks: Ranks) -> Step[tuple[Tensor, Tensor]]:
-    """Return B with columns of moderate size, so that no square overflows or vanishes, and their scale (b, r)."""
+def _floor(norm: Tensor, scale: Tensor, noise: float, left: Columns | None) -> Tensor:
+    """Return the norm up to which each column is noise, (b, r).
+
+    With R = Mᵀ P and P from B = M Q: B errs by epsilon times the norm of M, which is far more than its own when Q
+    misses most of M. The columns of P err by that over their size in B; those which should be orthogonal to M
+    are so up to that error, and bring it into R.
+
+    Args:
+        norm: of the scaled columns, (b, r).
+        scale: of the columns, (b, r).
+        noise: relative to the Frobenius norm.
+        left: P, if there is one.
+    """
+    top = scale.amax(-1, keepdim=True)  # (b, 1)
+    relative = scale / torch.where(top > 0, top, 1)
+    floor = noise * torch.linalg.vector_norm(norm * relative, dim=-1, keepdim=True)
+    if left is not None:
+        missed = torch.where(left.live, norm * (scale / left.size), 0).amax(-1, keepdim=True)
+        floor = floor * missed.clamp(min=1)
+    return floor / relative
+
+
+def _scale_(B: Tensor, ranks: Ranks) -> Step[tuple[Tensor, Tensor]]:
+    """Divide the columns so that none of their squares overflows or vanishes; return B and the divisors (b, r)."""
     B = B.to(factor_dtype(B.dtype))
     if B.shape[-2] == 0:
         largest = B.new_zeros(B.shape[0], B.shape[-1])
     else:
         largest = torch.linalg.vector_norm(B, ord=math.inf, dim=-2)
     scale = yield from ranks.sum(largest)  # between the largest entry and that times the number of ranks
-    B = B / torch.where(scale > 0, scale, 1).unsqueeze(-2)
-    top = scale.amax(-1, keepdim=True)
-    return B, scale / torch.where(top > 0, top, 1)
+    return B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2)), scale
 
 
 def _gram(B: Tensor) -> Tensor:
@@ -114,24 +146,26 @@ def _diagonal(A: Tensor) -> Tensor:
     return A.diagonal(dim1=-2, dim2=-1)
 
 
-def _diagonal_root(gram: Tensor) -> Tensor:
-    return _diagonal(gram).sqrt()
-
-
 def _inverse(norm: Tensor, live: Tensor) -> Tensor:
     """Return 1/norm as a row (b, 1, r), and zero for columns that do not live."""
     return torch.where(live, 1 / norm, 0).unsqueeze(-2)
 
 
-def _cholesky(gram: Tensor, norm: Tensor, live: Tensor, shift: float) -> Tensor:
-    """Return the lower Cholesky factor of the equilibrated Gram matrix, with unit rows for dead columns."""
+def _cholesky_(gram: Tensor, norm: Tensor, live: Tensor, shift: float) -> Tensor:
+    """Return the lower Cholesky factor of the equilibrated Gram matrix, with unit rows for dead columns.
+
+    Overwrites `gram`.
+    """
     weight = _inverse(norm, live)
-    equilibrated = gram * weight * weight.mT
-    _diagonal(equilibrated).fill_(1 + shift)
-    return torch.linalg.cholesky_ex(equilibrated).L
+    L = gram.mul_(weight).mul_(weight.mT).mT  # symmetric; column-major, so that LAPACK can work in place
+    _diagonal(L).fill_(1 + shift)
+    info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(L, out=(L, info))
+    return L
 
 
-def _solve(B: Tensor, norm: Tensor, live: Tensor, L: Tensor) -> Tensor:
-    """Return (B / norm) L⁻ᵀ, with zeros for dead columns."""
+def _solve_(B: Tensor, norm: Tensor, live: Tensor, L: Tensor) -> None:
+    """Overwrite B with (B / norm) L⁻ᵀ, with zeros for dead columns."""
+    B.mul_(_inverse(norm, live))
     with full_precision():
-        return torch.linalg.solve_triangular(L.mT, B * _inverse(norm, live), upper=True, left=False)
+        torch.linalg.solve_triangular(L.mT, B, upper=True, left=False, out=B)

@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 18  # entries at a time: the integers of one chunk stay in the cache of a CPU core
+_CHUNK = 1 << 16  # entries at a time: the integers of one chunk stay in the cache of a CPU core
 
 # The constants of the splitmix64 generator (Steele, Lea, Flood, OOPSLA 2014), as signed 64-bit integers.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -40,7 +40,7 @@ def random_normal(key: str, rows: Tensor, cols: Tensor, *, dtype: torch.dtype) -
         total = (bits & 0xFFFF).add_((bits >> 16) & 0xFFFF).add_((bits >> 32) & 0xFFFF).add_((bits >> 48) & 0xFFFF)
         # Four uniform integers below 2^16: mean 2 (2^16 − 1), variance (2^32 − 1) / 3.
         exact = total.to(torch.float64 if dtype == torch.float64 else torch.float32)
-        out.copy_(exact.sub_(2 * 0xFFFF).div_(((2**32 - 1) / 3) ** 0.5))
+        out.copy_(exact.sub_(2 * 0xFFFF).mul_((3 / (2**32 - 1)) ** 0.5))
     return result
 
 

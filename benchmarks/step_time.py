@@ -1,0 +1,87 @@
+"""Step times of optimizers on the same matrices, measured side by side.
+
+Every round makes one step of each optimizer in turn, so that a drift of the machine's speed meets all of them.
+The first step, which creates the state, is shown beside the median of all steps, itself included.
+
+Run: python benchmarks/step_time.py [--threads 2] [--rounds 7]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from orthon import Dion
+
+# The matrices of GPT-2 small: 12 layers, d = 768, as (fan_out, fan_in).
+GPT2_SMALL = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12
+TINY = [(32, 32)] * 72
+
+REFERENCE = "torch.optim.Muon"
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "Dion rank 1": lambda params: Dion(params, lr=0.01, rank_fraction=1.0),
+    "Dion rank 1/4": lambda params: Dion(params, lr=0.01, rank_fraction=1 / 4),
+    "Dion rank 1/16": lambda params: Dion(params, lr=0.01, rank_fraction=1 / 16),
+    "torch.optim.AdamW fused": lambda params: torch.optim.AdamW(params, lr=0.001, fused=True),
+    REFERENCE: lambda params: torch.optim.Muon(params, lr=0.01),
+}
+
+
+def parameters(shapes: list[tuple[int, int]]) -> list[nn.Parameter]:
+    """Return random matrices of the given shapes with random gradients."""
+    params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return params
+
+
+def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each step of each optimizer; the first entries are first steps."""
+    shared_grads: list[Tensor] = [p.grad for p in parameters(shapes) if p.grad is not None]
+    optimizers = {}
+    for name, make in OPTIMIZERS.items():
+        params = [nn.Parameter(torch.randn_like(grad)) for grad in shared_grads]
+        for param, grad in zip(params, shared_grads, strict=True):
+            param.grad = grad
+        optimizers[name] = make(params)
+    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(rounds):
+        for name, optimizer in optimizers.items():
+            start = time.perf_counter()
+            optimizer.step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(title: str, shapes: list[tuple[int, int]], rounds: int) -> None:
+    """Measure and print a table."""
+    seconds = measure(shapes, rounds)
+    reference = statistics.median(seconds[REFERENCE])
+    print(f"\n{title}: {len(shapes)} matrices, median of {rounds} steps")
+    print(f"{'optimizer':26}{'ms/step':>10}{'first ms':>10}{'µs/matrix':>11}{'/ Muon':>9}")
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        print(
+            f"{name:26}{median * 1e3:10.2f}{times[0] * 1e3:10.2f}"
+            f"{median / len(shapes) * 1e6:11.1f}{median / reference:9.3f}"
+        )
+
+
+def main() -> None:
+    """Run both cases."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each optimizer (default: 7)")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {arguments.threads} threads, float32")
+    report("GPT-2 small", GPT2_SMALL, arguments.rounds)
+    report("72 × 32×32", TINY, 20 * arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

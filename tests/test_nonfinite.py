@@ -1,0 +1,104 @@
+"""Gradients with infinities and NaNs."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orthon import Dion
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    torch.manual_seed(0)
+    return {
+        "small": nn.Parameter(torch.randn(6, 4)),
+        "large": nn.Parameter(torch.randn(300, 260)),
+        "lion": nn.Parameter(torch.randn(5)),
+        "adamw": nn.Parameter(torch.randn(3, 2)),
+    }
+
+
+def optimizer_for(params: dict[str, nn.Parameter], nonfinite: str) -> Dion:
+    groups = [
+        {"params": [(name, p)], "algorithm": name if name in ("lion", "adamw") else "dion"} for name, p in params.items()
+    ]
+    return Dion(groups, nonfinite=nonfinite)
+
+
+def step(params: dict[str, nn.Parameter], optimizer: Dion, seed: int, bad: dict[str, float] | None = None) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in params.items():
+        p.grad = torch.randn(p.shape, generator=generator)
+        if bad and name in bad:
+            p.grad.view(-1)[1] = bad[name]
+    optimizer.step()
+
+
+def snapshot(params: dict[str, nn.Parameter], optimizer: Dion) -> list[Tensor]:
+    state = [v.clone() for p in params.values() for v in optimizer.state.get(p, {}).values()]
+    return [p.detach().clone() for p in params.values()] + state
+
+
+BAD = [{"small": float("nan")}, {"large": float("inf")}, {"lion": -float("inf")}, {"adamw": float("nan"), "small": 1.0}]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+@pytest.mark.parametrize("earlier_steps", [0, 2])
+def test_raise_names_the_parameter_and_changes_nothing(earlier_steps: int, bad: dict[str, float]) -> None:
+    params = parameters()
+    optimizer = optimizer_for(params, "raise")
+    for seed in range(earlier_steps):
+        step(params, optimizer, seed)
+    before = snapshot(params, optimizer)
+    with pytest.raises(FloatingPointError, match=f"the gradient of '{next(iter(bad))}' has infinities or NaNs"):
+        step(params, optimizer, 9, bad)
+    after = snapshot(params, optimizer)
+    assert len(before) == len(after)
+    assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_skip_leaves_the_step_out_and_counts(bad: dict[str, float]) -> None:
+    params, expected = parameters(), parameters()
+    optimizer, plain = optimizer_for(params, "skip"), optimizer_for(expected, "skip")
+    for seed in range(4):
+        if seed in (0, 2):
+            step(params, optimizer, 100 + seed, bad)  # also before there is any state
+        step(params, optimizer, seed)
+        step(expected, plain, seed)
+    assert optimizer.skipped_steps == 2
+    assert plain.skipped_steps == 0
+    for name in params:
+        assert torch.equal(params[name], expected[name]), name
+        for key, value in plain.state[expected[name]].items():
+            assert torch.equal(optimizer.state[params[name]][key], value), (name, key)
+
+
+def test_skip_takes_the_same_steps_as_raise() -> None:
+    params, expected = parameters(), parameters()
+    optimizers = optimizer_for(params, "skip"), optimizer_for(expected, "raise")
+    for seed in range(3):
+        step(params, optimizers[0], seed)
+        step(expected, optimizers[1], seed)
+    for name in params:
+        torch.testing.assert_close(params[name], expected[name], msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_finite_gradients_whose_norm_overflows_are_no_error() -> None:
+    for nonfinite in ("raise", "skip"):
+        param = nn.Parameter(torch.zeros(4, 4))
+        optimizer = Dion([param], nonfinite=nonfinite)
+        param.grad = torch.full((4, 4), 1e30)
+        param.grad[0] = -1e29
+        optimizer.step()
+        assert param.isfinite().all()
+        assert param.any()
+        assert optimizer.skipped_steps == 0
+
+
+def test_copies_keep_the_count() -> None:
+    params = parameters()
+    optimizer = optimizer_for(params, "skip")
+    step(params, optimizer, 0, {"small": float("nan")})
+    assert copy.deepcopy(optimizer).skipped_steps == 1

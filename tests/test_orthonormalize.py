@@ -1,0 +1,172 @@
+"""Orthonormalization and unit columns on hard matrices."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from orthon.linalg import orthonormalize, unit_columns
+from orthon.linalg.orthonormalize import Columns
+from orthon.sharding import ONE_RANK, Step
+
+
+def result_of(step: Step[Columns]) -> Columns:
+    """Run a computation that never waits."""
+    try:
+        next(step)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("nothing should be in flight with one rank")
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def with_singular_values(m: int, r: int, values: Tensor) -> Tensor:
+    U, V = torch.linalg.qr(randn(m, r)).Q, torch.linalg.qr(randn(r, r)).Q
+    return U * values @ V.T
+
+
+def _duplicates(m: int, r: int) -> Tensor:
+    B = randn(m, r)
+    B[:, 1::2] = -3 * B[:, : r // 2 * 2 : 2]
+    return B
+
+
+def _live_rows(m: int, r: int) -> Tensor:
+    B = torch.zeros(m, r, dtype=torch.float64)
+    B[: r // 2] = randn(r // 2, r)
+    return B
+
+
+MATRICES: dict[str, Callable[[int, int], Tensor]] = {
+    "random": randn,
+    **{
+        f"condition {c:.0e}": lambda m, r, c=c: with_singular_values(m, r, torch.logspace(0, -c, r).double())
+        for c in (2, 5, 7, 10)
+    },
+    "one huge singular value": lambda m, r: with_singular_values(m, r, torch.tensor([1e8] + [1.0] * (r - 1)).double()),
+    "half the rank": lambda m, r: with_singular_values(m, r, (torch.arange(r) < r // 2).double()),
+    "graded columns": lambda m, r: randn(m, r) * torch.logspace(0, -2, r).double(),
+    "nearly parallel": lambda m, r: 1 + 1e-3 * randn(m, r),
+    "all ones": lambda m, r: torch.ones(m, r, dtype=torch.float64),
+    "duplicate columns": _duplicates,
+    "zero columns": lambda m, r: randn(m, r) * (torch.arange(r) % 3 > 0),
+    "few live rows": _live_rows,
+    "tiny": lambda m, r: 1e-30 * randn(m, r),
+    "huge": lambda m, r: 1e30 * randn(m, r),
+    "Hilbert": lambda m, r: 1 / (torch.arange(m).double()[:, None] + torch.arange(r).double() + 1),
+    "Vandermonde": lambda m, r: (torch.arange(m).double()[:, None] / m) ** torch.arange(r).double(),
+    "zero": lambda m, r: torch.zeros(m, r, dtype=torch.float64),
+}
+RANK: dict[str, Callable[[int], int]] = {
+    "half the rank": lambda r: r // 2,
+    "duplicate columns": lambda r: r - r // 2,
+    "few live rows": lambda r: r // 2,
+    "zero columns": lambda r: r - (r + 2) // 3,
+    "all ones": lambda r: 1,  # noqa: ARG005
+    "zero": lambda r: 0,  # noqa: ARG005
+}
+# Equal entries make all rounding errors of a sum point the same way.
+COHERENT = {"all ones", "Vandermonde"}
+FULL = {"random", "condition 1e+02", "graded columns", "nearly parallel", "tiny", "huge"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(256, 64), (48, 48), (300, 1), (1, 1)])
+@pytest.mark.parametrize("name", MATRICES)
+def test_orthonormal_columns(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    B = MATRICES[name](*shape).to(dtype)
+    P, live, _ = result_of(orthonormalize(B[None], ONE_RANK))
+    P, live = P[0].double(), live[0]
+    assert P.isfinite().all()
+
+    gram_error = (P.T @ P - torch.diag(live.double())).abs().max()
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    assert gram_error <= (4 if name in COHERENT else 1) * tolerance, f"PᵀP is off by {gram_error:.1e}"
+    assert not P[:, ~live].any()
+
+    if name in FULL and shape[0] > shape[1]:
+        assert live.all(), f"{live.sum()} of {shape[1]} columns live"
+    if name in RANK:
+        assert live.sum() == RANK[name](shape[1]), f"{live.sum()} of {shape[1]} columns live"
+
+    # P spans the columns of B, up to what is noise in this dtype, and R has a positive diagonal.
+    unit = B.double() / torch.linalg.vector_norm(B.double(), dim=0).clamp_min(1e-300)
+    if name not in ("Hilbert", "Vandermonde"):
+        left_out = torch.linalg.vector_norm(unit - P @ (P.T @ unit), dim=0).max()
+        assert left_out <= (2e-4 if dtype == torch.float32 else 1e-12), f"{left_out:.1e} of a column is left out"
+    R = P.T @ unit
+    assert (R.diagonal()[live] > 0).all()
+    assert R.tril(-1).abs().max() <= 1e4 * torch.finfo(dtype).eps
+
+
+def test_agrees_with_householder_qr() -> None:
+    B = randn(40, 12)
+    P = result_of(orthonormalize(B[None], ONE_RANK)).vectors[0]
+    Q, R = torch.linalg.qr(B)
+    torch.testing.assert_close(P, Q * R.diagonal().sign(), rtol=0, atol=1e-13)
+
+
+def test_a_batch_is_as_good_as_each_alone() -> None:
+    names = ["random", "zero", "half the rank", "tiny", "huge"]
+    B = torch.stack([MATRICES[name](20, 6).float() for name in names])
+    together = result_of(orthonormalize(B, ONE_RANK))
+    for i, name in enumerate(names):
+        alone = result_of(orthonormalize(B[i : i + 1], ONE_RANK))
+        torch.testing.assert_close(together.vectors[i], alone.vectors[0], msg=lambda m, n=name: f"{n}: {m}")
+        assert torch.equal(together.live[i], alone.live[0])
+
+
+def test_kahan_matrices_do_no_harm() -> None:
+    """The known counterexample to finding dependence column by column: no garbage, at worst no update."""
+    for r in (100, 400):
+        c = 0.1
+        upper = torch.eye(r).double() - c * torch.ones(r, r).double().triu(1)
+        B = (1 - c * c) ** (0.5 * torch.arange(r).double())[:, None] * upper
+        P = result_of(orthonormalize(B[None].float(), ONE_RANK)).vectors[0].double()
+        assert P.isfinite().all()
+        assert torch.linalg.matrix_norm(P, ord=2) < 1.1
+
+
+@pytest.mark.parametrize("allowed", ["high", "medium"])
+def test_reduced_precision_for_products_is_not_used_here(allowed: str) -> None:
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        P = result_of(orthonormalize(randn(64, 8).float()[None], ONE_RANK)).vectors[0]
+        assert torch.get_float32_matmul_precision() == allowed
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (P.T @ P - torch.eye(8)).abs().max() < 1e-6
+
+
+def test_unit_columns() -> None:
+    R = torch.tensor([[3.0, 0.0, 1e-9, 3e-3], [4.0, 0.0, 0.0, 4e-3]])
+    for scale in (1.0, 1e-30, 1e30):
+        Q, live, _ = result_of(unit_columns(scale * R[None], ONE_RANK))
+        torch.testing.assert_close(Q[0], torch.tensor([[0.6, 0, 0, 0.6], [0.8, 0, 0, 0.8]]))
+        assert live[0].tolist() == [True, False, False, True]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    m=st.integers(1, 20),
+    r=st.integers(1, 20),
+    rank=st.integers(0, 20),
+    exponent=st.integers(-25, 25),
+    seed=st.integers(0, 10_000),
+)
+def test_live_columns_count_the_rank(m: int, r: int, rank: int, exponent: int, seed: int) -> None:
+    r, generator = min(m, r), torch.Generator().manual_seed(seed)
+    rank = min(rank, r)
+    # Integers, so that the product of low rank has exactly that rank.
+    left = torch.randint(-9, 10, (m, rank), generator=generator).double()
+    right = torch.randint(-9, 10, (rank, r), generator=generator).double()
+    B = left @ right
+    P, live, _ = result_of(orthonormalize((B * 10.0**exponent).float()[None], ONE_RANK))
+    assert (P[0].T @ P[0] - torch.diag(live[0].float())).abs().max() < 2e-6
+    assert live.sum() == torch.linalg.matrix_rank(B, rtol=1e-5)

@@ -1,0 +1,176 @@
+"""Which parameter goes where, on models as people write them."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from orthon import Dion, explain, param_groups
+
+
+def routes(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Return algorithm and group of each parameter."""
+    return {
+        name: (group["algorithm"], group["name"]) for group in param_groups(model) for name, _ in group["params"]
+    }
+
+
+def llama(**kwargs: bool) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, **kwargs
+    )
+    return LlamaForCausalLM(config)
+
+
+def test_llama() -> None:
+    found = routes(llama())
+    layer = "model.layers.1."
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        assert found[f"{layer}self_attn.{name}.weight"] == ("dion", "hidden matrices")
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        assert found[f"{layer}mlp.{name}.weight"] == ("dion", "hidden matrices")
+    assert found[f"{layer}input_layernorm.weight"] == ("adamw", "norms and biases")
+    assert found["model.embed_tokens.weight"] == ("adamw", "embeddings")
+    assert found["lm_head.weight"] == ("adamw", "output head")
+    assert len(found) == len(list(llama().parameters()))
+
+
+def test_tied_embeddings_appear_once() -> None:
+    groups = param_groups(llama(tie_word_embeddings=True))
+    names = [name for group in groups for name, _ in group["params"]]
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    assert any(group["reason"].startswith("tied") for group in groups)
+
+
+def test_gpt2_stores_its_matrices_transposed() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=96, n_positions=16))
+    groups = {name: group for group in param_groups(model) for name, _ in group["params"]}
+    assert groups["transformer.h.0.mlp.c_fc.weight"]["algorithm"] == "adamw"
+    assert "stored as (in, out)" in groups["transformer.h.0.mlp.c_fc.weight"]["reason"]
+    assert groups["transformer.wpe.weight"]["name"] == "embeddings"
+
+
+def test_experts_and_routers() -> None:
+    config = MixtralConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, num_local_experts=4,
+    )  # fmt: skip
+    found = routes(MixtralForCausalLM(config))
+    routers = [name for name, (_, group) in found.items() if group == "routers"]
+    assert len(routers) == 1
+    assert routers[0].endswith("gate.weight")
+    stacked = [name for name, (_, group) in found.items() if group == "other weights"]
+    assert all("experts" in name for name in stacked)
+
+
+class Odd(nn.Module):
+    """Names that tell, names that mislead, and parameters without a module of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(9, 8))
+        self.mixing = nn.Parameter(torch.zeros(8, 8))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.block = nn.ModuleDict({"gate": nn.Linear(8, 32), "router": nn.Linear(8, 4, bias=False)})
+        self.attn = nn.MultiheadAttention(8, 2)
+        self.norm = nn.BatchNorm1d(8)
+        self.one = nn.Linear(8, 1)
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.fc = nn.Linear(8, 10)
+
+
+def test_names_and_types() -> None:
+    found = {name: group for name, (_, group) in routes(Odd()).items()}
+    assert found == {
+        "pos_embed": "embeddings",
+        "mixing": "hidden matrices",
+        "scale": "norms and biases",
+        "conv.weight": "other weights",
+        "conv.bias": "norms and biases",
+        "block.gate.weight": "hidden matrices",
+        "block.gate.bias": "norms and biases",
+        "block.router.weight": "routers",
+        "attn.in_proj_weight": "hidden matrices",
+        "attn.in_proj_bias": "norms and biases",
+        "attn.out_proj.weight": "hidden matrices",
+        "attn.out_proj.bias": "norms and biases",
+        "norm.weight": "norms and biases",
+        "norm.bias": "norms and biases",
+        "one.weight": "one-line matrices",
+        "one.bias": "norms and biases",
+        "fc.weight": "output head",
+        "fc.bias": "norms and biases",
+    }
+
+
+def test_wrapped_models_keep_plain_names() -> None:
+    wrapped = torch.compile(llama(), backend="eager")
+    assert routes(wrapped) == routes(llama())
+
+
+def test_learning_rates_and_decay() -> None:
+    groups = {g["name"]: g for g in param_groups(llama(), lr=0.5, scalar_lr=0.25, weight_decay=0.125)}
+    assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
+        "embeddings": (0.25, 0.0),
+        "hidden matrices": (0.5, 0.125),
+        "norms and biases": (0.25, 0.0),
+        "output head": (0.25, 0.125),
+    }
+    optimizer = Dion.for_model(llama(), lr=0.5, weight_decay=0.125, scalar_algorithm="lion")
+    by_name = {g["name"]: g for g in optimizer.param_groups}
+    assert (by_name["hidden matrices"]["lr"], by_name["output head"]["lr"]) == (0.5, 3e-4)
+    assert by_name["output head"]["algorithm"] == "lion"
+    assert by_name["output head"]["weight_decay"] == 0.125
+
+
+def test_overrides() -> None:
+    overrides = {
+        "*.mlp.*": {"rank_fraction": 0.5},
+        "*.1.mlp.up_proj.weight": {"lr": 0.7},
+        "lm_head.*": {"algorithm": "lion", "betas": (0.9, 0.99)},
+    }
+    optimizer = Dion.for_model(llama(), overrides=overrides, rank_fraction=0.25)
+    groups = {name: g for g in optimizer.param_groups for name in g["param_names"]}
+    assert groups["model.layers.0.mlp.up_proj.weight"]["rank_fraction"] == 0.5
+    assert groups["model.layers.1.mlp.up_proj.weight"]["rank_fraction"] == 0.5
+    assert groups["model.layers.1.mlp.up_proj.weight"]["lr"] == 0.7
+    assert groups["model.layers.0.self_attn.q_proj.weight"]["rank_fraction"] == 0.25
+    assert groups["lm_head.weight"]["algorithm"] == "lion"
+    assert groups["lm_head.weight"]["name"] == "output head, lm_head.*"
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "lion"])
+def test_one_algorithm_for_everything(algorithm: str) -> None:
+    groups = param_groups(llama(), algorithm=algorithm, scalar_algorithm=algorithm)
+    assert {g["algorithm"] for g in groups} == {algorithm}
+    assert {g["name"]: g.get("weight_decay") for g in groups}["embeddings"] == 0.0
+
+
+def test_explain_tells_what_the_optimizer_does() -> None:
+    model = llama()
+    optimizer = Dion.for_model(model, rank_fraction=0.5, state_dtype=torch.bfloat16)
+    explanation = explain(optimizer)
+    rows = {row.parameter: row for row in explanation.rows}
+    down = rows["model.layers.0.mlp.down_proj.weight"]
+    assert (down.shape, down.rule, down.rank) == ((32, 64), "dion", 16)
+    assert down.lr_factor == pytest.approx(0.5**0.5)
+    assert down.state_bytes == 2 * (32 * 64 + 64 * 16)
+    assert down.reason == "matrix inside the model"
+    norm = rows["model.norm.weight"]
+    assert (norm.rule, norm.rank, norm.lr_factor, norm.state_bytes) == ("adamw", None, 1.0, 4 + 2 * 4 * 32)
+
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    actual = {
+        name: sum(v.nbytes for v in optimizer.state[p].values()) for name, p in model.named_parameters()
+    }
+    assert {name: row.state_bytes for name, row in rows.items()} == actual
+    assert explain(optimizer) == explanation
+
+    text = str(explanation)
+    assert "model.layers.{0-1}.mlp.down_proj.weight (×2)  32×64" in text
+    assert len({len(line) for line in text.splitlines()[1:2]}) == 1
+    assert text.splitlines()[-2].startswith("adamw: 7 parameters, 6,304 numbers")
