@@ -59,7 +59,11 @@ BAD_GROUPS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"params": {matrix()}}, TypeError, "is a set"),
     ({"lr": 0.1}, TypeError, "dict with 'params'"),
     ({"params": [("a", matrix()), matrix()]}, ValueError, r"\(name, tensor\) pairs"),
-    ({"params": [("bias", nn.Parameter(torch.zeros(3)))]}, ValueError, r"parameter 'bias': dion updates matrices.*\(3,\)"),
+    (
+        {"params": [("bias", nn.Parameter(torch.zeros(3)))]},
+        ValueError,
+        r"parameter 'bias': dion updates matrices.*\(3,\)",
+    ),
     ({"params": [("w", nn.Parameter(torch.zeros(2, 3, 4)))]}, ValueError, r"'w': .*\(2, 3, 4\)"),
     ({"params": [("w", nn.Parameter(torch.zeros(0, 3)))]}, ValueError, r"'w': .*\(0, 3\)"),
     ({"params": [("w", nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64)))]}, TypeError, "'w': dtype .*complex64"),
@@ -105,7 +109,9 @@ def test_a_sparse_gradient() -> None:
 
 def test_overrides_and_models() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=r"the pattern '\*.query' in overrides matches no parameter; there are 0.weight"):
+    with pytest.raises(
+        ValueError, match=r"the pattern '\*.query' in overrides matches no parameter; there are 0.weight"
+    ):
         param_groups(model, overrides={"*.query": {"lr": 0.1}})
     with pytest.raises(ValueError, match="unknown option 'rank'"):
         Dion.for_model(model, overrides={"0.weight": {"rank": 3}})
@@ -128,7 +134,9 @@ def _state() -> tuple[Dion, dict[str, Any]]:
 def test_states_that_do_not_fit() -> None:
     optimizer, saved = _state()
     del saved["state"][0]["Q"]
-    with pytest.raises(ValueError, match=r"parameter 'w': entries should be \['Q', 'momentum'\], but are \['momentum'\]"):
+    with pytest.raises(
+        ValueError, match=r"parameter 'w': entries should be \['Q', 'momentum'\], but are \['momentum'\]"
+    ):
         optimizer.load_state_dict(saved)
     optimizer, saved = _state()
     saved["state"][0]["momentum"] = torch.zeros(3, 4)

@@ -21,7 +21,8 @@ def parameters() -> dict[str, nn.Parameter]:
 
 def optimizer_for(params: dict[str, nn.Parameter], nonfinite: str) -> Dion:
     groups = [
-        {"params": [(name, p)], "algorithm": name if name in ("lion", "adamw") else "dion"} for name, p in params.items()
+        {"params": [(name, p)], "algorithm": name if name in ("lion", "adamw") else "dion"}
+        for name, p in params.items()
     ]
     return Dion(groups, nonfinite=nonfinite)
 

@@ -22,7 +22,10 @@ def test_the_values_never_change() -> None:
     torch.testing.assert_close(matrix("weight", 2, 3), expected, rtol=0, atol=1e-12)
 
 
-EXPECTED = [[0.6075233752169925, 0.3907527342664651, -0.14853096831772297], [-0.929137850921329, 2.0307513422770813, -0.022702509214399293]]
+EXPECTED = [
+    [0.6075233752169925, 0.3907527342664651, -0.14853096831772297],
+    [-0.929137850921329, 2.0307513422770813, -0.022702509214399293],
+]
 
 
 def test_close_to_normal_and_independent() -> None:

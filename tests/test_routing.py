@@ -10,9 +10,7 @@ from orthon import Dion, explain, param_groups
 
 def routes(model: nn.Module) -> dict[str, tuple[str, str]]:
     """Return algorithm and group of each parameter."""
-    return {
-        name: (group["algorithm"], group["name"]) for group in param_groups(model) for name, _ in group["params"]
-    }
+    return {name: (group["algorithm"], group["name"]) for group in param_groups(model) for name, _ in group["params"]}
 
 
 def llama(**kwargs: bool) -> LlamaForCausalLM:
@@ -164,9 +162,7 @@ def test_explain_tells_what_the_optimizer_does() -> None:
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    actual = {
-        name: sum(v.nbytes for v in optimizer.state[p].values()) for name, p in model.named_parameters()
-    }
+    actual = {name: sum(v.nbytes for v in optimizer.state[p].values()) for name, p in model.named_parameters()}
     assert {name: row.state_bytes for name, row in rows.items()} == actual
     assert explain(optimizer) == explanation
 

@@ -62,7 +62,7 @@ class Batch:
             and part.untyped_storage().data_ptr() == memory
             for i, part in enumerate(parts)
         ):
-            return first.as_strided((len(parts), *first.shape), (size, *first.stride()))
+            return torch.as_strided(first, (len(parts), *first.shape), (size, *first.stride()))
         whole = torch.stack(parts)
         for state, part in zip(self.state, whole.unbind(), strict=True):
             state[key] = part

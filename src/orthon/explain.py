@@ -56,7 +56,9 @@ class Explanation:
         right = {3, 4, 5}
 
         def text(cells: tuple[str, ...]) -> str:
-            aligned = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+            aligned = (
+                c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+            )
             return "  ".join(aligned).rstrip()
 
         table = [text(header), "  ".join("─" * width for width in widths), *map(text, lines)]

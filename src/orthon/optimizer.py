@@ -1,6 +1,5 @@
 """The torch.optim.Optimizer: param groups, state, batches, step."""
 
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -212,9 +211,7 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a ValueError unless the state fits these groups; their number and sizes are left to torch."""
-        for index, (saved, group) in enumerate(
-            zip(state_dict["param_groups"], self.param_groups, strict=False)
-        ):
+        for index, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
             where = f"{type(self).__name__}: loading the state of "
             if saved.get("algorithm") != group["algorithm"]:
                 raise ValueError(
@@ -347,7 +344,12 @@ class Dion(MixedOptimizer):
             options: of the constructor.
         """
         groups = param_groups(
-            model, "dion", scalar_algorithm, lr=lr, scalar_lr=scalar_lr, overrides=overrides,
+            model,
+            "dion",
+            scalar_algorithm,
+            lr=lr,
+            scalar_lr=scalar_lr,
+            overrides=overrides,
             weight_decay=options.get("weight_decay"),
         )
         return cls(groups, lr, **options)

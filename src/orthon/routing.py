@@ -98,7 +98,9 @@ def param_groups(
         patterns = tuple(pattern for pattern in overrides if fnmatchcase(name, pattern))
         key = (role, patterns)
         if key not in groups:
-            own_lr = lr if role.is_hidden_matrix else SCALAR_LR.get(scalar_algorithm) if scalar_lr is None else scalar_lr
+            own_lr = (
+                lr if role.is_hidden_matrix else SCALAR_LR.get(scalar_algorithm) if scalar_lr is None else scalar_lr
+            )
             options: dict[str, Any] = {
                 "algorithm": algorithm if role.is_hidden_matrix else scalar_algorithm,
                 "lr": own_lr,

@@ -74,8 +74,8 @@ def _is_transposed(shape: tuple[int, ...], orthonormal_side: str) -> bool:
 
 def dion_rank(shape: tuple[int, ...], group: Group) -> int:
     """Return the rank r of Dion's factors for a matrix of this shape."""
-    multiple = group["rank_multiple_of"]
-    return min(*shape, multiple * math.ceil(group["rank_fraction"] * min(shape) / multiple))
+    short, multiple = min(shape), group["rank_multiple_of"]
+    return min(short, int(multiple * math.ceil(group["rank_fraction"] * short / multiple)))
 
 
 def _new_state(name: str, param: Tensor, group: Group) -> dict[str, Tensor]:

@@ -123,7 +123,8 @@ def _floor(norm: Tensor, scale: Tensor, noise: float, left: Columns | None) -> T
     if left is not None:
         missed = torch.where(left.live, norm * (scale / left.size), 0).amax(-1, keepdim=True)
         floor = floor * missed.clamp(min=1)
-    return floor / relative
+    result: Tensor = floor / relative
+    return result
 
 
 def _scale_(B: Tensor, ranks: Ranks) -> Step[tuple[Tensor, Tensor]]:
@@ -139,7 +140,8 @@ def _scale_(B: Tensor, ranks: Ranks) -> Step[tuple[Tensor, Tensor]]:
 
 def _gram(B: Tensor) -> Tensor:
     with full_precision():
-        return (B.mT @ B).contiguous()
+        gram: Tensor = B.mT @ B
+    return gram.contiguous()
 
 
 def _diagonal(A: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def random_normal(key: str, rows: Tensor, cols: Tensor, *, dtype: torch.dtype) -
     col_hash = _mix(cols * _MIX_1 + ~seed)
     result = torch.empty(len(rows), len(cols), dtype=dtype, device=rows.device)
     rows_per_chunk = max(1, _CHUNK // max(1, len(cols)))
-    for chunk, out in zip(row_hash.split(rows_per_chunk), result.split(rows_per_chunk), strict=True):
+    for chunk, out in zip(torch.split(row_hash, rows_per_chunk), torch.split(result, rows_per_chunk), strict=True):
         bits = _mix(chunk[:, None] + col_hash[None, :])
         total = (bits & 0xFFFF).add_((bits >> 16) & 0xFFFF).add_((bits >> 32) & 0xFFFF).add_((bits >> 48) & 0xFFFF)
         # Four uniform integers below 2^16: mean 2 (2^16 − 1), variance (2^32 − 1) / 3.
