@@ -144,3 +144,16 @@ def test_states_that_do_not_fit() -> None:
         optimizer.load_state_dict(saved)
     with pytest.raises(ValueError, match="algorithm should be 'dion', but is None"):
         optimizer.load_state_dict(torch.optim.SGD([matrix()]).state_dict())
+
+
+@pytest.mark.parametrize("change", [{"rank_fraction": 1.0}, {"orthonormal_side": "long"}])
+def test_options_that_cannot_change_once_there_is_state(change: dict[str, Any]) -> None:
+    optimizer, _ = _state()
+    optimizer.param_groups[0].update(change)
+    with pytest.raises(ValueError, match="parameter 'w': Q should be .*cannot change once there is state"):
+        optimizer.step()
+
+
+def test_names_that_are_taken() -> None:
+    with pytest.raises(ValueError, match="parameter 'w': another parameter has this name"):
+        Dion([("w", matrix()), ("_orig_mod.w", matrix())])

@@ -28,12 +28,16 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     scale = lr_factor(group["lr_scale"], *batch.weights[0].shape)
     if _is_transposed(batch.weights[0].shape, group["orthonormal_side"]):
         batch = batch.transposed()
-    stored = batch.stacked_like_weights("momentum")  # (b, m, n)
+    stored, Q = batch.stacked_like_weights("momentum"), batch.stacked("Q")  # (b, m, n), (b, n, r)
+    if Q.shape[1:] != (shape := (stored.shape[-1], dion_rank(stored.shape[1:], group))):
+        raise ValueError(
+            f"parameter {batch.names[0]!r}: Q should be {shape} by the options of its group, but is "
+            f"{tuple(Q.shape[1:])}; rank and side cannot change once there is state"
+        )
     batch.add_gradients(stored, maximize=group["maximize"])
     M = stored.to(compute_dtype(stored.dtype))
     if M is not stored:
         M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range
-    Q = batch.stacked("Q")  # (b, n, r)
 
     right_factor = orthonormalize if group["right_factor"] == "orthonormalize" else unit_columns
     left, R = yield from _project(M, Q, batch)
