@@ -1,0 +1,79 @@
+"""The training loop: step, measure, report, save."""
+
+from collections.abc import Callable
+
+from orthon.train.config import TrainConfig
+from orthon.train.interrupt import Interrupt
+from orthon.train.metrics import MetricsLog, Record
+from orthon.train.progress import Progress
+from orthon.train.training import Training, validation_loss
+from orthon.train.windows import BatchOrder, Windows
+
+
+def train(
+    training: Training,
+    config: TrainConfig,
+    text: Windows,
+    held_out: Windows,
+    log: MetricsLog,
+    progress: Progress,
+    save: Callable[[], None],
+) -> bool:
+    """Train from the step that `training` has reached to the last one, or until the user interrupts.
+
+    Args:
+        training: Changed in place.
+        config: Settings of the run.
+        text: What to train on.
+        held_out: What to validate on.
+        log: Takes the numbers.
+        progress: Shows them.
+        save: Writes a checkpoint of `training`.
+
+    Returns:
+        Whether the last step was reached. Either way there is a checkpoint of the step that was.
+
+    Raises:
+        TrainingError: The loss or a gradient is not finite.
+    """
+    order = BatchOrder(len(text), config.batch_size, config.seed)
+    validation = held_out.read(held_out.spread(config.validation_sequences))
+    clock, tokens_per_step = training.clock, config.batch_size * config.model.shape.context
+    steps_before, seconds_before = training.step, clock.seconds  # at the last report
+    saved = -1  # step of the newest checkpoint of this call
+    with Interrupt() as interrupt:
+        while training.step < config.steps and not interrupt.requested:
+            number = training.step + 1
+            last = number == config.steps
+            validate = last or number % config.validate_every == 0
+            report = validate or number % config.log_every == 0
+
+            clock.start()
+            numbers = training.advance(text.read(order.indices(training.step)), config, report)
+            if numbers is not None:
+                clock.stop()
+                val_loss = None
+                if validate:
+                    val_loss = validation_loss(training.model, validation, config, clock.device)
+                tokens = (training.step - steps_before) * tokens_per_step
+                record = Record(
+                    step=number,
+                    loss=numbers.loss,
+                    val_loss=val_loss,
+                    lr=numbers.lr,
+                    grad_norm=numbers.grad_norm,
+                    tokens_per_second=tokens / (clock.seconds - seconds_before),
+                    optimizer_share=numbers.optimizer_share,
+                    seconds=clock.seconds,
+                )
+                log.write(record)
+                progress.show(record)
+                steps_before, seconds_before = training.step, clock.seconds
+            if number % config.save_every == 0:
+                clock.stop()
+                save()
+                saved = training.step
+        clock.stop()
+        if saved != training.step:
+            save()
+    return training.step >= config.steps

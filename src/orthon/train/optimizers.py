@@ -1,0 +1,140 @@
+"""One name in the settings → the optimizer or optimizers that update the whole model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import orthon
+from orthon.train.config import HAVE_MOMENTUM, MOMENTUM, OptimizerConfig, OptimizerName
+from orthon.train.errors import UserError
+
+# Of the hidden matrices; tuned for the default run, by factors of 2.
+DEFAULT_LR: dict[OptimizerName, float] = {"dion": 0.04, "torch-muon": 0.04, "adamw": 0.003, "lion": 0.001}
+BETAS = (0.9, 0.95)  # of AdamW and Lion, wherever they are used
+EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """The optimizers of one model, driven together."""
+
+    each: tuple[torch.optim.Optimizer, ...]
+    matrices: tuple[Tensor, ...]  # parameters whose update is orthonormal
+    others: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        for group in self._groups():
+            group.setdefault("initial_lr", group["lr"])
+
+    def step(self) -> None:
+        """Update every parameter."""
+        for optimizer in self.each:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for optimizer in self.each:
+            optimizer.zero_grad(set_to_none=True)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Set every group's learning rate to `factor` times its full value."""
+        for group in self._groups():
+            group["lr"] = group["initial_lr"] * factor
+
+    def state_bytes(self) -> int:
+        """Memory of the optimizers' state, in bytes."""
+        states = (state for optimizer in self.each for state in optimizer.state.values())
+        return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The state of each optimizer."""
+        return [optimizer.state_dict() for optimizer in self.each]
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: The states belong to other optimizers.
+        """
+        for optimizer, state in zip(self.each, states, strict=True):
+            optimizer.load_state_dict(state)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.each for group in optimizer.param_groups]
+
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:
+    """The optimizers that the settings name.
+
+    Raises:
+        UserError: The optimizer does not take one of `optimizer.options`.
+    """
+    try:
+        return _BUILDERS[config.name](model, settle(config), seed)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
+
+
+def settle(config: OptimizerConfig) -> OptimizerConfig:
+    """The same settings with every default filled in that depends on the optimizer."""
+    dion, has_momentum = config.name == "dion", config.name in HAVE_MOMENTUM
+    return replace(
+        config,
+        lr=full_lr(config),
+        momentum=MOMENTUM if has_momentum and config.momentum is None else config.momentum,
+        rank_fraction=0.25 if dion and config.rank_fraction is None else config.rank_fraction,
+    )
+
+
+def full_lr(config: OptimizerConfig) -> float:
+    """Learning rate of the hidden matrices before the schedule."""
+    return DEFAULT_LR[config.name] if config.lr is None else config.lr
+
+
+def _dion(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:
+    options: dict[str, Any] = {"betas": BETAS, "eps": EPS, "seed": seed} | config.options
+    options |= {"momentum": config.momentum, "rank_fraction": config.rank_fraction}
+    return _collect(orthon.Dion.for_model(model, **_rates(config), **options))
+
+
+def _lion(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:
+    options: dict[str, Any] = {"betas": BETAS, "eps": EPS, "seed": seed} | config.options
+    return _collect(orthon.Dion(orthon.param_groups(model, "lion", "adamw", **_rates(config)), **options))
+
+
+def _adamw(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:  # noqa: ARG001
+    options: dict[str, Any] = {"betas": BETAS, "eps": EPS} | config.options
+    return _collect(torch.optim.AdamW(orthon.param_groups(model, "adamw", "adamw", **_rates(config)), **options))
+
+
+def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:  # noqa: ARG001
+    # The groups of Dion, so that both update the same matrices and have the same companion.
+    groups = orthon.param_groups(model, "dion", "adamw", **_rates(config))
+    options: dict[str, Any] = {"momentum": config.momentum} | config.options
+    return _collect(
+        torch.optim.Muon([group for group in groups if group["algorithm"] == "dion"], **options),
+        torch.optim.AdamW([g for g in groups if g["algorithm"] != "dion"], betas=BETAS, eps=EPS),
+    )
+
+
+_BUILDERS = {"dion": _dion, "torch-muon": _torch_muon, "adamw": _adamw, "lion": _lion}
+
+
+def _rates(config: OptimizerConfig) -> dict[str, Any]:
+    return {
+        "lr": full_lr(config),
+        "scalar_lr": config.scalar_lr,
+        "weight_decay": config.weight_decay,
+    }
+
+
+def _collect(*optimizers: torch.optim.Optimizer) -> Optimizers:
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            (matrices if group["algorithm"] == "dion" else others).extend(group["params"])
+    return Optimizers(each=optimizers, matrices=tuple(matrices), others=tuple(others))

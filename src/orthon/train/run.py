@@ -1,0 +1,137 @@
+"""One run, from its settings to its results on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from orthon.train.checkpoint import restore, save_checkpoint
+from orthon.train.config import DeviceName, TrainConfig
+from orthon.train.config_file import write_config
+from orthon.train.errors import UserError
+from orthon.train.loop import train
+from orthon.train.metrics import MetricsLog, Record, read_metrics
+from orthon.train.model import build_model
+from orthon.train.optimizers import build_optimizers, full_lr
+from orthon.train.plots import plot_run
+from orthon.train.progress import make_progress
+from orthon.train.run_directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, write_summary
+from orthon.train.sample import generate
+from orthon.train.step_clock import StepClock
+from orthon.train.tokens import Corpus
+from orthon.train.training import Training
+from orthon.train.windows import Windows
+
+
+class Run:
+    """A model, its optimizers and its text, ready to train in a directory.
+
+    Nothing is written before `train`, so that a setting that cannot work leaves no trace.
+
+    Args:
+        config: Settings.
+        directory: Where results go.
+        corpus: The text.
+        checkpoint: From `read_checkpoint`, to go on from there.
+
+    Raises:
+        UserError: Settings, text and checkpoint do not go together.
+    """
+
+    def __init__(
+        self, config: TrainConfig, directory: Path, corpus: Corpus, checkpoint: dict[str, Any] | None = None
+    ) -> None:
+        self.config, self.directory, self.corpus = config, directory, corpus
+        context = config.model.shape.context
+        self.text = Windows(corpus.train, context, corpus.vocab_size, "training")
+        self.held_out = Windows(corpus.held_out, context, corpus.vocab_size, "held-out")
+        device = _device(config.device)
+        self.model = build_model(config.model.shape, corpus.vocab_size, config.seed).to(device)
+        optimizers = build_optimizers(self.model, config.optimizer, config.seed)
+        self.training = Training(self.model, optimizers, StepClock(device))
+        if checkpoint is not None:
+            restore(checkpoint, self.training, config, corpus.fingerprint)
+
+    def describe(self) -> str:
+        """What is about to happen, in a few lines."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        config = self.config
+        start = f" from step {self.training.step}" if self.training.step else ""
+        return (
+            f"model      LLaMA {config.model.size}, {parameters / 1e6:.2f} M parameters, "
+            f"context {config.model.shape.context}\n"
+            f"text       {self.corpus.description}\n"
+            f"optimizer  {config.optimizer.name}, lr {full_lr(config.optimizer):g}; "
+            f"AdamW for the rest, lr {config.optimizer.scalar_lr:g}\n"
+            f"run        {config.steps} steps{start} of {config.batch_size} sequences "
+            f"on {self.training.clock.device}, in {self.directory}"
+        )
+
+    def train(self, console: Console) -> Summary | None:
+        """Train to the end and write the results; None if the user interrupts.
+
+        Raises:
+            TrainingError: The loss or a gradient is not finite.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_config(self.directory / CONFIG, self.config)
+        (self.directory / SUMMARY).unlink(missing_ok=True)  # of a run that goes on beyond its end
+        log = MetricsLog(self.directory, self.training.step)
+        try:
+            with make_progress(console, self.training.step, self.config.steps) as progress:
+                finished = train(self.training, self.config, self.text, self.held_out, log, progress, self._save)
+        finally:
+            log.close()
+        return self._finish() if finished else None
+
+    def _save(self) -> None:
+        save_checkpoint(self.directory, self.training, self.config, self.corpus.fingerprint)
+
+    def _finish(self) -> Summary:
+        records, optimizer = read_metrics(self.directory), self.config.optimizer
+        val_loss = records[-1].val_loss if records else None
+        if val_loss is None:  # every last step has one
+            raise UserError(f"the metrics in {self.directory} lack the validation of step {self.config.steps}")
+        sample = self._sample()
+        (self.directory / SAMPLE).write_text(sample + "\n", encoding="utf-8")
+        plot_run(
+            self.directory / PLOT,
+            f"LLaMA {self.config.model.size}, {optimizer.name}, lr {full_lr(optimizer):g}",
+            records,
+        )
+        summary = Summary(
+            steps=self.config.steps,
+            val_loss=val_loss,
+            seconds=self.training.clock.seconds,
+            optimizer_share=mean_share(records),
+            state_bytes=self.training.optimizers.state_bytes(),
+            corpus=self.corpus.fingerprint,
+            sample=sample,
+        )
+        write_summary(self.directory, summary)
+        return summary
+
+    def _sample(self) -> str:
+        """A prompt from the held-out text and what the model makes of it, divided by a mark."""
+        tokens = self.config.sample_tokens
+        if not tokens:
+            return ""
+        prompt_length = min(64, self.config.model.shape.context - tokens)
+        window = self.held_out.spread(3)[-1:]  # not the beginning of a document
+        prompt = self.held_out.read(window)[0, :prompt_length]
+        generated = generate(self.model, prompt, tokens, self.config.seed)
+        return f"{self.corpus.decode(prompt.tolist())}▮{self.corpus.decode(generated)}"
+
+
+def mean_share(records: list[Record]) -> float:
+    """The optimizer's share of the training time, over all records by the time that their steps took."""
+    times = [1 / record.tokens_per_second for record in records]
+    shares = [record.optimizer_share for record in records]
+    return sum(time * share for time, share in zip(times, shares, strict=True)) / sum(times)
+
+
+def _device(name: DeviceName) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but PyTorch sees no GPU")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

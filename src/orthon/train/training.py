@@ -1,0 +1,96 @@
+"""What changes while a run trains, and one step of it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from orthon.train.clipping import clip_gradients
+from orthon.train.config import TrainConfig
+from orthon.train.errors import TrainingError
+from orthon.train.optimizers import Optimizers, full_lr
+from orthon.train.schedule import lr_factor
+from orthon.train.step_clock import StepClock
+
+
+@dataclass
+class Training:
+    """Weights, optimizer state and progress: what a checkpoint holds."""
+
+    model: nn.Module
+    optimizers: Optimizers
+    clock: StepClock
+    step: int = 0  # steps done
+
+    def advance(self, sequences: Tensor, config: TrainConfig, report: bool) -> "StepReport | None":
+        """Train one step.
+
+        Args:
+            sequences: int64, (batch_size, context + 1).
+            config: Settings of the run.
+            report: Whether to wait for the device and read the numbers.
+
+        Raises:
+            TrainingError: The loss is not finite, which only a report looks at, or a gradient is not.
+        """
+        clock = self.clock
+        started = clock.now() if report else 0.0
+        factor = lr_factor(self.step, config.steps, config.schedule)
+        self.optimizers.set_lr_factor(factor)
+        loss = torch.zeros((), device=clock.device)
+        for part in sequences.to(clock.device).chunk(config.accumulation):
+            part_loss = token_loss(self.model, part, config) / config.accumulation
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += part_loss.detach()
+        self.step += 1
+        if report and not math.isfinite(loss.item()):
+            raise TrainingError(f"the loss of step {self.step} is {loss.item()}: a lower optimizer.lr may help")
+        norm = clip_gradients(self.optimizers, config.clip, config.clip_matrices)
+        before_update = clock.now() if report else 0.0
+        try:
+            self.optimizers.step()
+        except FloatingPointError as error:  # a gradient that is not finite; weights and state are untouched
+            raise TrainingError(f"step {self.step}: {error}") from error
+        if not report:
+            self.optimizers.zero_grad()
+            return None
+        ended = clock.now()
+        self.optimizers.zero_grad()
+        share = (ended - before_update) / (ended - started)
+        return StepReport(
+            loss=loss.item(),
+            lr=factor * full_lr(config.optimizer),
+            grad_norm=norm.item(),
+            optimizer_share=share,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """The numbers of one step."""
+
+    loss: float  # nats per token
+    lr: float  # of the hidden matrices
+    grad_norm: float
+    optimizer_share: float
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, device: torch.device) -> float:
+    """Mean loss in nats per token over sequences, int64, (any number, context + 1)."""
+    at_once = config.batch_size // config.accumulation
+    total = 0.0
+    for part in torch.split(sequences, at_once):
+        total += token_loss(model, part.to(device), config).item() * len(part)
+    return total / len(sequences)
+
+
+def token_loss(model: nn.Module, sequences: Tensor, config: TrainConfig) -> Tensor:
+    """Mean cross-entropy of each token given those before it; sequences int64, (b, context + 1)."""
+    device = sequences.device.type
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device == "cuda")
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        logits = model(input_ids=sequences[:, :-1]).logits
+    return cross_entropy(logits.float().flatten(0, 1), sequences[:, 1:].flatten())

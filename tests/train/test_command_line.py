@@ -1,0 +1,137 @@
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orthon.train import cli
+from orthon.train.cli import main
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    assert "compare" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("orthon 0")
+    assert main(["train", "--help"]) == main(["compare", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--optimizer.rank-fraction" in said
+    assert "--sweep" in said
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])  # the frame that is taken off depends on it
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--steps 0", "orthon: steps must be at least 1 but is 0\n"),
+        ("--fly high --sing", "orthon: Unrecognized options: --fly, high, --sing\n"),
+        ("--log-every", "orthon: Missing value for argument '--log-every'. Expected 1 values.\n"),
+    ],
+)
+def test_errors_have_no_frame(monkeypatch: pytest.MonkeyPatch, fails, encoding: str, words: str, expected: str) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert fails("train", *words.split()) == expected
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "orthon", "fly"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "orthon: there is no command 'fly'; there are train and compare\n"
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, fails) -> None:
+    monkeypatch.setattr(cli, "EXTRA", ("surely_not_installed",))
+    assert fails("train") == "orthon: the trainer needs its extra: pip install 'orthon[train]'\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--stepz 3", "Unrecognized options: --stepz, 3"),
+        ("--steps many", "invalid literal for int() with base 10: 'many'"),
+        ("--steps 0", "steps must be at least 1 but is 0"),
+        ("--model.size 2M", "invalid choice '2M' for argument '--model.size'"),
+        ("--model.layers 0", "orthon: model.layers must be at least 1 but is 0"),
+        ("--optimizer.lr -1", "orthon: optimizer.lr must be above 0 but is -1.0"),
+        ("--optimizer.rank-fraction 2", "optimizer.rank_fraction must be in (0, 1] but is 2.0"),
+        ("--optimizer.options power_iterations=0", "power_iterations"),
+        ("--optimizer.options colour=red", "colour"),
+        ("--optimizer.options colour", "KEY=VALUE expected but got 'colour'"),
+        ("--config missing.yaml", "cannot read the settings in missing.yaml: No such file or directory"),
+        ("--config", "Missing value for argument '--config'"),
+        ("--resume missing", "cannot read the settings in missing/config.yaml"),
+        ("--data.source text --data.paths missing", "there is no file or directory"),
+        ("--data.source text --data.paths empty", "there is no text in text files"),
+        (
+            "--data.source text --data.paths short",
+            "the training text (95 tokens) is shorter than one sequence (257 tokens",
+        ),
+        (
+            "--data.source text --data.paths middle",
+            "the held-out text (150 tokens) is shorter than one sequence",
+        ),
+        ("--data.source shards --data.paths short", "99 bytes are no whole number of uint16 tokens"),
+    ],
+)
+def test_errors_of_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, snapshot, words: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short").write_text("x" * 99)
+    (tmp_path / "middle").write_text("x" * 2999)
+    before = snapshot(tmp_path)
+    assert message in fails("train", *words.split())
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--optimizers sgd", "optimizers must be of dion, torch-muon, adamw, lion but has 'sgd'"),
+        ("--optimizers dion:half", "optimizers takes a rank such as dion:1/16 but has 'dion:half'"),
+        ("--optimizers dion:2", "optimizer.rank_fraction must be in (0, 1] but is 2.0"),
+        ("--optimizers adamw:1/4", "only dion has a rank"),
+        ("--optimizers dion dion", "each once"),
+        ("--sweep", "sweep must name one or more"),
+        ("--sweep 0", "sweep must be above 0 but is 0.0"),
+        ("--optimizer.lr 1", "Unrecognized options: --optimizer.lr"),
+        ("--resume x", "Unrecognized options: --resume"),
+    ],
+)
+def test_errors_of_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, words: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails("compare", *words.split())
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path, tiny: list[str], fails, snapshot) -> None:
+    run = tmp_path / "run"
+    assert main(["train", *tiny, "--steps=2", f"--out={run}"]) == 0
+    before = snapshot(tmp_path)
+    assert f"{run} is not empty; go on with its run by --resume {run}" in fails("train", *tiny, "--out", run)
+    refused = {
+        "--model.layers=3": "has model.layers 2, which cannot become 3",
+        "--optimizer.lr=0.5": "has optimizer.lr 0.04, which cannot become 0.5",
+        "--seed=1": "has seed 0, which cannot become 1",
+        "--steps=1": "steps must be above the 2 that are done",
+        "--out=elsewhere": "no --out or --config",
+    }
+    for flag, message in refused.items():
+        assert message in fails("train", f"--resume={run}", flag)
+    file = run / "config.yaml"
+    assert f"{file} is a file" in fails("train", *tiny, "--out", file)
+    assert snapshot(tmp_path) == before
+
+
+def test_flags_override_the_file(tmp_path: Path, tiny: list[str]) -> None:
+    (tmp_path / "run.yaml").write_text("steps: 9\nseed: 5\noptimizer: {name: adamw}\n")
+    words = [word for word in tiny if not word.startswith("--steps")]
+    words += [f"--config={tmp_path / 'run.yaml'}", "--steps=2", f"--out={tmp_path / 'run'}"]
+    assert main(["train", *words]) == 0
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert "steps: 2\n" in written
+    assert "seed: 5\n" in written
+    assert "name: adamw\n" in written

@@ -1,0 +1,143 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from orthon.train.cli import main
+from orthon.train.comparison_report import Result, best_of_each, steps_to, target_loss
+from orthon.train.metrics import Record
+from orthon.train.progress import LineProgress
+from orthon.train.run import Run
+from orthon.train.run_directory import Summary
+
+
+def test_a_comparison_and_its_second_call(
+    tmp_path: Path, tiny: list[str], fails, snapshot, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    out = tmp_path / "out"
+    words = [
+        "compare",
+        *tiny,
+        "--steps=20",
+        f"--out={out}",
+        "--optimizers",
+        "dion:1/2",
+        "adamw",
+        "--sweep",
+        "1",
+        "2",
+    ]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    runs = {"adamw-lr0.003", "adamw-lr0.006", "dion-1_2-lr0.04", "dion-1_2-lr0.08"}
+    assert {path.name for path in out.iterdir()} == {*runs, "comparison.md", "comparison.png"}
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    table = (out / "comparison.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in table] == ["| optimizer", "| ---", "| dion:1/2", "| adamw"]
+    assert "dion:1/2 writes" in said or "adamw writes" in said
+
+    before = {path: state for path, state in snapshot(out).items() if "-lr" in path}
+
+    def train(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as context:
+        context.setattr(Run, "train", train)
+        assert main(words) == 0
+        assert "4 already done" in capsys.readouterr().out
+        assert (out / "comparison.md").read_text().splitlines() == table
+        assert "holds a run with steps 20, not 21" in fails(*words, "--steps=21")
+    assert {path: state for path, state in snapshot(out).items() if "-lr" in path} == before
+
+    # A run that was interrupted goes on from its checkpoint, and a new optimizer joins.
+    (out / "adamw-lr0.006" / "summary.json").unlink()
+    capsys.readouterr()
+    assert main([*words[:-5], "adamw", "torch-muon", "--sweep", "1", "2"]) == 0
+    assert "4 runs, 1 already done" in capsys.readouterr().out
+    assert (out / "torch-muon-lr0.04").is_dir()
+
+
+def test_an_interrupted_comparison_goes_on(
+    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch, numbers
+) -> None:
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    words = ["compare", *tiny, "--steps=12", f"--out={tmp_path}", "--optimizers", "adamw", "lion"]
+    with monkeypatch.context() as context:
+        context.setattr(LineProgress, "show", interrupt)
+        assert main(words) == 0
+    assert "stopped; the same command goes on from here" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["adamw-lr0.003"]
+    assert len(numbers(tmp_path / "adamw-lr0.003")) == 1
+    assert main(words) == 0
+    assert len(numbers(tmp_path / "adamw-lr0.003")) == 12
+    assert (tmp_path / "comparison.png").exists()
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path, tiny: list[str], fails, monkeypatch) -> None:
+    def interrupt_twice(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(LineProgress, "show", interrupt_twice)
+    assert fails("train", *tiny, f"--out={tmp_path / 'run'}", code=130) == "orthon: interrupted\n"
+
+
+def test_a_foreign_directory(tmp_path: Path, tiny: list[str], fails, snapshot) -> None:
+    (tmp_path / "adamw-lr0.003").mkdir()
+    (tmp_path / "adamw-lr0.003" / "notes.txt").write_text("mine")
+    before = snapshot(tmp_path)
+    assert "holds no run; choose another --out" in fails("compare", *tiny, "--out", tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_failed_run_is_a_result(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "compare",
+        *tiny,
+        "--steps=12",
+        f"--out={tmp_path}",
+        "--optimizers",
+        "adamw",
+        "--sweep",
+        "1",
+        "1e32",
+    ]
+    for _ in range(2):
+        assert main(words) == 0
+        assert "inf at 3e+29" in capsys.readouterr().out
+    assert "| adamw | 0.003 |" in (tmp_path / "comparison.md").read_text()
+
+
+def result(label: str, lr: float, *losses: float) -> Result:
+    records = [
+        Record(
+            step=10 * i,
+            loss=loss,
+            val_loss=loss,
+            lr=lr,
+            grad_norm=1.0,
+            tokens_per_second=1.0,
+            optimizer_share=0.1,
+            seconds=1.0,
+        )
+        for i, loss in enumerate(losses, start=1)
+    ]
+    summary = Summary(
+        steps=10, val_loss=losses[-1], seconds=1.0, optimizer_share=0.1, state_bytes=1, corpus="", sample=""
+    )
+    return Result(label, lr, summary, records)
+
+
+def test_choosing_runs_and_target() -> None:
+    dion, worse = result("dion", 0.02, 3.0, 2.0, 1.8), result("dion", 0.04, 4.0, 3.0)
+    adamw, failed = result("adamw", 0.003, 3.0, 2.1), result("lion", 1.0, 3.0, float("inf"))
+    best = best_of_each([worse, dion, adamw, failed])
+    assert best == [dion, adamw, failed]
+    assert target_loss(best) == 2.1
+    assert target_loss([dion, failed]) == 1.8
+    assert target_loss([failed]) == float("inf")
+    assert steps_to(dion.records, 2.1) == 20
+    assert steps_to(adamw.records, 1.0) is None
