@@ -98,8 +98,7 @@ def unit_columns(R: Tensor, ranks: Ranks, *, left: Columns | None = None) -> Ste
     """
     noise = rounding_noise(R.dtype)
     R, scale = yield from _scale_(R, ranks)
-    squares = torch.linalg.vector_norm(R, dim=-2).square_()
-    norm = (yield from ranks.sum(squares)).sqrt()  # (b, r)
+    norm = (yield from ranks.sum(R.square().sum(-2))).sqrt()  # (b, r)
     live = norm > _floor(norm, scale, noise.of_matrix, left)
     return Columns(R.mul_(_inverse(norm, live)), live, norm * scale)
 
@@ -130,11 +129,7 @@ def _floor(norm: Tensor, scale: Tensor, noise: float, left: Columns | None) -> T
 def _scale_(B: Tensor, ranks: Ranks) -> Step[tuple[Tensor, Tensor]]:
     """Divide the columns so that none of their squares overflows or vanishes; return B and the divisors (b, r)."""
     B = B.to(factor_dtype(B.dtype))
-    if B.shape[-2] == 0:
-        largest = B.new_zeros(B.shape[0], B.shape[-1])
-    else:
-        largest = torch.linalg.vector_norm(B, ord=math.inf, dim=-2)
-    scale = yield from ranks.sum(largest)  # between the largest entry and that times the number of ranks
+    scale = yield from ranks.sum(B.abs().sum(-2))
     return B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2)), scale
 
 
