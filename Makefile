@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint format bench docs clean
 
 demo: $(VENV)/.train
 	$(BIN)/orthon compare --out runs/demo
@@ -29,8 +29,11 @@ format: $(VENV)/.dev
 bench: $(VENV)/.train
 	$(BIN)/python benchmarks/step_time.py
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build runs
 
 # torch comes first and pinned: resolved on its own, pip may take another build with gigabytes of extras.
 $(VENV)/.torch: constraints.txt
@@ -48,4 +51,8 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.train
 	@echo "Installing the development tools ..."
 	$(PIP) --editable '.[train,dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[docs]'
 	touch $@
