@@ -37,22 +37,22 @@ clean:
 
 # torch comes first and pinned: resolved on its own, pip may take another build with gigabytes of extras.
 $(VENV)/.torch: constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Orthon needs Python 3.11 or later; call make PYTHON=/path/to/python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Orthon needs Python 3.11 or later; call make PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch into $(VENV) (once, about a minute) ..."
-	$(PIP) $(TORCH)
-	touch $@
+	@$(PIP) $(TORCH)
+	@touch $@
 
 $(VENV)/.train: $(VENV)/.torch pyproject.toml
 	@echo "Installing Orthon and what its trainer needs ..."
-	$(PIP) --editable '.[train]'
-	touch $@
+	@$(PIP) --editable '.[train]'
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
 	@echo "Installing the development tools ..."
-	$(PIP) --editable '.[train,dev]'
-	touch $@
+	@$(PIP) --editable '.[train,dev]'
+	@touch $@
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[docs]'
-	touch $@
+	@$(PIP) --editable '.[docs]'
+	@touch $@
