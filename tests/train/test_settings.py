@@ -78,7 +78,6 @@ def test_yaml_errors(tmp_path: Path, text: str, message: str) -> None:
         (lambda: OptimizerConfig(weight_decay=-0.1), "optimizer.weight_decay must be at least 0 but is -0.1"),
         (lambda: OptimizerConfig(rank_fraction=1.5), "optimizer.rank_fraction must be in (0, 1] but is 1.5"),
         (lambda: OptimizerConfig(momentum=1.0), "optimizer.momentum must be in [0, 1) but is 1.0"),
-        (lambda: OptimizerConfig(name="lion", momentum=0.5), "only dion and torch-muon use it"),
         (lambda: CompareConfig(momentum=-0.1), "momentum must be in [0, 1) but is -0.1"),
         (lambda: OptimizerConfig(name="adamw", rank_fraction=0.5), "only dion has a rank"),
         (lambda: OptimizerConfig(options={"lr": 1.0}), "it is set by optimizer.lr"),

@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import get_args
 
-from orthon.train.config import HAVE_MOMENTUM, CompareConfig, OptimizerConfig, OptimizerName, RunConfig, TrainConfig
+from orthon.train.config import CompareConfig, OptimizerConfig, OptimizerName, RunConfig, TrainConfig
 from orthon.train.errors import UserError
 from orthon.train.optimizers import full_lr, settle
 
@@ -57,6 +57,6 @@ def parse_optimizer(label: str, config: CompareConfig) -> OptimizerConfig:
         name=name,  # type: ignore[arg-type]  # checked above
         rank_fraction=rank_fraction,
         scalar_lr=config.scalar_lr,
-        momentum=config.momentum if name in HAVE_MOMENTUM else None,
+        momentum=config.momentum,
         weight_decay=config.weight_decay,
     )

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import orthon
-from orthon.train.config import HAVE_MOMENTUM, MOMENTUM, OptimizerConfig, OptimizerName
+from orthon.train.config import OptimizerConfig, OptimizerName
 from orthon.train.errors import UserError
 
 # Of the hidden matrices; tuned for the default run, by factors of 2.
 DEFAULT_LR: dict[OptimizerName, float] = {"dion": 0.04, "torch-muon": 0.04, "adamw": 0.003, "lion": 0.001}
-BETAS = (0.9, 0.95)  # of AdamW and Lion, wherever they are used
+SECOND_BETA = 0.95  # of AdamW and Lion
 EPS = 1e-8
 
 
@@ -80,13 +80,8 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int) -> Op
 
 def settle(config: OptimizerConfig) -> OptimizerConfig:
     """The same settings with every default filled in that depends on the optimizer."""
-    dion, has_momentum = config.name == "dion", config.name in HAVE_MOMENTUM
-    return replace(
-        config,
-        lr=full_lr(config),
-        momentum=MOMENTUM if has_momentum and config.momentum is None else config.momentum,
-        rank_fraction=0.25 if dion and config.rank_fraction is None else config.rank_fraction,
-    )
+    fraction = 0.25 if config.name == "dion" and config.rank_fraction is None else config.rank_fraction
+    return replace(config, lr=full_lr(config), rank_fraction=fraction)
 
 
 def full_lr(config: OptimizerConfig) -> float:
@@ -95,32 +90,43 @@ def full_lr(config: OptimizerConfig) -> float:
 
 
 def _dion(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:
-    options: dict[str, Any] = {"betas": BETAS, "eps": EPS, "seed": seed} | config.options
-    options |= {"momentum": config.momentum, "rank_fraction": config.rank_fraction}
-    return _collect(orthon.Dion.for_model(model, **_rates(config), **options))
+    options = _adam_options(config) | {
+        "seed": seed,
+        "momentum": config.momentum,
+        "rank_fraction": config.rank_fraction,
+    }
+    return _collect(orthon.Dion.for_model(model, **_rates(config), **options | config.options))
 
 
 def _lion(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:
-    options: dict[str, Any] = {"betas": BETAS, "eps": EPS, "seed": seed} | config.options
-    return _collect(orthon.Dion(orthon.param_groups(model, "lion", "adamw", **_rates(config)), **options))
+    groups = orthon.param_groups(model, "lion", "adamw", **_rates(config))
+    options = _adam_options(config) | {"seed": seed} | config.options
+    return _collect(orthon.Dion(groups, **options))
 
 
 def _adamw(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:  # noqa: ARG001
-    options: dict[str, Any] = {"betas": BETAS, "eps": EPS} | config.options
-    return _collect(torch.optim.AdamW(orthon.param_groups(model, "adamw", "adamw", **_rates(config)), **options))
+    groups = orthon.param_groups(model, "adamw", "adamw", **_rates(config))
+    options = _adam_options(config) | config.options
+    return _collect(torch.optim.AdamW(groups, **options))
 
 
 def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:  # noqa: ARG001
     # The groups of Dion, so that both update the same matrices and have the same companion.
     groups = orthon.param_groups(model, "dion", "adamw", **_rates(config))
+    matrices = [group for group in groups if group["algorithm"] == "dion"]
+    others = [group for group in groups if group["algorithm"] != "dion"]
     options: dict[str, Any] = {"momentum": config.momentum} | config.options
     return _collect(
-        torch.optim.Muon([group for group in groups if group["algorithm"] == "dion"], **options),
-        torch.optim.AdamW([g for g in groups if g["algorithm"] != "dion"], betas=BETAS, eps=EPS),
+        torch.optim.Muon(matrices, **options),
+        torch.optim.AdamW(others, **_adam_options(config)),
     )
 
 
 _BUILDERS = {"dion": _dion, "torch-muon": _torch_muon, "adamw": _adamw, "lion": _lion}
+
+
+def _adam_options(config: OptimizerConfig) -> dict[str, Any]:
+    return {"betas": (config.momentum, SECOND_BETA), "eps": EPS}
 
 
 def _rates(config: OptimizerConfig) -> dict[str, Any]:
