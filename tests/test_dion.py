@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from orthon import Dion
 from orthon.algorithms import RULES
+from orthon.sharding import Layouts
 from tests import reference
 from tests.gradients import KINDS, sequence
 
@@ -50,7 +51,7 @@ def run(
     start = torch.randn(m, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     param = nn.Parameter(start.clone())
     optimizer = Dion([("w", param)], **options)
-    Q = RULES["dion"].new_state("w", param, optimizer.param_groups[0])["Q"]
+    Q = RULES["dion"].new_state("w", param, optimizer.param_groups[0], Layouts(None)(param))["Q"]
     expected = reference.Dion(start, Q, **{k: v for k, v in options.items() if k in REFERENCE_OPTIONS})
     for gradient in gradients:
         param.grad = gradient.to(dtype)

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from orthon.linalg import orthonormalize, unit_columns
 from orthon.linalg.orthonormalize import Columns
-from orthon.sharding import ONE_RANK, Step
+from orthon.sharding import Ranks, Step
+
+
+ONE_RANK = Ranks((0,), 0)
 
 
 def result_of(step: Step[Columns]) -> Columns:

@@ -3,7 +3,8 @@
 from importlib.metadata import version
 
 from orthon.explain import Explanation, explain
-from orthon.optimizer import Dion, MixedOptimizer
+from orthon.family import Dion
+from orthon.optimizer import MixedOptimizer
 from orthon.routing import param_groups
 
 __all__ = ["Dion", "Explanation", "MixedOptimizer", "explain", "param_groups"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthon.sharding import ONE_RANK, Ranks
+from orthon.sharding import Layout, Side, local, relocated
 
 # Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
 _LARGE = 1 << 16
@@ -18,23 +18,31 @@ class Batch:
 
     Attributes:
         names: of the parameters.
-        weights: the parameters' own storage; for a matrix rule each is (m, n).
+        weights: this rank's part of the parameters, their own storage; for a matrix rule each is (m, n).
         grads: one for each weight, finite.
         state: one dictionary for each weight.
-        rows: the ranks that together hold all rows of these matrices.
-        cols: the ranks that together hold all columns.
+        layout: of each of the parameters for a matrix rule, of one of them for another.
+        unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
         gate: None, or a tensor on the device that is 1, or 0 to leave weights and state as they are.
-        reads_transposed: whether rows and columns have changed places in all of the above.
+        reads_transposed: whether rows and columns have changed places in the above, but for the layout.
     """
 
     names: list[str]
     weights: list[Tensor]
     grads: list[Tensor]
     state: list[dict[str, Any]]
-    rows: Ranks = ONE_RANK
-    cols: Ranks = ONE_RANK
+    layout: Layout
+    unsynced: bool = False
     gate: Tensor | None = None
     reads_transposed: bool = False
+
+    def rows(self, *, share: bool) -> Side:
+        """Return the rows as a side of the matrices; `share` divides work that copies would repeat."""
+        return self.layout.side(int(self.reads_transposed), share=share, unsynced=self.unsynced)
+
+    def cols(self, *, share: bool) -> Side:
+        """Return the columns as a side of the matrices; `share` divides work that copies would repeat."""
+        return self.layout.side(1 - int(self.reads_transposed), share=share, unsynced=self.unsynced)
 
     def transposed(self) -> "Batch":
         """Return the batch of the transposed matrices, over the same storage."""
@@ -42,18 +50,16 @@ class Batch:
             self,
             weights=[X.mT for X in self.weights],
             grads=[G.mT for G in self.grads],
-            rows=self.cols,
-            cols=self.rows,
             reads_transposed=not self.reads_transposed,
         )
 
     def stacked(self, key: str) -> Tensor:
-        """Return the state tensors named `key` as one tensor (b, ...) over their own storage.
+        """Return this rank's part of the state tensors named `key` as one tensor (b, ...) over their own storage.
 
         They are moved into a common storage when they do not lie in one already: at the first step, after
         loading a state, or when other parameters than before have gradients.
         """
-        parts = [state[key] for state in self.state]
+        parts = [local(state[key]) for state in self.state]
         first = parts[0]
         size, start, memory = first.numel(), first.storage_offset(), first.untyped_storage().data_ptr()
         if all(
@@ -65,7 +71,7 @@ class Batch:
             return torch.as_strided(first, (len(parts), *first.shape), (size, *first.stride()))
         whole = torch.stack(parts)
         for state, part in zip(self.state, whole.unbind(), strict=True):
-            state[key] = part
+            state[key] = relocated(state[key], part)
         return whole
 
     def stacked_like_weights(self, key: str) -> Tensor:

@@ -87,7 +87,7 @@ def explain(optimizer: MixedOptimizer) -> Explanation:
         rule = RULES[group["algorithm"]]
         for name, param in zip(parameter_names(group, index), group["params"], strict=True):
             shape = tuple(param.shape)
-            state = rule.new_state(name, param.to("meta"), group)
+            state = rule.new_state(name, param.to("meta"), group, optimizer._layouts(param))
             rows.append(
                 Row(
                     parameter=name,

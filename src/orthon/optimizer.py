@@ -1,28 +1,36 @@
 """The torch.optim.Optimizer: param groups, state, batches, step."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, cast, overload
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
+from orthon.agreement import Agreement
 from orthon.algorithms import RULES, Rule
 from orthon.batch import Batch
+from orthon.finite import all_finite, nonfinite_gradients
+from orthon.linalg import factor_dtype
+from orthon.member import Member, members
 from orthon.names import parameter_names
-from orthon.options import choice
-from orthon.routing import param_groups
+from orthon.options import choice, flag
+from orthon.replicas import replica_group
+from orthon.sharding import Layouts, Ranks, Step, check_placements, local, run
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 # What a param group may hold beside the options of its rule. Schedulers look for the last one.
 _GROUP_KEYS = {"params", "param_names", "name", "reason", "algorithm", "initial_lr"}
 
-# One batch holds at most this many bytes of gradients, or a single parameter: a step's temporaries grow with it.
+# One batch holds at most this many bytes of gradients, or of factors, or a single parameter: a step's temporaries
+# grow with it.
 _BATCH_BYTES = 64 << 20
+
+# Batches under way at the same time, so that one computes while another communicates.
+_AT_ONCE = 2
 
 _NONFINITE = choice("raise", "skip")
 
@@ -40,15 +48,39 @@ class MixedOptimizer(torch.optim.Optimizer):
             "raise": a FloatingPointError that names the parameters; costs a synchronization on a GPU.
             "skip": decide on the device, leave all weights and state as they are, and count.
         options: values for the groups that do not set them, each where the group's algorithm has it.
+        replicas: the ranks that train copies of these parameters on other data, where the parameters' meshes do not
+            tell: those of DistributedDataParallel, or a data-parallel axis that fully_shard does not see; a process
+            group, or a device mesh with one axis. They share work, and `sync_gradients` averages over them.
+        sync_gradients: average the gradients of the replicas, which nothing else does then; matrix rules average
+            their factors instead where these are smaller (compressed synchronization). A missing gradient counts
+            as zero.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
     """
 
-    def __init__(self, params: Params, *, algorithm: str, nonfinite: str, options: Mapping[str, Any]) -> None:
-        _NONFINITE.check("nonfinite", nonfinite, type(self).__name__)
+    def __init__(
+        self,
+        params: Params,
+        *,
+        algorithm: str,
+        nonfinite: str,
+        options: Mapping[str, Any],
+        replicas: ProcessGroup | DeviceMesh | None = None,
+        sync_gradients: bool = False,
+    ) -> None:
+        owner = type(self).__name__
+        _NONFINITE.check("nonfinite", nonfinite, owner)
         self.nonfinite = nonfinite
         self._skipped: Tensor | None = None
+        self._replicas = replica_group(replicas, owner)
+        flag(False).check("sync_gradients", sync_gradients, owner)
+        if sync_gradients and replicas is None:
+            raise ValueError(f"{owner}: sync_gradients=True averages over replicas=..., but replicas is None")
+        self.sync_gradients = sync_gradients
+        self._layouts = Layouts(self._replicas)
+        self._agreement: tuple[list[int], Agreement] | None = None
+        self._unconsolidated = False
         for name, value in options.items():
             known = (rule.options[name] for rule in (RULES[algorithm], *RULES.values()) if name in rule.options)
             next(known).check(name, value, type(self).__name__)
@@ -92,11 +124,10 @@ class MixedOptimizer(torch.optim.Optimizer):
             if name in taken_names:
                 raise ValueError(f"{where}: another parameter has this name; names should be unique")
             taken_names.add(name)
-            if isinstance(param, DTensor):
-                raise NotImplementedError(
-                    f"{where}: is a DTensor with placements {param.placements}; this version updates tensors "
-                    "of one process, so train without fully_shard and parallelize_module"
-                )
+            try:
+                check_placements(param)
+            except NotImplementedError as error:
+                raise NotImplementedError(f"{where}: {error}") from error
             rule.check_parameter(param, where)
 
         super().add_param_group(group)
@@ -123,12 +154,45 @@ class MixedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gates = self._gates(self._gradients())
-        for group, batch in self._batches():
-            gate = gates.get(batch.weights[0].device)
-            for _ in RULES[group["algorithm"]].update(_gated(batch, gate), group):
-                pass
+        everything = self._members()
+        self._refuse_swapped(everything)
+        agreement, is_new = self._agree(everything)
+        gates: dict[torch.device, Tensor] = {}
+        if self.nonfinite == "raise":
+            self._raise_unless_finite(agreement.spread(everything, nonfinite_gradients(everything)))
+        else:
+            gates = self._gates(everything, agreement)
+        if is_new:
+            agreement.check_replicas(everything)
+        # The first time, one after the other: process groups are made, which nothing else in flight may disturb.
+        run((self._update(part, gates) for part in _batches(everything)), at_once=1 if is_new else _AT_ONCE)
         return loss
+
+    def consolidate(self) -> None:
+        """Make the state of the replicas equal, which compressed synchronization leaves different.
+
+        All ranks must call it, before `state_dict`. Training goes on with the same updates as without.
+        """
+        for member in self._members():
+            if member.compressed and self.state[member.param]:
+                for key in member.rule.own_state:
+                    own = local(self.state[member.param][key])
+                    mean = own.to(factor_dtype(own.dtype)) / member.layout.replicas.size
+                    run([_into(own, member.layout.replicas.sum(mean))], at_once=1)
+        self._unconsolidated = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as torch does.
+
+        Raises:
+            RuntimeError: if compressed synchronization has left the state of the replicas different.
+        """
+        if self._unconsolidated:
+            raise RuntimeError(
+                f"{type(self).__name__}: the momentum differs between replicas, as sync_gradients=True leaves it; call "
+                "optimizer.consolidate() on all ranks before state_dict()"
+            )
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, each tensor in the dtype in which it was saved.
@@ -146,66 +210,83 @@ class MixedOptimizer(torch.optim.Optimizer):
                 self.state[param][key] = value.detach().to(self.state[param][key].device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "nonfinite": self.nonfinite, "_skipped": self._skipped}
+        return {
+            **super().__getstate__(),
+            "nonfinite": self.nonfinite,
+            "sync_gradients": self.sync_gradients,
+            "_skipped": self._skipped,
+            "_replicas": self._replicas,
+            "_unconsolidated": self._unconsolidated,
+        }
 
-    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the gradient of every parameter that has one."""
-        for index, group in enumerate(self.param_groups):
-            for name, param in zip(parameter_names(group, index), group["params"], strict=True):
-                if param.grad is not None:
-                    yield name, param.grad
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._layouts, self._agreement = Layouts(self._replicas), None
 
-    def _batches(self) -> Iterator[tuple[dict[str, Any], Batch]]:
-        """Yield the parameters that have gradients, with their state, in batches for the rules."""
-        for index, group in enumerate(self.param_groups):
-            rule = RULES[group["algorithm"]]
-            alike: defaultdict[tuple[Any, ...], list[tuple[str, Tensor]]] = defaultdict(list)
-            for name, param in zip(parameter_names(group, index), group["params"], strict=True):
-                if param.grad is None:
-                    continue
-                if not self.state[param]:
-                    self.state[param].update(rule.new_state(name, param, group))
-                shape = tuple(param.shape) if rule.for_matrices else ()
-                alike[shape, param.dtype, param.grad.dtype, param.device].append((name, param))
-            for (shape, *_), members in alike.items():
-                size = _BATCH_BYTES // max(1, math.prod(shape) * members[0][1].element_size())
-                size = max(1, size) if rule.for_matrices else len(members)
-                for start in range(0, len(members), size):
-                    names, params = zip(*members[start : start + size], strict=True)
-                    grads = [cast(Tensor, p.grad) for p in params]
-                    yield group, Batch(list(names), list(params), grads, [self.state[p] for p in params])
+    def _members(self) -> list[Member]:
+        """Return the parameters of which this rank holds a part, with layouts as they are now."""
+        owner = type(self).__name__
+        return list(members(self.param_groups, self._layouts, sync_gradients=self.sync_gradients, owner=owner))
 
-    def _gates(self, gradients: Iterable[tuple[str, Tensor]]) -> dict[torch.device, Tensor]:
-        """Return for each device a tensor that is 1 if all gradients are finite, else 0; none if that is known.
+    def _refuse_swapped(self, everything: Iterable[Member]) -> None:
+        """Raise a RuntimeError if parameters have been replaced whose state would be lost."""
+        params = {member.param for member in everything}
+        new = [member.name for member in everything if not self.state.get(member.param)]
+        if new and self.state.keys() - params:
+            raise RuntimeError(
+                f"{type(self).__name__}: parameter {new[0]!r}: has taken the place of another one that has state; "
+                "give the optimizer the parameters that are trained before its first step, or load a state_dict"
+            )
 
-        Raises:
-            FloatingPointError: at a gradient that is not finite, with nonfinite="raise".
-            TypeError: at a sparse gradient.
-        """
-        named = list(gradients)
-        for name, grad in named:
-            if grad.layout != torch.strided:
-                raise TypeError(
-                    f"{type(self).__name__}: parameter {name!r}: its gradient should be dense, but is {grad.layout}; "
-                    "build the layer with sparse=False"
-                )
-        if not named:
+    def _agree(self, everything: list[Member]) -> tuple[Agreement, bool]:
+        """Return what the ranks must agree on, and whether that is new."""
+        key = [id(member.layout) for member in everything]
+        is_new = self._agreement is None or self._agreement[0] != key
+        if is_new:
+            self._agreement = key, Agreement(everything, type(self).__name__)
+        assert self._agreement is not None
+        return self._agreement[1], is_new
+
+    def _update(self, part: list[Member], gates: Mapping[torch.device, Tensor]) -> Step[None]:
+        """Update one batch of parameters."""
+        for member in part:
+            if not self.state[member.param]:
+                state = member.rule.new_state(member.name, member.param, member.group, member.layout)
+                self.state[member.param].update(state)
+        first = part[0]
+        grads = [cast(Tensor, member.grad) for member in part]
+        if first.averages and not first.compressed:
+            grads = yield from _averaged(grads, first.layout.replicas)
+        gate = gates.get(grads[0].device)
+        if gate is not None:
+            grads = [torch.where(gate > 0, grad, 0) for grad in grads]
+        batch = Batch(
+            names=[member.name for member in part],
+            weights=[local(member.param) for member in part],
+            grads=grads,
+            state=[self.state[member.param] for member in part],
+            layout=first.layout,
+            unsynced=first.compressed,
+            gate=gate,
+        )
+        self._unconsolidated |= first.compressed
+        yield from first.rule.update(batch, first.group)
+
+    def _gates(self, everything: list[Member], agreement: Agreement) -> dict[torch.device, Tensor]:
+        """Return for each device a tensor that is 1 if all gradients are finite, else 0."""
+        if not everything:
             return {}
-        norms = torch._foreach_norm([grad for _, grad in named], math.inf if self.nonfinite == "skip" else 2.0)
-        first = norms[0].device
-        if self.nonfinite == "raise":
-            # The Euclidean norm takes one quick pass. It may overflow, so that a closer look decides.
-            if not torch.stack([norm.to(first, torch.float32) for norm in norms]).isfinite().all():
-                self._raise_if_nonfinite(named)
-            return {}
-        finite = torch.stack([norm.isfinite().to(first) for norm in norms]).all()
+        devices = {local(member.param).device for member in everything}
+        finite = all_finite(everything)
+        if finite is None:
+            finite = torch.ones((), dtype=torch.bool, device=min(devices, key=str))
+        finite = agreement.all(finite)
         if self._skipped is None:
-            self._skipped = torch.zeros((), dtype=torch.int64, device=first)
+            self._skipped = torch.zeros((), dtype=torch.int64, device=finite.device)
         self._skipped += ~finite
-        return {device: finite.to(device, torch.float32) for device in {norm.device for norm in norms}}
+        return {device: finite.to(device, torch.float32) for device in devices}
 
-    def _raise_if_nonfinite(self, gradients: Iterable[tuple[str, Tensor]]) -> None:
-        bad = [name for name, grad in gradients if not grad.isfinite().all()]
+    def _raise_unless_finite(self, bad: list[str]) -> None:
         if bad:
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise FloatingPointError(
@@ -228,7 +309,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                 given = state_dict["state"].get(i)
                 if not given:
                     continue
-                expected = rule.new_state(name, param.to("meta"), {**group, **saved})
+                expected = rule.new_state(name, param.to("meta"), {**group, **saved}, self._layouts(param))
                 if given.keys() != expected.keys():
                     raise ValueError(
                         f"{where}parameter {name!r}: entries should be {sorted(expected)}, but are {sorted(given)}"
@@ -239,125 +320,6 @@ class MixedOptimizer(torch.optim.Optimizer):
                             f"{where}parameter {name!r}: shape of {key!r} should be {tuple(value.shape)}, "
                             f"but is {tuple(given[key].shape)}"
                         )
-
-
-class Dion(MixedOptimizer):
-    """Dion: orthonormal updates of low rank (arXiv 2504.05295), with AdamW or Lion for what is no matrix.
-
-    For a weight X (m × n) with gradient G, momentum M (m × n) and right factor Q (n × r)::
-
-        M ← M + G
-        P ← orthonormalize(M Q)
-        R ← Mᵀ P
-        M ← M − (1 − momentum)·P Rᵀ
-        Q ← R / column_norms(R)
-        X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ
-
-    A model has more than matrices: `Dion.for_model(model)` sends each parameter to the right algorithm. A
-    group chooses its algorithm by name: {"params": ..., "algorithm": "adamw"}.
-
-    Args:
-        params: tensors, (name, tensor) pairs, or dictionaries with "params" and options. Names make errors
-            readable, and the start of Q independent of the order of the parameters.
-        lr: learning rate of the groups that set none; a number or a one-element tensor.
-        rank_fraction: r over min(m, n), in (0, 1]. The work is proportional to it. To the same loss of a small
-            GPT the authors needed 1.05–1.15 times the steps of full rank at 1/2, 1.3–1.5 times at 1/4 and
-            1.7–3.8 times at 1/16, the more the larger the batch.
-        rank_multiple_of: r is rounded up to a multiple of this, and to at most min(m, n).
-        momentum: share of the update's low-rank part that stays in M, in [0, 1).
-        right_factor: "normalize" divides the columns of R by their norms (the paper); "orthonormalize" takes
-            the orthonormal factor of its QR decomposition (arXiv 2605.16341), which makes the operator norm
-            of the update 1 instead of up to √r.
-        orthonormal_side: which side of the matrix P belongs to. "short" costs far less work (at 4:1 and rank
-            1/4 on a CPU, "long" added half of the step), and "long" less state: Q has min(m, n)·r instead of
-            max(m, n)·r numbers. In a small model "short" was 0.01–0.02 better in loss at rank 1/16, equal at
-            1/4, and 0.01 worse at full rank. A square matrix has P on the output side either way.
-        power_iterations: how often P and Q are refined in one step, at least once.
-        betas: of AdamW and Lion.
-        eps: of AdamW.
-        weight_decay: decoupled: every step multiplies the weight by 1 − lr·weight_decay.
-        lr_scale: factor of lr by the shape of the matrix, see `orthon.lr_scale.lr_factor`:
-            "spectral_unclamped", "original", "match_rms_adamw" or "none".
-        state_dtype: of M and Q; None for the weight's own. The large products run in it (in float32 for
-            float16), norms and factorizations in float32 or better.
-        maximize: ascend instead of descend.
-        nonfinite: what happens at a gradient with infinities or NaNs: "raise" or "skip".
-        seed: of the start of Q, which is a function of it, the parameter's name, and row and column.
-
-    Raises:
-        TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
-        FloatingPointError: from `step`, with nonfinite="raise".
-    """
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float | Tensor = 0.01,
-        *,
-        rank_fraction: float = 0.25,
-        rank_multiple_of: int = 1,
-        momentum: float = 0.95,
-        right_factor: str = "normalize",
-        orthonormal_side: str = "short",
-        power_iterations: int = 1,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        lr_scale: str = "spectral_unclamped",
-        state_dtype: torch.dtype | None = None,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        seed: int = 0,
-    ) -> None:
-        options = {
-            "lr": lr,
-            "rank_fraction": rank_fraction,
-            "rank_multiple_of": rank_multiple_of,
-            "momentum": momentum,
-            "right_factor": right_factor,
-            "orthonormal_side": orthonormal_side,
-            "power_iterations": power_iterations,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "lr_scale": lr_scale,
-            "state_dtype": state_dtype,
-            "maximize": maximize,
-            "seed": seed,
-        }
-        super().__init__(params, algorithm="dion", nonfinite=nonfinite, options=options)
-
-    @classmethod
-    def for_model(
-        cls,
-        model: nn.Module,
-        lr: float | Tensor = 0.01,
-        *,
-        scalar_algorithm: str = "adamw",
-        scalar_lr: float | None = None,
-        overrides: Mapping[str, Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> "Dion":
-        """Return an optimizer for all parameters of a model: Dion for its hidden matrices, another for the rest.
-
-        Args:
-            model: any module; `orthon.param_groups` decides by module types and names.
-            lr: learning rate of the hidden matrices.
-            scalar_algorithm: "adamw" or "lion", for what is no hidden matrix.
-            scalar_lr: its learning rate; None for the algorithm's usual one.
-            overrides: options by name pattern, see `orthon.param_groups`.
-            options: of the constructor.
-        """
-        groups = param_groups(
-            model,
-            "dion",
-            scalar_algorithm,
-            lr=lr,
-            scalar_lr=scalar_lr,
-            overrides=overrides,
-            weight_decay=options.get("weight_decay"),
-        )
-        return cls(groups, lr, **options)
 
 
 def _rule(algorithm: object, label: str) -> Rule:
@@ -387,9 +349,30 @@ def _separate_names(group: dict[str, Any], label: str) -> None:
     group["params"] = params
 
 
-def _gated(batch: Batch, gate: Tensor | None) -> Batch:
-    """Return the batch with the gate, and with zeros for gradients that it leaves out."""
-    if gate is None:
-        return batch
-    grads = [torch.where(gate > 0, grad, 0) for grad in batch.grads]
-    return replace(batch, grads=grads, gate=gate)
+def _batches(everything: Iterable[Member]) -> Iterator[list[Member]]:
+    """Yield the parameters that have gradients in batches for the rules, the same on every rank."""
+    alike: defaultdict[tuple[Any, ...], list[Member]] = defaultdict(list)
+    for member in everything:
+        if member.grad is not None:
+            param = member.param
+            # What is not a matrix may have any shape, and lie anywhere.
+            layout = id(member.layout) if member.rule.for_matrices else member.layout.replicas.ranks
+            dtypes = param.dtype, member.grad.dtype, member.grad.device
+            alike[id(member.group), layout, *dtypes].append(member)
+    for together in alike.values():
+        first, size = together[0], len(together)
+        if first.rule.largest is not None:
+            size = _BATCH_BYTES // (first.rule.largest(first.layout, first.group) * first.param.element_size())
+        for start in range(0, len(together), max(1, size)):
+            yield together[start : start + max(1, size)]
+
+
+def _averaged(grads: list[Tensor], replicas: Ranks) -> Step[list[Tensor]]:
+    """Return the means of gradients over replicas, by one sum."""
+    whole = yield from replicas.sum(torch.cat([grad.flatten() for grad in grads]).div_(replicas.size))
+    parts = torch.split(whole, [grad.numel() for grad in grads])
+    return [part.view(grad.shape) for part, grad in zip(parts, grads, strict=True)]
+
+
+def _into(target: Tensor, step: Step[Tensor]) -> Step[None]:
+    target.copy_((yield from step))

@@ -7,7 +7,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.options import Group, betas, flag, flag_or_none, number
-from orthon.sharding import Step
+from orthon.sharding import Layout, Step, local
 
 
 def adamw(batch: Batch, group: Group) -> Step[None]:
@@ -19,12 +19,13 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
         for state, weight in zip(batch.state, batch.weights, strict=True):
             state["step"] = state["step"].to(weight.device)
     beta1, beta2 = group["betas"]
+    average, square, *largest = ([local(state[key]) for state in batch.state] for key in _averages(group))
     torch_adamw(
         batch.weights,
         batch.grads,
-        [state["exp_avg"] for state in batch.state],
-        [state["exp_avg_sq"] for state in batch.state],
-        [state["max_exp_avg_sq"] for state in batch.state] if group["amsgrad"] else [],
+        average,
+        square,
+        largest[0] if largest else [],
         [state["step"] for state in batch.state],
         foreach=False if fused else group["foreach"],
         fused=fused,
@@ -39,13 +40,16 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
     )
 
 
-def _new_state(name: str, param: Tensor, group: Group) -> dict[str, Tensor]:  # noqa: ARG001
+def _new_state(name: str, param: Tensor, group: Group, layout: Layout) -> dict[str, Tensor]:  # noqa: ARG001
     step_device = param.device if group["fused"] else "cpu"
-    averages = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
     return {
         "step": torch.zeros((), dtype=torch.float32, device=step_device),
-        **{key: torch.zeros_like(param, memory_format=torch.preserve_format) for key in averages},
+        **{key: layout.zeros_like(param) for key in _averages(group)},
     }
+
+
+def _averages(group: Group) -> list[str]:
+    return ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
 
 
 RULE = Rule(

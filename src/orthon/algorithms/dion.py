@@ -7,10 +7,10 @@ from torch import Tensor
 
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.linalg import Columns, compute_dtype, orthonormalize, random_normal, unit_columns
+from orthon.linalg import compute_dtype, orthonormalize, random_normal, unit_columns
 from orthon.lr_scale import LR_SCALES, lr_factor
 from orthon.options import Group, choice, float_dtype_or_none, integer, number
-from orthon.sharding import Step
+from orthon.sharding import Layout, Side, Step, worth_sending
 
 
 def dion(batch: Batch, group: Group) -> Step[None]:
@@ -25,49 +25,60 @@ def dion(batch: Batch, group: Group) -> Step[None]:
 
     A direction that M does not have, up to rounding, gives no update, and its column of Q stays.
     """
-    scale = lr_factor(group["lr_scale"], *batch.weights[0].shape)
-    if _is_transposed(batch.weights[0].shape, group["orthonormal_side"]):
+    scale = lr_factor(group["lr_scale"], *batch.layout.shape)
+    if _is_transposed(batch.layout.shape, group["orthonormal_side"]):
         batch = batch.transposed()
-    stored, Q = batch.stacked_like_weights("momentum"), batch.stacked("Q")  # (b, m, n), (b, n, r)
-    if Q.shape[1:] != (shape := (stored.shape[-1], dion_rank(stored.shape[1:], group))):
-        raise ValueError(
-            f"parameter {batch.names[0]!r}: Q should be {shape} by the options of its group, but is "
-            f"{tuple(Q.shape[1:])}; rank and side cannot change once there is state"
-        )
+    stored, kept = batch.stacked_like_weights("momentum"), batch.stacked("Q")  # (b, m, n), (b, n, r)
+    orthonormal = group["right_factor"] == "orthonormalize"
+    rows, cols = batch.rows(share=True), batch.cols(share=orthonormal)
+    if worth_sending(2 * cols.opposite, stored.device):
+        cols = batch.cols(share=True)
+    _check_rank(kept, cols, batch, group)
+
     batch.add_gradients(stored, maximize=group["maximize"])
     M = stored.to(compute_dtype(stored.dtype))
     if M is not stored:
         M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range
+    sent = torch.promote_types(M.dtype, batch.weights[0].dtype)  # the dtype in which P and Q become whole
 
-    right_factor = orthonormalize if group["right_factor"] == "orthonormalize" else unit_columns
-    left, R = yield from _project(M, Q, batch)
-    for _ in range(group["power_iterations"] - 1):
-        _replace_live_columns_(Q, (yield from right_factor(R, batch.cols, left=left)), batch)
-        left, R = yield from _project(M, Q, batch)
+    Q = yield from cols.whole(kept)
+    for _ in range(group["power_iterations"]):
+        B = yield from rows.reduce(rows.part(M) @ Q.to(M.dtype))  # (b, share of m, r)
+        left = yield from orthonormalize(B, rows.ranks)
+        P = yield from rows.gather(left.vectors.to(sent))  # (b, m, r)
+        R = yield from cols.reduce(cols.part(M.mT) @ P.to(M.dtype))  # (b, share of n, r)
+        if orthonormal:
+            right = yield from orthonormalize(R.clone(), cols.ranks, left=left)
+        else:
+            right = yield from unit_columns(R, cols.ranks, left=left)
+        live = batch.gated_mask(right.live.unsqueeze(-2))
+        found = (yield from cols.gather(right.vectors.to(sent))).mul_(live)  # (b, n, r)
+        Q.masked_fill_(live, 0).add_(found)
+    if Q is not kept:
+        kept.copy_(cols.keep(Q))
 
-    P = left.vectors if batch.gate is None else left.vectors * batch.gate  # (b, m, r)
-    M.baddbmm_(P.to(M.dtype), R.mT, alpha=group["momentum"] - 1)
+    # R is not gathered as well: R = Q T, with T the lengths of its columns or a triangle.
+    if orthonormal:
+        T = yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))  # (b, r, r)
+        S = P @ T.mT.to(sent)
+    else:
+        S = P * right.size.unsqueeze(-2)
+    M.baddbmm_(S.to(M.dtype), found.mT.to(M.dtype), alpha=group["momentum"] - 1)
     if M is not stored:
         stored.copy_(M)
 
     lr = batch.gated_lr(group["lr"])
-    right = yield from right_factor(R, batch.cols, left=left)
-    batch.decay_and_add(P, right.vectors, keep=1 - lr * group["weight_decay"], by=-lr * scale)
-    _replace_live_columns_(Q, right, batch)
+    batch.decay_and_add(P, found, keep=1 - lr * group["weight_decay"], by=-lr * scale)
 
 
-def _project(M: Tensor, Q: Tensor, batch: Batch) -> Step[tuple[Columns, Tensor]]:
-    """Return the orthonormal factor P of M Q, and R = Mᵀ P (b, n, r)."""
-    B = yield from batch.cols.sum(M @ Q.to(M.dtype))  # (b, m, r)
-    left = yield from orthonormalize(B, batch.rows)
-    R = yield from batch.rows.sum(M.mT @ left.vectors.to(M.dtype))
-    return left, R
-
-
-def _replace_live_columns_(Q: Tensor, right: Columns, batch: Batch) -> None:
-    """Replace the columns of Q (b, n, r) that live in the new right factor; the others stay."""
-    live = batch.gated_mask(right.live.unsqueeze(-2))
-    Q.masked_fill_(live, 0).add_(right.vectors.mul_(live))
+def _check_rank(kept: Tensor, cols: Side, batch: Batch, group: Group) -> None:
+    rank = dion_rank(batch.layout.shape, group)
+    expected = (cols.pieces[cols.others.index] if cols.spreads(rank) else cols.size, rank)
+    if kept.shape[1:] != expected:
+        raise ValueError(
+            f"parameter {batch.names[0]!r}: Q should be {expected} by the options of its group, but is "
+            f"{tuple(kept.shape[1:])}; rank and side cannot change once there is state"
+        )
 
 
 def _is_transposed(shape: tuple[int, ...], orthonormal_side: str) -> bool:
@@ -82,16 +93,29 @@ def dion_rank(shape: tuple[int, ...], group: Group) -> int:
     return min(short, int(multiple * math.ceil(group["rank_fraction"] * short / multiple)))
 
 
-def _new_state(name: str, param: Tensor, group: Group) -> dict[str, Tensor]:
+def _largest(layout: Layout, group: Group) -> int:
+    """Return the numbers of a rank's part of the matrix, or of its longer factor where that is larger."""
+    m, n = layout.largest(0), layout.largest(1)
+    return max(m * n, max(m, n) * dion_rank(layout.shape, group))
+
+
+def _compresses(layout: Layout, group: Group) -> bool:
+    """Return whether the factors of all power iterations have fewer numbers than the gradient."""
+    m, n = layout.largest(0), layout.largest(1)
+    return bool(group["power_iterations"] * (m + n) * dion_rank(layout.shape, group) < m * n)
+
+
+def _new_state(name: str, param: Tensor, group: Group, layout: Layout) -> dict[str, Tensor]:
     """Return a zero momentum (m, n) and a random right factor (n, r), or (m, r) if P belongs to the columns."""
     dtype = group["state_dtype"] or param.dtype
-    side = 0 if _is_transposed(param.shape, group["orthonormal_side"]) else 1
-    rows = torch.arange(param.shape[side], device=param.device)
-    cols = torch.arange(dion_rank(param.shape, group), device=param.device)
+    dim = 0 if _is_transposed(layout.shape, group["orthonormal_side"]) else 1
+    rank = dion_rank(layout.shape, group)
+    rows = torch.arange(*layout.factor_part(dim, rank), device=param.device)
+    cols = torch.arange(rank, device=param.device)
     Q = random_normal(f"{group['seed']}/{name}", rows, cols, dtype=torch.float32)
     return {
-        "momentum": torch.zeros(param.shape, dtype=dtype, device=param.device),
-        "Q": Q.div_(math.sqrt(len(rows))).to(dtype),
+        "momentum": layout.zeros_like(param, dtype),
+        "Q": layout.factor(Q.div_(math.sqrt(layout.shape[dim])).to(dtype), dim),
     }
 
 
@@ -113,4 +137,7 @@ RULE = Rule(
     update=dion,
     for_matrices=True,
     rank=dion_rank,
+    largest=_largest,
+    compresses=_compresses,
+    own_state=("momentum",),
 )

@@ -6,7 +6,7 @@ from torch import Tensor
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.options import Group, betas
-from orthon.sharding import Step
+from orthon.sharding import Layout, Step, local
 
 
 def lion(batch: Batch, group: Group) -> Step[None]:
@@ -18,7 +18,7 @@ def lion(batch: Batch, group: Group) -> Step[None]:
     yield from ()
     beta1, beta2 = group["betas"]
     lr, gain = batch.gated_lr(group["lr"]), batch.gated(1 - beta2)
-    momentum = [state["exp_avg"] for state in batch.state]
+    momentum = [local(state["exp_avg"]) for state in batch.state]
 
     news = torch._foreach_sub(torch._foreach_neg(batch.grads) if group["maximize"] else batch.grads, momentum)
     update = torch._foreach_add(momentum, news, alpha=1 - beta1)
@@ -30,8 +30,8 @@ def lion(batch: Batch, group: Group) -> Step[None]:
     torch._foreach_add_(momentum, news)
 
 
-def _new_state(name: str, param: Tensor, group: Group) -> dict[str, Tensor]:  # noqa: ARG001
-    return {"exp_avg": torch.zeros_like(param, memory_format=torch.preserve_format)}
+def _new_state(name: str, param: Tensor, group: Group, layout: Layout) -> dict[str, Tensor]:  # noqa: ARG001
+    return {"exp_avg": layout.zeros_like(param)}
 
 
 RULE = Rule(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from orthon.linalg.gram import gram_sum
 from orthon.linalg.precision import factor_dtype, full_precision, rounding_noise
 from orthon.sharding import Ranks, Step
 
@@ -52,7 +53,7 @@ def orthonormalize(B: Tensor, ranks: Ranks, *, left: Columns | None = None) -> S
     shift = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1]
 
     # First pass. A column that is noise beside the whole matrix is dropped at once.
-    gram = yield from ranks.sum(_gram(B))  # (b, r, r)
+    gram = yield from gram_sum(B, ranks)  # (b, r, r)
     norm = _diagonal(gram).sqrt()  # (b, r)
     size = norm * scale
     floor = _floor(norm, scale, noise.of_matrix, left)
@@ -64,7 +65,7 @@ def orthonormalize(B: Tensor, ranks: Ranks, *, left: Columns | None = None) -> S
     del gram, L  # each as large as B at full rank
 
     # Second pass. Its factor tells the true residual; a column without one is dropped and factored out.
-    gram = yield from ranks.sum(_gram(B))
+    gram = yield from gram_sum(B, ranks)
     norm = _diagonal(gram).sqrt()
     left_over = _diagonal(_cholesky_(gram.clone(), norm, live, shift))
     residual *= norm * left_over
@@ -73,7 +74,7 @@ def orthonormalize(B: Tensor, ranks: Ranks, *, left: Columns | None = None) -> S
     del gram
 
     # Third pass, without a shift. Columns that are still far from orthogonal are noise that had been amplified.
-    gram = yield from ranks.sum(_gram(B))
+    gram = yield from gram_sum(B, ranks)
     norm = _diagonal(gram).sqrt()
     live = live & (_diagonal(_cholesky_(gram.clone(), norm, live, shift)) > 0.5)
     L = _cholesky_(gram, norm, live, 0.0)
@@ -133,12 +134,6 @@ def _scale_(B: Tensor, ranks: Ranks) -> Step[tuple[Tensor, Tensor]]:
     return B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2)), scale
 
 
-def _gram(B: Tensor) -> Tensor:
-    with full_precision():
-        gram: Tensor = B.mT @ B
-    return gram.contiguous()
-
-
 def _diagonal(A: Tensor) -> Tensor:
     return A.diagonal(dim1=-2, dim2=-1)
 
@@ -151,10 +146,10 @@ def _inverse(norm: Tensor, live: Tensor) -> Tensor:
 def _cholesky_(gram: Tensor, norm: Tensor, live: Tensor, shift: float) -> Tensor:
     """Return the lower Cholesky factor of the equilibrated Gram matrix, with unit rows for dead columns.
 
-    Overwrites `gram`.
+    Reads the upper triangle of `gram`, and overwrites it.
     """
     weight = _inverse(norm, live)
-    L = gram.mul_(weight).mul_(weight.mT).mT  # symmetric; column-major, so that LAPACK can work in place
+    L = gram.mul_(weight).mul_(weight.mT).mT  # lower triangle; column-major, so that LAPACK can work in place
     _diagonal(L).fill_(1 + shift)
     info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(L, out=(L, info))

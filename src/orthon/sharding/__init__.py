@@ -1,5 +1,25 @@
-"""Who holds which part of a matrix, and sums over those who do."""
+"""Who holds which part of a parameter, and what they communicate."""
 
-from orthon.sharding.ranks import ONE_RANK, Ranks, Step
+from orthon.sharding.cost import worth_sending
+from orthon.sharding.layout import Layout, check_placements, local, relocated
+from orthon.sharding.layouts import Layouts
+from orthon.sharding.process_groups import process_group
+from orthon.sharding.ranks import Message, Ranks, record_messages
+from orthon.sharding.side import Side
+from orthon.sharding.step import Step, run
 
-__all__ = ["ONE_RANK", "Ranks", "Step"]
+__all__ = [
+    "Layout",
+    "Layouts",
+    "Message",
+    "Ranks",
+    "Side",
+    "Step",
+    "check_placements",
+    "local",
+    "process_group",
+    "record_messages",
+    "relocated",
+    "run",
+    "worth_sending",
+]

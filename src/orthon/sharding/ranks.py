@@ -1,31 +1,157 @@
-"""Sums over the ranks that together hold one side of a matrix."""
+"""Ranks that work together, and their collectives."""
 
-from collections.abc import Generator
-from typing import Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
-T = TypeVar("T")
-
-# A computation that hands over control (yields) while a collective is in flight, and ends with a T.
-Step = Generator[None, None, T]
+from orthon.sharding.process_groups import process_group
+from orthon.sharding.step import Step
 
 
-class Ranks(Protocol):
-    """The ranks that together hold all rows (or all columns) of the matrices of a batch."""
+@dataclass(frozen=True)
+class Message:
+    """One collective.
+
+    Attributes:
+        kind: "sum" (all-reduce), "scatter" (reduce-scatter) or "gather" (all-gather).
+        ranks: how many take part.
+        numbers: of the tensor that is summed, scattered, or gathered, as a whole.
+        bytes: of these numbers.
+    """
+
+    kind: str
+    ranks: int
+    numbers: int
+    bytes: int
+
+
+_log: list[Message] | None = None
+
+
+@contextmanager
+def record_messages() -> Iterator[list[Message]]:
+    """Note every collective of Orthon within; those on meta tensors are noted and not carried out."""
+    global _log
+    before, _log = _log, []
+    try:
+        yield _log
+    finally:
+        _log = before
+
+
+class Ranks:
+    """Ranks that together hold the parts of a tensor, in the order of the parts.
+
+    Collectives are computations that pause while they are in flight. All of the ranks must start the same ones in
+    the same order. With a single rank they return what they are given.
+
+    Args:
+        ranks: global ranks, each once, in the order of the parts.
+        me: this process, one of them.
+    """
+
+    def __init__(self, ranks: Sequence[int], me: int) -> None:
+        self.ranks = tuple(ranks)
+        self.index = self.ranks.index(me)
+
+    def __repr__(self) -> str:
+        return f"Ranks({self.ranks})"
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.ranks)
+
+    @cached_property
+    def _slots(self) -> list[int]:
+        """For each place in the process group, which goes by ascending rank, the index of the part."""
+        return sorted(range(self.size), key=self.ranks.__getitem__)
+
+    @cached_property
+    def _is_ascending(self) -> bool:
+        return self._slots == list(range(self.size))
 
     def sum(self, x: Tensor) -> Step[Tensor]:
-        """Return the sum of `x` over these ranks; every one of them must call it with its own part."""
-        ...
-
-
-class OneRank:
-    """A single rank that holds everything: a sum over it is the summand, and nothing is ever in flight."""
-
-    def sum(self, x: Tensor) -> Step[Tensor]:
-        """Return `x` itself."""
-        yield from ()
+        """Return the sum of `x` over the ranks. May overwrite `x`."""
+        if self.size == 1:
+            return x
+        x = x.contiguous()
+        yield from self._send("sum", x, lambda group: dist.all_reduce(x, group=group, async_op=True))
         return x
 
+    def scatter_sum(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
+        """Return this rank's rows of the sum of `x` over the ranks.
 
-ONE_RANK = OneRank()
+        It is made of an all-to-all and a local sum in the order of the ranks, which allows uneven shares on every
+        backend, and adds up 16-bit numbers in float32.
+
+        Args:
+            x: (b, n, r).
+            sizes: how many rows each rank receives, in the order of the parts; n in all.
+
+        Returns:
+            (b, sizes[index], r).
+        """
+        if self.size == 1:
+            return x
+        b, _, r = x.shape
+        mine = sizes[self.index]
+        packed = x.new_empty(x.numel())
+        lengths = [b * sizes[i] * r for i in self._slots]
+        rows = torch.split(x, list(sizes), dim=1)
+        if self._is_ascending and len(set(sizes)) == 1:
+            packed.view(self.size, b, mine, r).copy_(x.view(b, self.size, mine, r).movedim(1, 0))
+        else:
+            for i, place in zip(self._slots, torch.split(packed, lengths), strict=True):
+                place.view(b, sizes[i], r).copy_(rows[i])
+        received = x.new_empty(self.size, b, mine, r)
+
+        def send(group: dist.ProcessGroup) -> Any:
+            same = [b * mine * r] * self.size
+            return dist.all_to_all_single(received.view(-1), packed, same, lengths, group=group, async_op=True)
+
+        yield from self._send("scatter", packed, send)
+        return received.sum(0)
+
+    def gather(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
+        """Return the rows of all ranks, one after the other.
+
+        Args:
+            x: this rank's rows, (b, sizes[index], r).
+            sizes: how many rows each rank has, in the order of the parts.
+
+        Returns:
+            (b, n, r), with n the sum of `sizes`.
+        """
+        if self.size == 1:
+            return x
+        b, _, r = x.shape
+        longest = max(sizes)
+        mine = x.contiguous()
+        if x.shape[1] < longest:  # what the backends gather has one size on all ranks
+            mine = torch.nn.functional.pad(mine, (0, 0, 0, longest - x.shape[1]))
+        parts = x.new_empty(self.size, b, longest, r)
+
+        def send(group: dist.ProcessGroup) -> Any:
+            return dist.all_gather_into_tensor(parts.view(-1), mine.view(-1), group=group, async_op=True)
+
+        yield from self._send("gather", parts, send)
+        if self._is_ascending and min(sizes) == longest:
+            return parts.movedim(0, 1).reshape(b, self.size * longest, r)
+        places = sorted(range(self.size), key=self._slots.__getitem__)  # of each part in the process group
+        return torch.cat([parts[place, :, :size] for place, size in zip(places, sizes, strict=True)], dim=1)
+
+    def _send(self, kind: str, whole: Tensor, send: Any) -> Step[None]:
+        if _log is not None:
+            _log.append(Message(kind, self.size, whole.numel(), whole.nbytes))
+        if whole.is_meta:
+            return
+        work = send(process_group(self.ranks))
+        yield
+        work.wait()

@@ -1,0 +1,30 @@
+"""Which gradients are not finite, on this rank."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from orthon.member import Member
+
+
+def nonfinite_gradients(members: Sequence[Member]) -> list[str]:
+    """Return the names of the parameters whose gradients have infinities or NaNs. Waits for an accelerator."""
+    named = [(member.name, member.grad) for member in members if member.grad is not None]
+    # The Euclidean norm takes one quick pass. It may overflow, so that a closer look decides.
+    if not named or _norms(named, 2.0).isfinite().all():
+        return []
+    return [name for name, grad in named if not grad.isfinite().all()]
+
+
+def all_finite(members: Sequence[Member]) -> Tensor | None:
+    """Return whether all gradients are finite, a boolean on the device; None if there are no gradients."""
+    named = [(member.name, member.grad) for member in members if member.grad is not None]
+    return _norms(named, math.inf).isfinite().all() if named else None
+
+
+def _norms(named: Sequence[tuple[str, Tensor]], order: float) -> Tensor:
+    """Return the norms of the gradients; that of an empty part is zero."""
+    norms = torch._foreach_norm([grad if grad.numel() else grad.new_zeros(1) for _, grad in named], order)
+    return torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])

@@ -1,0 +1,117 @@
+"""A parameter with what one step needs to know about it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import DTensor
+
+from orthon.algorithms import RULES, Rule
+from orthon.names import parameter_names
+from orthon.sharding import Layout, Layouts, local
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter of which this rank holds a part, or all.
+
+    Attributes:
+        name: for errors, and as a seed.
+        param: the parameter.
+        grad: this rank's part of its gradient; None if there is none.
+        group: its param group.
+        rule: that updates it.
+        layout: how it lies.
+        averages: whether the replicas' gradients are their own, and averaged in this step.
+        compressed: whether its rule does so with its factors, which are smaller than the gradient.
+    """
+
+    name: str
+    param: Tensor
+    grad: Tensor | None
+    group: dict[str, Any]
+    rule: Rule
+    layout: Layout
+    averages: bool
+    compressed: bool
+
+    def facts(self) -> dict[str, str]:
+        """Return what all ranks that update the parameter must agree on."""
+        options = {key: _plain(self.group[key]) for key in sorted(self.rule.options)}
+        return {
+            "shape": str(tuple(self.param.shape)),
+            "dtype": str(self.param.dtype),
+            "placements": str(getattr(self.param, "placements", None)),
+            "algorithm": self.rule.name,
+            **options,
+        }
+
+
+def members(
+    groups: Iterable[dict[str, Any]], layouts: Layouts, *, sync_gradients: bool, owner: str
+) -> Iterator[Member]:
+    """Yield the parameters of which this rank holds a part.
+
+    Args:
+        groups: param groups.
+        layouts: of the parameters.
+        sync_gradients: whether each rank's gradients are its own. A missing one counts as zero then.
+        owner: the optimizer, for errors.
+    """
+    for index, group in enumerate(groups):
+        rule = RULES[group["algorithm"]]
+        for name, param in zip(parameter_names(group, index), group["params"], strict=True):
+            if isinstance(param, DTensor) and param.device_mesh.get_coordinate() is None:
+                continue
+            where = f"{owner}: parameter {name!r}"
+            try:
+                layout = layouts(param)
+            except (ValueError, NotImplementedError) as error:
+                raise type(error)(f"{where}: {error}") from error
+            grad = _local_gradient(param, where)
+            averages = sync_gradients and layout.replicas.size > 1
+            if averages and grad is None:
+                grad = torch.zeros_like(local(param))
+            compressed = averages and rule.compresses is not None and rule.compresses(layout, group)
+            yield Member(name, param, grad, group, rule, layout, averages, compressed)
+
+
+def _local_gradient(param: Tensor, where: str) -> Tensor | None:
+    """Return this rank's part of the gradient, brought to the parameter's placements.
+
+    Raises:
+        TypeError: for a sparse gradient, or one that is a DTensor while the parameter is not.
+        NotImplementedError: for placements that cannot be brought to the parameter's.
+    """
+    grad = param.grad
+    if grad is None:
+        return None
+    if grad.layout != torch.strided:
+        raise TypeError(
+            f"{where}: its gradient should be dense, but is {grad.layout}; build the layer with sparse=False"
+        )
+    if isinstance(param, DTensor) != isinstance(grad, DTensor):
+        raise TypeError(f"{where}: should be a DTensor if and only if its gradient is one, but that is {type(grad)}")
+    if isinstance(grad, DTensor):
+        assert isinstance(param, DTensor)
+        if grad.device_mesh != param.device_mesh:
+            raise NotImplementedError(
+                f"{where}: its gradient lies on {grad.device_mesh}, but should lie on its own mesh {param.device_mesh}"
+            )
+        if grad.placements != param.placements:
+            try:
+                grad = grad.redistribute(param.device_mesh, param.placements)
+            except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+                raise NotImplementedError(
+                    f"{where}: its gradient's placements {grad.placements} should be {param.placements}, and "
+                    f"DTensor cannot bring them there: {error}"
+                ) from error
+        grad = grad.to_local()
+    return grad.wait() if isinstance(grad, AsyncCollectiveTensor) else grad
+
+
+def _plain(value: object) -> str:
+    return str(float(value)) if isinstance(value, Tensor) and value.device.type == "cpu" else str(value)

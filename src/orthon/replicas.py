@@ -1,0 +1,32 @@
+"""The ranks that train copies, as the user names them."""
+
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+
+
+def replica_group(replicas: ProcessGroup | DeviceMesh | None, owner: str) -> ProcessGroup | None:
+    """Return the process group of the ranks that train copies.
+
+    Args:
+        replicas: a process group, or a device mesh with one axis.
+        owner: the optimizer, for errors.
+
+    Raises:
+        TypeError, ValueError: for anything else, and for ranks without this one.
+    """
+    if replicas is None:
+        return None
+    if isinstance(replicas, DeviceMesh):
+        if replicas.ndim != 1:
+            raise ValueError(
+                f"{owner}: replicas should be a process group or a device mesh with one axis, but is {replicas}; "
+                "choose an axis as in mesh['replicate']"
+            )
+        replicas = replicas.get_group()
+    if not isinstance(replicas, ProcessGroup):
+        raise TypeError(f"{owner}: replicas should be a process group or a device mesh, but is {replicas!r}")
+    if dist.get_rank(replicas) < 0:
+        ranks = dist.get_process_group_ranks(replicas)
+        raise ValueError(f"{owner}: replicas should include this rank, {dist.get_rank()}, but is {ranks}")
+    return replicas

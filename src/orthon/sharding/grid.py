@@ -1,0 +1,79 @@
+"""Ranks in a grid: the axes of a device mesh, and an axis of replicas that the mesh does not know."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from orthon.sharding.process_groups import register
+from orthon.sharding.ranks import Ranks
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Ranks in a grid. Axis i of a device mesh is axis i of the grid.
+
+    Attributes:
+        ranks: global ranks, int64, one dim for each axis.
+        coordinate: of this process.
+        replicas: the axis along which whole copies are trained, if the user named one.
+    """
+
+    ranks: Tensor
+    coordinate: tuple[int, ...]
+    replicas: int | None = None
+    _made: dict[tuple[int, ...], Ranks] = field(default_factory=dict)
+
+    def along(self, axes: Sequence[int]) -> Ranks:
+        """Return the ranks that differ from this one in these axes alone, the first axis slowest."""
+        axes = tuple(axis for axis in axes if self.ranks.shape[axis] > 1)
+        if axes not in self._made:
+            free = self.ranks[tuple(slice(None) if i in axes else c for i, c in enumerate(self.coordinate))]
+            in_order = free.permute([sorted(axes).index(axis) for axis in axes])
+            self._made[axes] = Ranks(in_order.flatten().tolist(), int(self.ranks[self.coordinate]))
+        return self._made[axes]
+
+
+def make_grid(mesh: DeviceMesh | None, replicas: dist.ProcessGroup | None) -> Grid:
+    """Return the grid of a mesh, or of a parameter without one, and of the user's replicas.
+
+    With replicas that are no axis of the mesh, they exchange where they are: all of them must call it.
+
+    Raises:
+        ValueError: for replicas that share ranks with the mesh and are none of its axes.
+    """
+    if mesh is None:
+        # A process that belongs to no group is alone.
+        me = dist.get_rank() if dist.is_initialized() else 0
+        grid = Grid(torch.tensor(me), ())
+    else:
+        coordinate = mesh.get_coordinate()
+        assert coordinate is not None, "the optimizer leaves out parameters that this rank has no part of"
+        grid = Grid(mesh.mesh.cpu(), tuple(coordinate))
+        for axis in range(mesh.ndim):
+            if mesh.size(axis) > 1:
+                register(mesh.get_group(axis))
+    if replicas is None:
+        return grid
+    register(replicas)
+    copies = dist.get_process_group_ranks(replicas)
+    for axis in range(grid.ranks.ndim):
+        if set(grid.along([axis]).ranks) == set(copies) and grid.ranks.shape[axis] > 1:
+            return Grid(grid.ranks, grid.coordinate, axis)
+    if len(copies) == 1:
+        return grid
+    shared = set(grid.ranks.flatten().tolist()) & set(copies)
+    if len(shared) > 1:
+        raise ValueError(
+            f"replicas should be an axis of the parameters' mesh, or ranks outside of it, but {sorted(copies)} "
+            f"has ranks {sorted(shared)} in common with the mesh {mesh}"
+        )
+    grids: list[list[int] | int] = [[] for _ in copies]
+    dist.all_gather_object(grids, grid.ranks.tolist(), group=replicas)
+    place = dist.get_rank(replicas)
+    # The replicas become the last axis, so that those of the mesh keep their numbers.
+    ranks = torch.stack([torch.tensor(each) for each in grids], dim=-1)
+    return Grid(ranks, (*grid.coordinate, place), ranks.ndim - 1)

@@ -1,0 +1,231 @@
+"""How one parameter lies on the ranks, read off its DTensor."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
+from orthon.sharding.grid import Grid
+from orthon.sharding.ranks import Ranks
+from orthon.sharding.side import Side
+
+Part = tuple[int, int]  # where a rank's part of a dim starts and stops, in global indices
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How one parameter lies on the ranks.
+
+    Attributes:
+        shape: of the whole parameter.
+        grid: the ranks.
+        cuts: for each dim the axes of the grid that cut it, in the order of cutting. Each cut is that of
+            torch.chunk, so that every part is a range of indices, possibly an empty one.
+        mesh: of the parameter and its state, if they are DTensors.
+        placements: on that mesh.
+    """
+
+    shape: tuple[int, ...]
+    grid: Grid
+    cuts: tuple[tuple[int, ...], ...]
+    mesh: DeviceMesh | None = None
+    placements: tuple[Placement, ...] = ()
+    _sides: dict[tuple[int, bool, bool], Side] = field(default_factory=dict)
+
+    @property
+    def copies(self) -> tuple[int, ...]:
+        """The axes along which every rank has the same part, but for the user's replicas."""
+        cut = {axis for axes in self.cuts for axis in axes}
+        return tuple(a for a in range(self.grid.ranks.ndim) if a not in cut and a != self.grid.replicas)
+
+    @property
+    def everyone(self) -> Ranks:
+        """The ranks that hold any part."""
+        return self.grid.along(range(self.grid.ranks.ndim))
+
+    @property
+    def replicas(self) -> Ranks:
+        """The user's replicas of this rank's part."""
+        return self.grid.along(() if self.grid.replicas is None else (self.grid.replicas,))
+
+    def alike(self, *, averages: bool) -> Ranks:
+        """Return the ranks that should have the same gradient; not the user's replicas if it is yet to be averaged."""
+        replicas = () if averages or self.grid.replicas is None else (self.grid.replicas,)
+        return self.grid.along(self.copies + replicas)
+
+    def part(self, dim: int) -> Part:
+        """Return this rank's part of a dim."""
+        return self.cut((0, self.shape[dim]), self.cuts[dim])
+
+    def cut(self, part: Part, axes: Sequence[int]) -> Part:
+        """Return what is this rank's after cutting a part along some axes."""
+        for axis in axes:
+            part = _chunk(part, self.grid.ranks.shape[axis], self.grid.coordinate[axis])
+        return part
+
+    def cut_sizes(self, size: int, axes: Sequence[int]) -> list[int]:
+        """Return the sizes of all pieces of a part after cutting it along some axes, the first axis slowest."""
+        parts = [(0, size)]
+        for axis in axes:
+            count = self.grid.ranks.shape[axis]
+            parts = [_chunk(part, count, i) for part in parts for i in range(count)]
+        return [stop - start for start, stop in parts]
+
+    def largest(self, dim: int) -> int:
+        """Return the most indices of a dim that any rank has."""
+        size = self.shape[dim]
+        for axis in self.cuts[dim]:
+            size = -(-size // self.grid.ranks.shape[axis])
+        return size
+
+    def side(self, dim: int, *, share: bool, unsynced: bool) -> Side:
+        """Return a dim of a matrix as a side of it, along which its tall factors lie.
+
+        Args:
+            dim: 0 for the rows, 1 for the columns.
+            share: whether ranks that would compute the same part of a factor divide it among them.
+            unsynced: whether the gradients of the user's replicas differ.
+        """
+        key = (dim, share, unsynced)
+        if key not in self._sides:
+            self._sides[key] = self._make_side(dim, share, unsynced)
+        return self._sides[key]
+
+    def _make_side(self, dim: int, share: bool, unsynced: bool) -> Side:
+        replicas = () if self.grid.replicas is None else (self.grid.replicas,)
+        copies = self.copies if unsynced else self.copies + replicas
+        summing = self.cuts[1 - dim] + (replicas if unsynced else ())
+        sharing = copies if share else ()
+        start, stop = self.part(dim)
+        return Side(
+            size=stop - start,
+            copies=self.grid.along(sharing),
+            summands=self.grid.along(summing),
+            holders=self.grid.along(sharing + summing),
+            ranks=self.grid.along(self.cuts[dim] + sharing + summing),
+            averaged=self.grid.along(replicas if unsynced else ()).size,
+            others=self.grid.along(self.cuts[1 - dim]),
+            pieces=self.cut_sizes(stop - start, self.cuts[1 - dim]),
+            opposite=self.largest(1 - dim),
+        )
+
+    def zeros_like(self, param: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return zeros that lie as a parameter of this layout does, in its own dtype or another."""
+        zeros = torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format)
+        return self._placed(zeros, self.placements, self.shape)
+
+    def factor_part(self, dim: int, rank: int) -> Part:
+        """Return which indices of `dim` this rank keeps of a state (size of `dim`, rank)."""
+        return self.cut(self.part(dim), self._factor_cuts(dim, rank)[len(self.cuts[dim]) :])
+
+    def factor(self, part: Tensor, dim: int) -> Tensor:
+        """Return a state (size of `dim`, rank) of which `part` is this rank's part, as the parameter's kind."""
+        rank = part.shape[1]
+        placements: list[Placement] = [Replicate() for _ in self.placements]
+        order = self._factor_cuts(dim, rank)
+        for place, axis in enumerate(order):
+            # An axis that cuts after later axes of the mesh have done so is what DTensor calls strided.
+            later = math.prod(self.grid.ranks.shape[before] for before in order[:place] if before > axis)
+            placements[axis] = Shard(0) if later == 1 else _StridedShard(0, split_factor=later)
+        return self._placed(part, placements, (self.shape[dim], rank))
+
+    def _factor_cuts(self, dim: int, rank: int) -> tuple[int, ...]:
+        spread = self.side(dim, share=False, unsynced=False).spreads(rank)
+        return self.cuts[dim] + (self.cuts[1 - dim] if spread else ())
+
+    def _placed(self, part: Tensor, placements: Sequence[Placement], shape: Sequence[int]) -> Tensor:
+        return part if self.mesh is None else _dtensor(part, self.mesh, placements, shape)
+
+
+def cuts_of(param: DTensor) -> tuple[tuple[int, ...], ...]:
+    """Return for each dim of a parameter the mesh axes that cut it, in the order of cutting.
+
+    Axes cut from left to right, but a strided one cuts after as many later axes as its split factor tells. Axes
+    of size 1 cut nothing.
+
+    Raises:
+        NotImplementedError: for a placement that is no cut of one dim.
+    """
+    cuts: list[list[int]] = [[] for _ in range(param.ndim)]
+    sizes = param.device_mesh.shape
+    for axis in reversed(range(param.device_mesh.ndim)):
+        placement = param.placements[axis]
+        if isinstance(placement, Replicate) or (sizes[axis] == 1 and not placement.is_partial()):
+            continue
+        if not isinstance(placement, Shard | _StridedShard):
+            raise NotImplementedError(
+                f"its placement {placement} on mesh axis {axis} (all: {param.placements}) cannot be served; "
+                "what can: Replicate() and Shard(dim), as fully_shard and parallelize_module make them"
+            )
+        order = cuts[placement.dim % param.ndim]
+        factor = placement.split_factor if isinstance(placement, _StridedShard) else 1
+        befores = [math.prod(sizes[later] for later in order[:place]) for place in range(len(order) + 1)]
+        if factor not in befores:
+            raise NotImplementedError(
+                f"its placement {placement} on mesh axis {axis} (all: {param.placements}) cannot be served: the split "
+                f"factor should be the size of the mesh axes that cut before it, one of {befores}"
+            )
+        order.insert(befores.index(int(factor)), axis)
+    return tuple(map(tuple, cuts))
+
+
+def check_placements(param: Tensor) -> None:
+    """Raise a NotImplementedError for a parameter whose layout cannot be served, without asking other ranks."""
+    if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
+        raise NotImplementedError(
+            "is a flat parameter of FullyShardedDataParallel (FSDP1), which has no rows and columns; shard with "
+            "FSDP2 instead: from torch.distributed.fsdp import fully_shard; fully_shard(model)"
+        )
+    if isinstance(param, DTensor):
+        cuts_of(param)
+
+
+def make_layout(param: Tensor, grid: Grid) -> Layout:
+    """Return the layout of a parameter on the grid of its mesh.
+
+    Raises:
+        ValueError: for replicas that hold different parts.
+        NotImplementedError: for a placement that cannot be served, or a local part that does not fit it.
+    """
+    if not isinstance(param, DTensor):
+        return Layout(tuple(param.shape), grid, tuple(() for _ in param.shape))
+    layout = Layout(tuple(param.shape), grid, cuts_of(param), param.device_mesh, param.placements)
+    if any(grid.replicas in axes for axes in layout.cuts):
+        raise ValueError(
+            f"replicas should be ranks with copies of it, but its placements {param.placements} cut it over them"
+        )
+    expected = tuple(stop - start for start, stop in map(layout.part, range(param.ndim)))
+    if tuple(param.to_local().shape) != expected:
+        raise NotImplementedError(
+            f"its local shape {tuple(param.to_local().shape)} is not the {expected} that follows from "
+            f"{param.placements} on a mesh of shape {tuple(param.device_mesh.shape)} for {tuple(param.shape)}"
+        )
+    return layout
+
+
+def local(x: Tensor) -> Tensor:
+    """Return this rank's part of a tensor, over the same storage."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def relocated(x: Tensor, part: Tensor) -> Tensor:
+    """Return a tensor like `x` whose local part is `part`."""
+    return _dtensor(part, x.device_mesh, x.placements, x.shape) if isinstance(x, DTensor) else part
+
+
+def _dtensor(part: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:
+    shape = torch.Size(shape)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def _chunk(part: Part, count: int, index: int) -> Part:
+    """Return piece `index` of `count` of a range, with the sizes of torch.chunk."""
+    start, stop = part
+    size = -(-(stop - start) // count)
+    return min(start + index * size, stop), min(start + (index + 1) * size, stop)

@@ -1,0 +1,38 @@
+"""The layouts of all parameters, each kind made once."""
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement
+
+from orthon.sharding.grid import Grid, make_grid
+from orthon.sharding.layout import Layout, make_layout
+
+_Kind = tuple[tuple[int, ...], DeviceMesh | None, tuple[Placement, ...]]
+
+
+class Layouts:
+    """Gives each parameter its layout, looked up by shape, mesh and placements as they are now.
+
+    Args:
+        replicas: the ranks that train copies, if the meshes do not tell.
+    """
+
+    def __init__(self, replicas: dist.ProcessGroup | None) -> None:
+        self._replicas = replicas
+        self._grids: dict[DeviceMesh | None, Grid] = {}
+        self._layouts: dict[_Kind, Layout] = {}
+
+    def __call__(self, param: Tensor) -> Layout:
+        """Return the layout of a parameter. All ranks that hold a part of it must ask for it in the same order.
+
+        Raises:
+            ValueError, NotImplementedError: for a placement that cannot be served.
+        """
+        mesh = param.device_mesh if isinstance(param, DTensor) else None
+        kind = tuple(param.shape), mesh, tuple(param.placements) if isinstance(param, DTensor) else ()
+        if kind not in self._layouts:
+            if mesh not in self._grids:
+                self._grids[mesh] = make_grid(mesh, self._replicas)
+            self._layouts[kind] = make_layout(param, self._grids[mesh])
+        return self._layouts[kind]
