@@ -90,7 +90,7 @@ def _unequal_replicas(members: Sequence[Member]) -> list[str]:
     unequal = []
     for ranks, named in by_copies.items():
         device = next((grad.device for _, grad in named if grad.ndim), torch.device("cpu"))
-        norms = torch.stack([grad.norm(dtype=torch.float32).to(device) for _, grad in named])
+        norms = torch.stack([grad.double().norm().to(device) for _, grad in named])
         norms = torch.where(norms.isfinite(), norms, 0)
         both = torch.stack([norms, -norms])
         dist.all_reduce(both, dist.ReduceOp.MAX, group=process_group(ranks))

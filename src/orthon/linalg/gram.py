@@ -36,13 +36,13 @@ def _pack(A: Tensor) -> Tensor:
 
 
 def _unpack(packed: Tensor, r: int) -> Tensor:
-    h = (r + 1) // 2
+    b, h = len(packed), (r + 1) // 2
     k = r - h
     square, diagonal, corner = torch.split(packed, [h * h, k, h * k], dim=1)
-    square = square.view(-1, h, h)
-    A = packed.new_empty(len(packed), r, r)
+    square = square.view(b, h, h)
+    A = packed.new_empty(b, r, r)
     A[:, :h, :h] = square.triu()
-    A[:, :h, h:] = corner.view(-1, h, k)
+    A[:, :h, h:] = corner.view(b, h, k)
     A[:, h:, h:] = square[:, :k, :k].tril(-1).mT
     A[:, h:, h:].diagonal(dim1=-2, dim2=-1).copy_(diagonal)
     return A
