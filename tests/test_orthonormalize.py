@@ -12,7 +12,6 @@ from orthon.linalg import orthonormalize, unit_columns
 from orthon.linalg.orthonormalize import Columns
 from orthon.sharding import Ranks, Step
 
-
 ONE_RANK = Ranks((0,), 0)
 
 

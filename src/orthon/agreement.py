@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orthon.linalg import factor_dtype
 from orthon.member import Member
 from orthon.sharding import Ranks, local, process_group
 
@@ -90,13 +91,18 @@ def _unequal_replicas(members: Sequence[Member]) -> list[str]:
     unequal = []
     for ranks, named in by_copies.items():
         device = next((grad.device for _, grad in named if grad.ndim), torch.device("cpu"))
-        norms = torch.stack([grad.double().norm().to(device) for _, grad in named])
+        norms = torch.stack([_norm(grad).to(device) for _, grad in named])
         norms = torch.where(norms.isfinite(), norms, 0)
         both = torch.stack([norms, -norms])
         dist.all_reduce(both, dist.ReduceOp.MAX, group=process_group(ranks))
         different = both[0] + both[1] > _SAME * both[0]
         unequal += [named[i][0] for i in different.nonzero().flatten().tolist()]
     return unequal
+
+
+def _norm(grad: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=factor_dtype(grad.dtype))
+    return norm.double()
 
 
 def _of(members: Sequence[Member], ranks: Ranks) -> list[Member]:

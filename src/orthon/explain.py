@@ -1,13 +1,20 @@
 """A table of what an optimizer does with each parameter."""
 
 import re
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
-from orthon.algorithms import RULES
+import torch
+from torch import Tensor
+
 from orthon.lr_scale import lr_factor
-from orthon.names import parameter_names
+from orthon.member import Member
 from orthon.optimizer import MixedOptimizer
+from orthon.sharding import Message, local, record_messages, relocated, run
+from orthon.updates import batches, update
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Row:
         rule: the algorithm that updates it.
         rank: of its update; None if that is not low.
         lr_factor: by which the group's lr is multiplied.
-        state_bytes: of its state.
+        state_bytes: of its state, on this rank.
         group: the name of its param group.
         reason: why it is there.
     """
@@ -36,15 +43,71 @@ class Row:
 
 
 @dataclass(frozen=True)
+class BatchRow:
+    """What one batch of parameters, updated together, communicates in a step.
+
+    Attributes:
+        parameters: their names.
+        shape: of the first; of all of them for a matrix rule.
+        rule: the algorithm.
+        layout: how they lie on the ranks.
+        synchronization: of the gradients of the replicas: "compressed", "full", or "" where nothing is left to do.
+        messages: the collectives, in their order.
+    """
+
+    parameters: tuple[str, ...]
+    shape: tuple[int, ...]
+    rule: str
+    layout: str
+    synchronization: str
+    messages: tuple[Message, ...]
+
+    @property
+    def bytes(self) -> float:
+        """What this rank communicates; a reduce-scatter or an all-gather counts as half an all-reduce."""
+        return sum(message.share * message.bytes for message in self.messages)
+
+
+@dataclass(frozen=True)
 class Explanation:
-    """What an optimizer does with each parameter; prints as a table.
+    """What an optimizer does with each parameter, and what the ranks communicate; prints as tables.
 
     Parameters that differ in the numbers of their names alone, and in nothing else, share a printed line.
+
+    Attributes:
+        rows: one for each parameter.
+        batches: one for each batch of parameters.
     """
 
     rows: tuple[Row, ...]
+    batches: tuple[BatchRow, ...] = ()
 
     def __str__(self) -> str:
+        parts = [self._parameters()]
+        if any(batch.messages for batch in self.batches):
+            parts.append(self._communication())
+        return "\n\n".join(parts)
+
+    def _communication(self) -> str:
+        header = ("batch", "shape", "layout", "synchronization", "collectives", "bytes a step")
+        lines = []
+        for batch in self.batches:
+            first, more = batch.parameters[0], len(batch.parameters) - 1
+            lines.append(
+                (
+                    f"{first} and {more} more" if more else first,
+                    "×".join(map(str, batch.shape)) if more == 0 or batch.rule != "adamw" else "various",
+                    batch.layout,
+                    batch.synchronization,
+                    str(len(batch.messages)),
+                    f"{batch.bytes:,.0f}",
+                )
+            )
+        collectives = sum(len(batch.messages) for batch in self.batches)
+        total = f"one step: {collectives} collectives, {sum(batch.bytes for batch in self.batches):,.0f} bytes"
+        return "\n".join([*_table(header, lines, right={4, 5}), "", total])
+
+    def _parameters(self) -> str:
         header = ("parameter", "shape", "rule", "rank", "lr factor", "state bytes", "why")
         # A key with the digits cut out: the layers of a stack fall together.
         alike: dict[tuple[object, ...], list[Row]] = {}
@@ -52,17 +115,7 @@ class Explanation:
             pattern = re.sub(r"(?<![^.\[])\d+(?![^.\]])", "#", row.parameter)
             alike.setdefault((pattern, row.shape, row.rule, row.rank, row.lr_factor, row.reason), []).append(row)
         lines = [_cells(rows) for rows in alike.values()]
-        widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-        right = {3, 4, 5}
-
-        def text(cells: tuple[str, ...]) -> str:
-            aligned = (
-                c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-            )
-            return "  ".join(aligned).rstrip()
-
-        table = [text(header), "  ".join("─" * width for width in widths), *map(text, lines)]
-        return "\n".join([*table, "", *self._totals()])
+        return "\n".join([*_table(header, lines, right={3, 4, 5}), "", *self._totals()])
 
     def _totals(self) -> list[str]:
         totals = []
@@ -74,33 +127,68 @@ class Explanation:
         return totals
 
 
+@torch.no_grad()
 def explain(optimizer: MixedOptimizer) -> Explanation:
     """Return what an optimizer does with each parameter, and why; `print` shows it as a table.
+
+    On many ranks it also tells what a step communicates. Nothing is computed or sent, but with `replicas` that no
+    mesh of the parameters knows, all ranks must call it.
 
     Raises:
         TypeError: for an optimizer that is not one of Orthon's.
     """
     if not isinstance(optimizer, MixedOptimizer):
         raise TypeError(f"explain: optimizer should be one of Orthon's, but is a {type(optimizer).__name__}")
-    rows = []
-    for index, group in enumerate(optimizer.param_groups):
-        rule = RULES[group["algorithm"]]
-        for name, param in zip(parameter_names(group, index), group["params"], strict=True):
-            shape = tuple(param.shape)
-            state = rule.new_state(name, param.to("meta"), group, optimizer._layouts(param))
-            rows.append(
-                Row(
-                    parameter=name,
-                    shape=shape,
-                    rule=rule.name,
-                    rank=rule.rank(shape, group) if rule.rank else None,
-                    lr_factor=lr_factor(group["lr_scale"], *shape) if rule.for_matrices else 1.0,
-                    state_bytes=sum(value.numel() * value.element_size() for value in state.values()),
-                    group=group.get("name", str(index)),
-                    reason=group.get("reason", "chosen by its param group"),
-                )
+    everything = [_on_meta(member) for member in optimizer.members()]
+    states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+    communication = []
+    for part in batches(everything):
+        with record_messages() as messages:
+            run([update(part, states, {})], at_once=1)
+        first = part[0]
+        synchronization = ("compressed" if first.compressed else "full") if first.averages else ""
+        communication.append(
+            BatchRow(
+                parameters=tuple(member.name for member in part),
+                shape=first.layout.shape,
+                rule=first.rule.name,
+                layout=str(first.layout),
+                synchronization=synchronization,
+                messages=tuple(messages),
             )
-    return Explanation(tuple(rows))
+        )
+    return Explanation(tuple(_row(member, states[member.param]) for member in everything), tuple(communication))
+
+
+def _on_meta(member: Member) -> Member:
+    """Return the parameter with a gradient, without any storage."""
+    param = relocated(member.param.detach(), local(member.param).to("meta"))
+    return replace(member, param=param, grad=torch.empty_like(local(param)))
+
+
+def _row(member: Member, state: Mapping[str, Tensor]) -> Row:
+    shape, group, rule = member.layout.shape, member.group, member.rule
+    return Row(
+        parameter=member.name,
+        shape=shape,
+        rule=rule.name,
+        rank=rule.rank(shape, group) if rule.rank else None,
+        lr_factor=lr_factor(group["lr_scale"], *shape) if rule.for_matrices else 1.0,
+        state_bytes=sum(local(value).nbytes for value in state.values()),
+        group=group.get("name", ""),
+        reason=group.get("reason", "chosen by its param group"),
+    )
+
+
+def _table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], *, right: set[int]) -> list[str]:
+    """Return aligned lines: the header, a rule, and the rest; columns in `right` are aligned there."""
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+
+    def text(cells: tuple[str, ...]) -> str:
+        aligned = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return "  ".join(aligned).rstrip()
+
+    return [text(header), "  ".join("─" * width for width in widths), *map(text, lines)]
 
 
 def _cells(rows: list[Row]) -> tuple[str, ...]:

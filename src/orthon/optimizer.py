@@ -1,7 +1,6 @@
 """The torch.optim.Optimizer: param groups, state, batches, step."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast, overload
 
 import torch
@@ -11,23 +10,19 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.agreement import Agreement
 from orthon.algorithms import RULES, Rule
-from orthon.batch import Batch
 from orthon.finite import all_finite, nonfinite_gradients
 from orthon.linalg import factor_dtype
 from orthon.member import Member, members
 from orthon.names import parameter_names
 from orthon.options import choice, flag
 from orthon.replicas import replica_group
-from orthon.sharding import Layouts, Ranks, Step, check_placements, local, run
+from orthon.sharding import Layouts, Step, check_placements, local, run
+from orthon.updates import batches, update
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 # What a param group may hold beside the options of its rule. Schedulers look for the last one.
 _GROUP_KEYS = {"params", "param_names", "name", "reason", "algorithm", "initial_lr"}
-
-# One batch holds at most this many bytes of gradients, or of factors, or a single parameter: a step's temporaries
-# grow with it.
-_BATCH_BYTES = 64 << 20
 
 # Batches under way at the same time, so that one computes while another communicates.
 _AT_ONCE = 2
@@ -154,7 +149,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        everything = self._members()
+        everything = self.members()
         self._refuse_swapped(everything)
         agreement, is_new = self._agree(everything)
         gates: dict[torch.device, Tensor] = {}
@@ -165,7 +160,9 @@ class MixedOptimizer(torch.optim.Optimizer):
         if is_new:
             agreement.check_replicas(everything)
         # The first time, one after the other: process groups are made, which nothing else in flight may disturb.
-        run((self._update(part, gates) for part in _batches(everything)), at_once=1 if is_new else _AT_ONCE)
+        parts = batches(everything)
+        run((update(part, self.state, gates) for part in parts), at_once=1 if is_new else _AT_ONCE)
+        self._unconsolidated |= any(member.compressed for member in everything)
         return loss
 
     def consolidate(self) -> None:
@@ -173,7 +170,7 @@ class MixedOptimizer(torch.optim.Optimizer):
 
         All ranks must call it, before `state_dict`. Training goes on with the same updates as without.
         """
-        for member in self._members():
+        for member in self.members():
             if member.compressed and self.state[member.param]:
                 for key in member.rule.own_state:
                     own = local(self.state[member.param][key])
@@ -223,8 +220,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._layouts, self._agreement = Layouts(self._replicas), None
 
-    def _members(self) -> list[Member]:
-        """Return the parameters of which this rank holds a part, with layouts as they are now."""
+    def members(self) -> list[Member]:
+        """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
         owner = type(self).__name__
         return list(members(self.param_groups, self._layouts, sync_gradients=self.sync_gradients, owner=owner))
 
@@ -246,31 +243,6 @@ class MixedOptimizer(torch.optim.Optimizer):
             self._agreement = key, Agreement(everything, type(self).__name__)
         assert self._agreement is not None
         return self._agreement[1], is_new
-
-    def _update(self, part: list[Member], gates: Mapping[torch.device, Tensor]) -> Step[None]:
-        """Update one batch of parameters."""
-        for member in part:
-            if not self.state[member.param]:
-                state = member.rule.new_state(member.name, member.param, member.group, member.layout)
-                self.state[member.param].update(state)
-        first = part[0]
-        grads = [cast(Tensor, member.grad) for member in part]
-        if first.averages and not first.compressed:
-            grads = yield from _averaged(grads, first.layout.replicas)
-        gate = gates.get(grads[0].device)
-        if gate is not None:
-            grads = [torch.where(gate > 0, grad, 0) for grad in grads]
-        batch = Batch(
-            names=[member.name for member in part],
-            weights=[local(member.param) for member in part],
-            grads=grads,
-            state=[self.state[member.param] for member in part],
-            layout=first.layout,
-            unsynced=first.compressed,
-            gate=gate,
-        )
-        self._unconsolidated |= first.compressed
-        yield from first.rule.update(batch, first.group)
 
     def _gates(self, everything: list[Member], agreement: Agreement) -> dict[torch.device, Tensor]:
         """Return for each device a tensor that is 1 if all gradients are finite, else 0."""
@@ -347,31 +319,6 @@ def _separate_names(group: dict[str, Any], label: str) -> None:
             f"{label}: param_names should name each of {len(params)} params, but has {len(group['param_names'])}"
         )
     group["params"] = params
-
-
-def _batches(everything: Iterable[Member]) -> Iterator[list[Member]]:
-    """Yield the parameters that have gradients in batches for the rules, the same on every rank."""
-    alike: defaultdict[tuple[Any, ...], list[Member]] = defaultdict(list)
-    for member in everything:
-        if member.grad is not None:
-            param = member.param
-            # What is not a matrix may have any shape, and lie anywhere.
-            layout = id(member.layout) if member.rule.for_matrices else member.layout.replicas.ranks
-            dtypes = param.dtype, member.grad.dtype, member.grad.device
-            alike[id(member.group), layout, *dtypes].append(member)
-    for together in alike.values():
-        first, size = together[0], len(together)
-        if first.rule.largest is not None:
-            size = _BATCH_BYTES // (first.rule.largest(first.layout, first.group) * first.param.element_size())
-        for start in range(0, len(together), max(1, size)):
-            yield together[start : start + max(1, size)]
-
-
-def _averaged(grads: list[Tensor], replicas: Ranks) -> Step[list[Tensor]]:
-    """Return the means of gradients over replicas, by one sum."""
-    whole = yield from replicas.sum(torch.cat([grad.flatten() for grad in grads]).div_(replicas.size))
-    parts = torch.split(whole, [grad.numel() for grad in grads])
-    return [part.view(grad.shape) for part, grad in zip(parts, grads, strict=True)]
 
 
 def _into(target: Tensor, step: Step[Tensor]) -> Step[None]:

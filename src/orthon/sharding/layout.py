@@ -43,6 +43,13 @@ class Layout:
         cut = {axis for axes in self.cuts for axis in axes}
         return tuple(a for a in range(self.grid.ranks.ndim) if a not in cut and a != self.grid.replicas)
 
+    def __str__(self) -> str:
+        sizes = [math.prod(self.grid.ranks.shape[axis] for axis in axes) for axes in self.cuts]
+        sides = ("rows", "columns") if len(sizes) == 2 else tuple(f"dim {dim}" for dim in range(len(sizes)))
+        cuts = [f"{side}/{size}" for side, size in zip(sides, sizes, strict=True) if size > 1]
+        copies = self.alike(averages=False).size
+        return ", ".join([" × ".join(cuts) or "whole", *[f"{copies} copies"] * (copies > 1)])
+
     @property
     def everyone(self) -> Ranks:
         """The ranks that hold any part."""

@@ -30,6 +30,11 @@ class Message:
     numbers: int
     bytes: int
 
+    @property
+    def share(self) -> float:
+        """What it counts: a sum as one, and a scattering and a gathering, which make a sum together, as one half."""
+        return 1.0 if self.kind == "sum" else 0.5
+
 
 _log: list[Message] | None = None
 
