@@ -48,9 +48,11 @@ def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def row_sums_of_a_sharded_matrix() -> Tensor:
-    """Use every cache that DTensor has: of shardings, of redistributions, of meshes."""
+def row_sums_of_a_sharded_matrix(groups_before: int) -> Tensor:
+    """Use the caches of DTensor, with a mesh whose groups have other names after other groups."""
     world = dist.get_world_size()
+    for _ in range(groups_before):
+        dist.new_group()
     mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("a", "b"))
     matrix = torch.arange(32.0).reshape(8, 4)
     sharded = distribute_tensor(matrix, mesh, (Shard(0), Shard(1)))
@@ -75,8 +77,8 @@ def test_the_world_has_the_size_of_the_call(ranks: Pool) -> None:
 
 
 def test_nothing_of_an_old_world_is_used_in_a_new_one(ranks: Pool) -> None:
-    for world in (4, 2, 4, 8, 4):
-        for actual, expected in ranks.run(world, row_sums_of_a_sharded_matrix):
+    for groups_before, world in enumerate((4, 2, 4, 8, 4)):
+        for actual, expected in ranks.run(world, row_sums_of_a_sharded_matrix, groups_before):
             assert torch.equal(actual, expected)
 
 
