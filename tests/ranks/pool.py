@@ -9,13 +9,14 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
@@ -30,8 +31,6 @@ MAX_WORLD = 8
 # How long ranks may go on after another one raised: they mostly wait for it in a collective, and will forever.
 _GRACE = 10.0
 _START_TIMEOUT = 120.0
-# Ends a worker that hangs in a collective after the tests were killed; the pool's own timeouts are shorter.
-_GLOO_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,8 @@ class Pool:
             for rank in ranks:
                 self._workers[rank].pipe.send_bytes(task)
             results, failures, died = self._collect(ranks, timeout)
-        if hung := [rank for rank in ranks if rank not in {*results, *failures, *died}]:
-            self._stop(ranks)
-        if died:
+        hung = [rank for rank in ranks if rank not in {*results, *failures, *died}]
+        if hung or died:
             self._stop(ranks)
         if failures or hung or died:
             self._world = 0  # ranks may have left collectives unmatched: the next call starts with a new group
@@ -174,18 +172,16 @@ class Pool:
 
 
 def _serve(rank: int, pipe: Connection) -> None:
-    """Answer calls until the pool is gone."""
+    """Answer calls until the process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; what it means, the pool decides
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # without a look-up of the host's name
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     pipe.send_bytes(b"ready")
     joined = ""
     while True:
-        try:
-            task = pipe.recv_bytes()
-        except EOFError:
-            return
+        task = pipe.recv_bytes()
         try:
             world, store, function, args = pickle.loads(task)
             if store != joined:
@@ -195,16 +191,24 @@ def _serve(rank: int, pipe: Connection) -> None:
                 joined = store
             torch.manual_seed(1000 + rank)  # different on purpose: no result may depend on it
             # Plain pickle copies tensors; multiprocessing's own would pass them as open files of shared memory.
-            answer = pickle.dumps(function(*args))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # as in the main process
+                answer = pickle.dumps(function(*args))
         except BaseException as error:
             answer = pickle.dumps(Failure(type(error).__name__, str(error), traceback.format_exc()))
         pipe.send_bytes(answer)
 
 
+def _end_with_parent() -> None:
+    """End this process with the one that started it, which may have been killed, even in a collective."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _join(rank: int, world: int, store: str) -> None:
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, world), rank=rank, world_size=world, timeout=_GLOO_TIMEOUT
-    )
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
 
 
 def _leave() -> None:
