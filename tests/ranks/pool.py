@@ -172,7 +172,7 @@ class Pool:
 
 
 def _serve(rank: int, pipe: Connection) -> None:
-    """Answer calls until the process is killed."""
+    """Answer calls until the pool is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; what it means, the pool decides
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # without a look-up of the host's name
@@ -181,7 +181,10 @@ def _serve(rank: int, pipe: Connection) -> None:
     pipe.send_bytes(b"ready")
     joined = ""
     while True:
-        task = pipe.recv_bytes()
+        try:
+            task = pipe.recv_bytes()
+        except EOFError:  # the pool's process has ended
+            return
         try:
             world, store, function, args = pickle.loads(task)
             if store != joined:
