@@ -4,6 +4,7 @@ Starting a process and importing torch takes seconds, an empty call milliseconds
 serve every test.
 """
 
+import faulthandler
 import os
 import pickle
 import signal
@@ -14,11 +15,12 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -51,13 +53,16 @@ class RankError(Exception):
         died: the ranks whose process ended.
     """
 
-    def __init__(self, failures: dict[int, Failure], hung: Sequence[int] = (), died: Sequence[int] = ()) -> None:
+    def __init__(
+        self, failures: dict[int, Failure], hung: Sequence[int], died: Sequence[int], last_words: dict[int, str]
+    ) -> None:
         self.failures, self.hung, self.died = failures, tuple(hung), tuple(died)
         lines = [f"rank {rank} raised {f.type}: {f.message}" for rank, f in failures.items()]
         lines += [f"rank {rank} hung" for rank in self.hung] + [f"rank {rank} died" for rank in self.died]
         # Ranks mostly fail alike: one traceback each for those that differ.
         different = {(f.type, f.message): (rank, f) for rank, f in reversed(failures.items())}
         lines += [f"\nOn rank {rank}:\n{f.traceback}" for rank, f in reversed(different.values())]
+        lines += [f"\nRank {rank} said:\n{words}" for rank, words in last_words.items() if words]
         super().__init__("\n".join(lines))
 
 
@@ -106,12 +111,13 @@ class Pool:
             for rank in ranks:
                 self._workers[rank].pipe.send_bytes(task)
             results, failures, died = self._collect(ranks, timeout)
-        hung = [rank for rank in ranks if rank not in {*results, *failures, *died}]
+            hung = [rank for rank in ranks if rank not in {*results, *failures, *died}]
+            last_words = self._last_words(hung, died)
         if hung or died:
             self._stop(ranks)
         if failures or hung or died:
             self._world = 0  # ranks may have left collectives unmatched: the next call starts with a new group
-            raise RankError(dict(sorted(failures.items())), hung, died)
+            raise RankError(dict(sorted(failures.items())), hung, died, last_words)
         return [results[rank] for rank in ranks]
 
     def _collect(self, ranks: Sequence[int], timeout: float) -> tuple[dict[int, Any], dict[int, Failure], list[int]]:
@@ -135,12 +141,28 @@ class Pool:
                 deadline = min(deadline, time.monotonic() + _GRACE)
         return results, failures, died
 
+    def _last_words(self, hung: Sequence[int], died: Sequence[int]) -> dict[int, str]:
+        """Return what ranks wrote to stderr before they died, such as gloo's errors, or where they hang."""
+        for rank in hung:
+            pid = self._workers[rank].process.pid
+            assert pid is not None
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+        if hung:
+            time.sleep(0.5)
+        return {rank: self._stderr(rank).read_text(errors="replace")[-3000:] for rank in (*hung, *died)}
+
+    def _stderr(self, rank: int) -> Path:
+        return Path(self._folder.name, f"stderr-{rank}")
+
     def _start(self, ranks: Iterator[int]) -> None:
         context = get_context("spawn")
         started = {}
         for rank in ranks:
             pipe, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs), name=f"rank {rank}", daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, theirs, self._stderr(rank)), name=f"rank {rank}", daemon=True
+            )
             self._workers[rank] = started[rank] = _Worker(process, pipe)
             process.start()
             theirs.close()  # so that the pipe ends with its worker
@@ -171,8 +193,10 @@ class Pool:
             raise
 
 
-def _serve(rank: int, pipe: Connection) -> None:
+def _serve(rank: int, pipe: Connection, stderr: Path) -> None:
     """Answer calls until the pool is gone."""
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), sys.__stderr__.fileno())
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; what it means, the pool decides
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # without a look-up of the host's name
