@@ -1,0 +1,140 @@
+"""The worker processes themselves."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from tests.ranks.pool import Pool, RankError
+
+# On ranks
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x * dist.get_rank()
+
+
+def total() -> int:
+    count = torch.ones((), dtype=torch.int64)
+    dist.all_reduce(count)
+    return int(count)
+
+
+def drawn() -> Tensor:
+    return torch.rand(3)
+
+
+def fail(on: list[int], others: str) -> int:
+    """Fail on some ranks; the others "return" or "wait" for all ranks."""
+    if dist.get_rank() in on:
+        raise ValueError(f"a bad value, on ranks {on}")
+    return total() if others == "wait" else 0
+
+
+def interrupt(pid: int) -> int:
+    if dist.get_rank() == 0:
+        os.kill(pid, signal.SIGINT)
+    return total()
+
+
+def die() -> None:
+    if dist.get_rank() == 1:
+        os.write(2, b"last words")  # as gloo does where ranks disagree on the size of a tensor
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def row_sums_of_a_sharded_matrix(groups_before: int) -> Tensor:
+    """Use the caches of DTensor, with a mesh whose groups have other names after other groups."""
+    world = dist.get_world_size()
+    for _ in range(groups_before):
+        dist.new_group()
+    mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("a", "b"))
+    matrix = torch.arange(32.0).reshape(8, 4)
+    sharded = distribute_tensor(matrix, mesh, (Shard(0), Shard(1)))
+    sums = (2 * sharded).sum(1).redistribute(placements=(Replicate(), Replicate())).to_local()
+    assert mesh["b"].size() == world // 2
+    return torch.stack([sums, 2 * matrix.sum(1)])
+
+
+# In the main process
+
+
+def test_results_come_by_rank(ranks: Pool) -> None:
+    x = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    results = ranks.run(4, scaled, x.T)
+    for rank, result in enumerate(results):
+        assert torch.equal(result, rank * x.T)
+
+
+def test_the_world_has_the_size_of_the_call(ranks: Pool) -> None:
+    for world in (2, 8, 1, 4, 2, 4, 8):
+        assert ranks.run(world, total) == [world] * world
+
+
+def test_nothing_of_an_old_world_is_used_in_a_new_one(ranks: Pool) -> None:
+    for groups_before, world in enumerate((4, 2, 4, 8, 4)):
+        for actual, expected in ranks.run(world, row_sums_of_a_sharded_matrix, groups_before):
+            assert torch.equal(actual, expected)
+
+
+def test_every_rank_draws_other_numbers_and_every_call_the_same(ranks: Pool) -> None:
+    first, second = ranks.run(2, drawn), ranks.run(2, drawn)
+    assert not torch.equal(*first)
+    assert torch.equal(first[0], second[0])
+
+
+def test_an_error_of_one_rank_comes_with_its_traceback(ranks: Pool) -> None:
+    with pytest.raises(RankError, match=r"^rank 1 raised ValueError: a bad value, on ranks \[1\]\n") as caught:
+        ranks.run(2, fail, [1], "return")
+    assert list(caught.value.failures) == [1]
+    assert caught.value.failures[1].type == "ValueError"
+    assert caught.value.failures[1].message == "a bad value, on ranks [1]"
+    assert "in fail" in caught.value.failures[1].traceback
+    assert not caught.value.hung
+    assert ranks.run(2, total) == [2, 2]
+
+
+def test_an_error_of_all_ranks_is_told_once(ranks: Pool) -> None:
+    with pytest.raises(RankError) as caught:
+        ranks.run(4, fail, [0, 1, 2, 3], "return")
+    assert list(caught.value.failures) == [0, 1, 2, 3]
+    assert len({(f.type, f.message) for f in caught.value.failures.values()}) == 1
+    assert str(caught.value).count("Traceback") == 1
+
+
+# These cost workers, so that they start two of their own.
+
+
+def test_who_hangs_and_who_raised_is_told_and_the_pool_goes_on() -> None:
+    with Pool() as pool:
+        with pytest.raises(RankError, match="rank 0 hung") as caught:
+            pool.run(2, fail, [1], "wait", timeout=0.5)
+        assert caught.value.hung == (0,)
+        assert list(caught.value.failures) == [1]
+        assert "all_reduce" in str(caught.value)  # where rank 0 hangs
+        assert pool.run(2, total) == [2, 2]
+
+
+def test_a_dead_worker_is_told_and_replaced() -> None:
+    with Pool() as pool:
+        with pytest.raises(RankError, match="rank 1 died") as caught:
+            pool.run(2, die)
+        assert caught.value.died == (1,)
+        assert "Rank 1 said:\nlast words" in str(caught.value)
+        assert pool.run(2, total) == [2, 2]
+
+
+def test_no_process_outlives_the_pool_and_an_interrupted_call_none_either() -> None:
+    before = set(multiprocessing.active_children())
+    with Pool() as pool:
+        with pytest.raises(KeyboardInterrupt):
+            pool.run(2, interrupt, os.getpid())
+        assert set(multiprocessing.active_children()) == before
+        assert pool.run(2, total) == [2, 2]
+    assert set(multiprocessing.active_children()) == before
