@@ -48,7 +48,7 @@ def update(
         if not states[member.param]:
             states[member.param].update(member.rule.new_state(member.name, member.param, member.group, member.layout))
     first = part[0]
-    grads = [cast(Tensor, member.grad) for member in part]
+    grads = [member.layout.fit(cast(Tensor, member.grad)) for member in part]
     if first.averages and not first.compressed:
         grads = yield from _averaged(grads, first.layout.replicas)
     gate = gates.get(grads[0].device)
@@ -56,7 +56,7 @@ def update(
         grads = [torch.where(gate > 0, grad, 0) for grad in grads]
     batch = Batch(
         names=[member.name for member in part],
-        weights=[local(member.param) for member in part],
+        weights=[member.layout.fit(local(member.param)) for member in part],
         grads=grads,
         state=[states[member.param] for member in part],
         layout=first.layout,

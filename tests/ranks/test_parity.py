@@ -1,19 +1,16 @@
 """Dion on any layout computes what it computes in one process."""
 
-import inspect
 from dataclasses import replace
 
 import pytest
 import torch
 
-from orthon import Dion
 from tests.ranks import parity
 from tests.ranks.layouts import LAYOUTS, layouts_on
 from tests.ranks.parity import Case, Problem
 from tests.ranks.pool import Pool
 
 WORLDS = (2, 4, 8)
-_DISTRIBUTED = "replicas" in inspect.signature(Dion).parameters
 
 
 def _table() -> list[object]:
@@ -23,8 +20,6 @@ def _table() -> list[object]:
         short = set(parity.representative_cases(world))
         for case in parity.cases(world):
             marks = [] if case in short else [pytest.mark.long]
-            if not _DISTRIBUTED and case.layout != "unaware":
-                marks.append(pytest.mark.skip("this version updates tensors of one process"))
             table.append(pytest.param(case, marks=marks, id=str(case)))
     return table
 

@@ -123,8 +123,12 @@ class Layout:
 
     def zeros_like(self, param: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return zeros that lie as a parameter of this layout does, in its own dtype or another."""
-        zeros = torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format)
+        zeros = torch.zeros_like(self.fit(local(param)), dtype=dtype, memory_format=torch.preserve_format)
         return self._placed(zeros, self.placements, self.shape)
+
+    def fit(self, part: Tensor) -> Tensor:
+        """Return this rank's part with the extents that it should have, which an empty one may have lost."""
+        return part if part.numel() else part.view([stop - start for start, stop in map(self.part, range(part.ndim))])
 
     def factor_part(self, dim: int, rank: int) -> Part:
         """Return which indices of `dim` this rank keeps of a state (size of `dim`, rank)."""
@@ -206,11 +210,12 @@ def make_layout(param: Tensor, grid: Grid) -> Layout:
         raise ValueError(
             f"replicas should be ranks with copies of it, but its placements {param.placements} cut it over them"
         )
-    expected = tuple(stop - start for start, stop in map(layout.part, range(param.ndim)))
-    if tuple(param.to_local().shape) != expected:
+    expected = [stop - start for start, stop in map(layout.part, range(param.ndim))]
+    actual = list(param.to_local().shape)
+    if actual != expected and (math.prod(actual) or math.prod(expected)):
         raise NotImplementedError(
-            f"its local shape {tuple(param.to_local().shape)} is not the {expected} that follows from "
-            f"{param.placements} on a mesh of shape {tuple(param.device_mesh.shape)} for {tuple(param.shape)}"
+            f"its local shape {actual} is not the {expected} that follows from {param.placements} on a mesh of shape "
+            f"{tuple(param.device_mesh.shape)} for {tuple(param.shape)}"
         )
     return layout
 

@@ -36,6 +36,9 @@ class Message:
         return 1.0 if self.kind == "sum" else 0.5
 
 
+# The name that torch 2.13 gives to it, or the one before.
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 _log: list[Message] | None = None
 
 
@@ -144,7 +147,7 @@ class Ranks:
         parts = x.new_empty(self.size, b, longest, r)
 
         def send(group: dist.ProcessGroup) -> Any:
-            return dist.all_gather_into_tensor(parts.view(-1), mine.view(-1), group=group, async_op=True)
+            return _gather_into(parts.view(-1), mine.view(-1), group=group, async_op=True)
 
         yield from self._send("gather", parts, send)
         if self._is_ascending and min(sizes) == longest:
