@@ -31,7 +31,7 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     stored, kept = batch.stacked_like_weights("momentum"), batch.stacked("Q")  # (b, m, n), (b, n, r)
     orthonormal = group["right_factor"] == "orthonormalize"
     rows, cols = batch.rows(share=True), batch.cols(share=orthonormal)
-    if worth_sending(2 * cols.opposite, stored.device):
+    if worth_sending(2 * cols.opposite, batch.layout.device):
         cols = batch.cols(share=True)
     _check_rank(kept, cols, batch, group)
 

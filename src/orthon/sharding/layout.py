@@ -26,6 +26,7 @@ class Layout:
         grid: the ranks.
         cuts: for each dim the axes of the grid that cut it, in the order of cutting. Each cut is that of
             torch.chunk, so that every part is a range of indices, possibly an empty one.
+        device: on which the parameter is.
         mesh: of the parameter and its state, if they are DTensors.
         placements: on that mesh.
     """
@@ -33,6 +34,7 @@ class Layout:
     shape: tuple[int, ...]
     grid: Grid
     cuts: tuple[tuple[int, ...], ...]
+    device: torch.device
     mesh: DeviceMesh | None = None
     placements: tuple[Placement, ...] = ()
     _sides: dict[tuple[int, bool, bool], Side] = field(default_factory=dict)
@@ -204,15 +206,15 @@ def make_layout(param: Tensor, grid: Grid) -> Layout:
         NotImplementedError: for a placement that cannot be served, or a local part that does not fit it.
     """
     if not isinstance(param, DTensor):
-        return Layout(tuple(param.shape), grid, tuple(() for _ in param.shape))
-    layout = Layout(tuple(param.shape), grid, cuts_of(param), param.device_mesh, param.placements)
+        return Layout(tuple(param.shape), grid, tuple(() for _ in param.shape), param.device)
+    layout = Layout(tuple(param.shape), grid, cuts_of(param), param.device, param.device_mesh, param.placements)
     if any(grid.replicas in axes for axes in layout.cuts):
         raise ValueError(
             f"replicas should be ranks with copies of it, but its placements {param.placements} cut it over them"
         )
     expected = [stop - start for start, stop in map(layout.part, range(param.ndim))]
     actual = list(param.to_local().shape)
-    if actual != expected and (math.prod(actual) or math.prod(expected)):
+    if actual != expected and (param.to_local().numel() or 0 not in expected):
         raise NotImplementedError(
             f"its local shape {actual} is not the {expected} that follows from {param.placements} on a mesh of shape "
             f"{tuple(param.device_mesh.shape)} for {tuple(param.shape)}"

@@ -1,5 +1,6 @@
 """The layouts of all parameters, each kind made once."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -8,11 +9,11 @@ from torch.distributed.tensor import DTensor, Placement
 from orthon.sharding.grid import Grid, make_grid
 from orthon.sharding.layout import Layout, make_layout
 
-_Kind = tuple[tuple[int, ...], DeviceMesh | None, tuple[Placement, ...]]
+_Kind = tuple[tuple[int, ...], torch.device, DeviceMesh | None, tuple[Placement, ...]]
 
 
 class Layouts:
-    """Gives each parameter its layout, looked up by shape, mesh and placements as they are now.
+    """Gives each parameter its layout, looked up by shape, device, mesh and placements as they are now.
 
     Args:
         replicas: the ranks that train copies, if the meshes do not tell.
@@ -30,7 +31,7 @@ class Layouts:
             ValueError, NotImplementedError: for a placement that cannot be served.
         """
         mesh = param.device_mesh if isinstance(param, DTensor) else None
-        kind = tuple(param.shape), mesh, tuple(param.placements) if isinstance(param, DTensor) else ()
+        kind = tuple(param.shape), param.device, mesh, tuple(param.placements) if isinstance(param, DTensor) else ()
         if kind not in self._layouts:
             if mesh not in self._grids:
                 self._grids[mesh] = make_grid(mesh, self._replicas)

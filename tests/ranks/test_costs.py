@@ -1,0 +1,219 @@
+"""What a step of Dion communicates and computes, counted, against the formulas of the documentation."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import orthon
+from orthon import Dion
+from orthon.algorithms.dion import dion_rank
+from tests.ranks import layouts
+from tests.ranks.layouts import LAYOUTS, layouts_on
+from tests.ranks.pool import Pool
+
+COUNT = 3  # matrices, which are one batch
+SHAPES = [(192, 192), (192, 384), (384, 192)]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rank 1/4": {},
+    "rank 1/16": {"rank_fraction": 1 / 16},
+    "two power iterations": {"power_iterations": 2, "rank_fraction": 1 / 8},
+    "orthonormalize": {"right_factor": "orthonormalize", "rank_fraction": 1 / 8},
+}
+aten = torch.ops.aten
+
+
+# The counter knows no products in place, and no triangular solves.
+def _product_in_place(_: Any, a: tuple[int, ...], b: tuple[int, ...], *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(a) * b[-1]
+
+
+def _solve(a: tuple[int, ...], b: tuple[int, ...], *args: Any, **kwargs: Any) -> int:
+    return math.prod(b) * a[-1]
+
+
+MORE = {
+    aten.addmm_: _product_in_place,
+    aten.baddbmm_: _product_in_place,
+    aten.linalg_solve_triangular: _solve,
+}
+
+Counted = list[tuple[str, int, int]]  # kind, ranks, numbers of the whole tensor
+
+
+@contextmanager
+def counting() -> Iterator[Counted]:
+    """Note every collective that is called."""
+    seen: Counted = []
+    kinds = {"all_reduce": "sum", "all_to_all_single": "scatter"}
+    from orthon.sharding import ranks as module
+
+    def spy(name: str, real: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            whole: Tensor = args[1] if name == "all_to_all_single" else args[0]
+            seen.append((kinds.get(name, "gather"), dist.get_world_size(kwargs["group"]), whole.numel()))
+            return real(*args, **kwargs)
+
+        return call
+
+    before = {name: getattr(dist, name) for name in ("all_reduce", "all_to_all_single")}
+    gather = module._gather_into
+    try:
+        for name, real in before.items():
+            setattr(dist, name, spy(name, real))
+        module._gather_into = spy("gather", gather)
+        yield seen
+    finally:
+        for name, real in before.items():
+            setattr(dist, name, real)
+        module._gather_into = gather
+
+
+def on_this_rank(layout: str, shape: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
+    """Make three steps; count collectives and operations of the last, and what `explain` says of it."""
+    world = dist.get_world_size()
+    kind = LAYOUTS[layout]
+    generator = torch.Generator().manual_seed(0)
+    full = [torch.randn(*shape, generator=generator) for _ in range(COUNT)]
+    named = [(f"w{i}", nn.Parameter(layouts.build(layout, world, start))) for i, start in enumerate(full)]
+    group = layouts.replica_group(layout, world) if kind.replicas else None
+    optimizer = Dion(named, nonfinite="skip", replicas=group, sync_gradients=kind.compressed, **options)
+    for step in range(3):
+        for (_, param), start in zip(named, full, strict=True):
+            param.grad = layouts.build(layout, world, start + step)
+        if step == 1:
+            flops = FlopCounterMode(display=False, custom_mapping=MORE)
+            with flops, counting() as calls:
+                optimizer.step()
+        else:
+            optimizer.step()
+    explained = [message for batch in orthon.explain(optimizer).batches for message in batch.messages]
+    return {
+        # The first is the answer to whether all gradients are finite.
+        "calls": calls[1:] if world > 1 and layout != "unaware" else calls,
+        "explained": [(message.kind, message.ranks, message.numbers) for message in explained],
+        "flops": flops.get_total_flops(),
+    }
+
+
+def triangle(r: int) -> int:
+    """Return the numbers of one triangle of r × r, packed into rectangles."""
+    h = (r + 1) // 2
+    return h * h + (r - h) + h * (r - h)
+
+
+def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Return the collectives of a batch, as docs/design.md states them."""
+    kind = LAYOUTS[layout]
+    sizes = kind.meshes[world]
+    r = dion_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    orthonormal = "right_factor" in options
+    left = 1 if shape[0] > shape[1] else 0  # the dim to which P belongs
+    cut = [1, 1]
+    copies = averaged = 1
+    for size, dim, axis in zip(sizes, kind.dims, kind.axes, strict=True):
+        if dim is not None:
+            cut[dim] *= size
+        elif kind.compressed and axis == kind.replicas:
+            averaged *= size
+        elif not kind.plain or kind.replicas:
+            copies *= size
+    a, c = shape[left] // cut[left], shape[1 - left] // cut[1 - left]
+    right_copies = copies if orthonormal or 2 * a > 300 else 1
+    everyone = cut[0] * cut[1] * averaged
+    messages = []
+
+    def sums(*numbers: int, ranks: int) -> None:
+        messages.extend(("sum", ranks, COUNT * number) for number in numbers if ranks > 1)
+
+    spread = cut[left] > 1 and r > a
+    if spread:
+        messages.append(("gather", cut[left], COUNT * c * r))
+    for _ in range(options.get("power_iterations", 1)):
+        summing = cut[1 - left] * averaged
+        if summing > 1:
+            messages.append(("scatter", summing, COUNT * (a // copies) * r))
+        sums(r, triangle(r), triangle(r), triangle(r), ranks=everyone * copies)
+        if summing * copies > 1:
+            messages.append(("gather", summing * copies, COUNT * a * r))
+        summing = cut[left] * averaged
+        if summing > 1:
+            messages.append(("scatter", summing, COUNT * (c // right_copies) * r))
+        numbers = [r, triangle(r), triangle(r), triangle(r)] if orthonormal else [r, r]
+        sums(*numbers, ranks=everyone * right_copies)
+        if summing * right_copies > 1:
+            messages.append(("gather", summing * right_copies, COUNT * c * r))
+    if orthonormal:
+        sums(r * r, ranks=everyone * right_copies)
+    return messages
+
+
+def _table() -> list[object]:
+    """Return all cases in the order of world sizes; every ninth belongs to the short run."""
+    cases = product((2, 4, 8), layouts.LAYOUTS, SHAPES, OPTIONS)
+    cases = [case for case in cases if case[1] in layouts_on(case[0])]
+    return [pytest.param(*case, marks=[] if i % 9 == 0 else [pytest.mark.long]) for i, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("world", "layout", "shape", "options"), _table())
+def test_costs(ranks: Pool, world: int, layout: str, shape: tuple[int, int], options: str) -> None:
+    chosen = OPTIONS[options]
+    results = ranks.run(world, on_this_rank, layout, shape, chosen)
+    expected = formula(layout, world, shape, chosen)
+    for rank, result in enumerate(results):
+        assert result["calls"] == expected, f"rank {rank}: not the collectives of the formula"
+        assert result["explained"] == expected, f"rank {rank}: explain does not tell the collectives of the formula"
+    _check_numbers(layout, world, shape, chosen, expected)
+    _check_flops(layout, world, shape, chosen, max(result["flops"] for result in results))
+
+
+def _check_numbers(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any], messages: Counted) -> None:
+    """Compare with the bound: (what is local of both sides, where it is summed, + 3r)·r for each power iteration."""
+    kind = LAYOUTS[layout]
+    iterations = options.get("power_iterations", 1)
+    r = dion_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    cut = [1, 1]
+    for size, dim in zip(kind.meshes[world], kind.dims, strict=True):
+        if dim is not None:
+            cut[dim] *= size
+    sides = sum(shape[dim] // cut[dim] for dim in (0, 1) if cut[1 - dim] > 1)
+    sides += sum(shape[dim] // cut[dim] for dim in (0, 1)) if kind.compressed else 0
+    if sides == 0 or (kind.axes[0] == "replicate" and not kind.compressed):
+        return  # nothing but work sharing of replicas, which the bound does not speak of
+    numbers = sum((1.0 if kind_ == "sum" else 0.5) * n for kind_, _, n in messages) / COUNT / iterations
+    bound = 1.05 * (sides + 3 * r) * r
+    left = 1 if shape[0] > shape[1] else 0
+    if cut[left] > 1 and r > shape[left] // cut[left]:  # Q is spread, and gathered once more in a step
+        bound += shape[1 - left] // cut[1 - left] * r / 2 / iterations
+    if "right_factor" in options:  # R in terms of its orthonormal factor
+        bound += r * r
+    assert numbers <= bound, f"{numbers:.0f} numbers for a matrix, but should be at most {bound:.0f}"
+
+
+def _check_flops(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any], flops: int) -> None:
+    kind = LAYOUTS[layout]
+    if layout == "unaware":
+        return
+    alone = _alone(shape, options)
+    cuts = 1
+    for size, dim in zip(kind.meshes[world], kind.dims, strict=True):
+        cuts *= size if dim is not None else 1
+    assert flops <= 1.15 * alone / cuts, f"{flops * cuts / alone:.2f} times the work of one process, divided"
+
+
+def _alone(shape: tuple[int, int], options: dict[str, Any]) -> int:
+    named = [(f"w{i}", nn.Parameter(torch.randn(*shape))) for i in range(COUNT)]
+    optimizer = Dion(named, **options)
+    for _, param in named:
+        param.grad = torch.randn(*shape)
+    optimizer.step()
+    with FlopCounterMode(display=False, custom_mapping=MORE) as flops:
+        optimizer.step()
+    return int(flops.get_total_flops())
