@@ -1,5 +1,7 @@
 """The ranks that train copies, as the user names them."""
 
+from typing import cast
+
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
@@ -24,9 +26,8 @@ def replica_group(replicas: ProcessGroup | DeviceMesh | None, owner: str) -> Pro
                 "choose an axis as in mesh['replicate']"
             )
         replicas = replicas.get_group()
+    if cast(object, replicas) is dist.GroupMember.NON_GROUP_MEMBER:  # what new_group returns to the others
+        raise ValueError(f"{owner}: replicas should include this rank, {dist.get_rank()}, but is a group of others")
     if not isinstance(replicas, ProcessGroup):
         raise TypeError(f"{owner}: replicas should be a process group or a device mesh, but is {replicas!r}")
-    if dist.get_rank(replicas) < 0:
-        ranks = dist.get_process_group_ranks(replicas)
-        raise ValueError(f"{owner}: replicas should include this rank, {dist.get_rank()}, but is {ranks}")
     return replicas

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from orthon.algorithms import RULES
 from orthon.names import plain_name
@@ -81,6 +82,7 @@ def param_groups(
     for argument, name in (("algorithm", algorithm), ("scalar_algorithm", scalar_algorithm)):
         if name not in RULES:
             raise ValueError(f"param_groups: {argument} should be one of {sorted(RULES)}, but is {name!r}")
+    model = _unwrapped(model)
     roles = _roles(model)
     if not roles:
         raise ValueError(f"param_groups: {type(model).__name__} has no parameters that require gradients")
@@ -116,6 +118,15 @@ def param_groups(
                 groups[key].update(overrides[pattern])
         groups[key]["params"].append((name, parameters[name]))
     return list(groups.values())
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model itself, without DistributedDataParallel and torch.compile around it."""
+    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        inner = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
 
 
 def _roles(model: nn.Module) -> dict[str, Role]:
