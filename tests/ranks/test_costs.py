@@ -125,10 +125,15 @@ def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, 
             averaged *= size
         elif not kind.plain or kind.replicas:
             copies *= size
+    messages = []
+    if averaged > 1 and options.get("power_iterations", 1) * (shape[0] // cut[0] + shape[1] // cut[1]) * r >= (
+        shape[0] // cut[0] * (shape[1] // cut[1])
+    ):  # cheaper to average the gradients
+        messages.append(("sum", averaged, COUNT * (shape[0] // cut[0]) * (shape[1] // cut[1])))
+        copies, averaged = copies * averaged, 1
     a, c = shape[left] // cut[left], shape[1 - left] // cut[1 - left]
     right_copies = copies if orthonormal or 2 * a > 300 else 1
     everyone = cut[0] * cut[1] * averaged
-    messages = []
 
     def sums(*numbers: int, ranks: int) -> None:
         messages.extend(("sum", ranks, COUNT * number) for number in numbers if ranks > 1)
@@ -185,13 +190,16 @@ def _check_numbers(layout: str, world: int, shape: tuple[int, int], options: dic
             cut[dim] *= size
     sides = sum(shape[dim] // cut[dim] for dim in (0, 1) if cut[1 - dim] > 1)
     sides += sum(shape[dim] // cut[dim] for dim in (0, 1)) if kind.compressed else 0
-    if sides == 0 or (kind.axes[0] == "replicate" and not kind.compressed):
-        return  # nothing but work sharing of replicas, which the bound does not speak of
+    copies = math.prod(size for size, dim in zip(kind.meshes[world], kind.dims, strict=True) if dim is None)
+    if sides == 0 or messages[0][2] == COUNT * math.prod(shape) // math.prod(cut):
+        return  # copies alone, or averaged in full: the bound speaks of factors
     numbers = sum((1.0 if kind_ == "sum" else 0.5) * n for kind_, _, n in messages) / COUNT / iterations
     bound = 1.05 * (sides + 3 * r) * r
     left = 1 if shape[0] > shape[1] else 0
     if cut[left] > 1 and r > shape[left] // cut[left]:  # Q is spread, and gathered once more in a step
         bound += shape[1 - left] // cut[1 - left] * r / 2 / iterations
+    if copies > 1 and not kind.compressed:  # they share the orthonormalization
+        bound += shape[left] // cut[left] * r / 2
     if "right_factor" in options:  # R in terms of its orthonormal factor
         bound += r * r
     assert numbers <= bound, f"{numbers:.0f} numbers for a matrix, but should be at most {bound:.0f}"

@@ -57,13 +57,14 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     if Q is not kept:
         kept.copy_(cols.keep(Q))
 
-    # R is not gathered as well: R = Q T, with T the lengths of its columns or a triangle.
-    if orthonormal:
-        T = yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))  # (b, r, r)
-        S = P @ T.mT.to(sent)
-    else:
+    # R is not gathered as well: R = Q T, with T the lengths of its columns, or a triangle.
+    S, V = P, found
+    if not orthonormal:
         S = P * right.size.unsqueeze(-2)
-    M.baddbmm_(S.to(M.dtype), found.mT.to(M.dtype), alpha=group["momentum"] - 1)
+    else:
+        T = (yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))).to(sent)  # (b, r, r)
+        S, V = (P @ T.mT, found) if rows.size < cols.size else (P, found @ T)
+    M.baddbmm_(S.to(M.dtype), V.mT.to(M.dtype), alpha=group["momentum"] - 1)
     if M is not stored:
         stored.copy_(M)
 
