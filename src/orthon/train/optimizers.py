@@ -52,7 +52,7 @@ class Optimizers:
         """Make the state the same on all replicas, where gradients are not; all ranks call it together."""
         if self.unsynchronized is not None:
             for optimizer in self.each:
-                cast(orthon.Dion, optimizer).consolidate()
+                cast(Any, optimizer).consolidate()
 
     def state_bytes(self) -> int:
         """Memory of the optimizers' state, in bytes."""
