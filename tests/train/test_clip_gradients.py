@@ -4,6 +4,9 @@ from torch import nn
 
 from orthon.train.clipping import clip_gradients
 from orthon.train.optimizers import Optimizers
+from orthon.train.ranks import Ranks
+
+ALONE = Ranks(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -13,7 +16,7 @@ from orthon.train.optimizers import Optimizers
 def test_clipping(limit: float, matrices_too: bool, matrix_norm: float, other_norm: float) -> None:
     matrix, other, unused = (nn.Parameter(torch.zeros(2, 2)) for _ in range(3))
     matrix.grad, other.grad = torch.full((2, 2), 1.5), torch.full((2, 2), -2.0)
-    norm = clip_gradients(Optimizers(each=(), matrices=(matrix,), others=(other, unused)), limit, matrices_too)
+    norm = clip_gradients(Optimizers(each=(), matrices=(matrix,), others=(other, unused)), limit, matrices_too, ALONE)
     assert norm.item() == pytest.approx(5.0)
     assert matrix.grad.norm().item() == pytest.approx(matrix_norm, rel=1e-5)
     assert other.grad.norm().item() == pytest.approx(other_norm, rel=1e-5)

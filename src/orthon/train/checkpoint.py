@@ -11,6 +11,8 @@ import torch
 from orthon.train.config import TrainConfig
 from orthon.train.config_file import as_plain, flatten
 from orthon.train.errors import UserError
+from orthon.train.full_state import gather, load_weights
+from orthon.train.launch import processes
 from orthon.train.training import Training
 
 # Settings that a continued run may change: the rest decides what the numbers so far mean.
@@ -20,6 +22,11 @@ CHANGEABLE = {
     "schedule.decay",
     "schedule.final",
     "device",
+    "mesh.dp_replicate",
+    "mesh.dp_shard",
+    "mesh.tp",
+    "optimizer.compressed_sync",
+    "activation_checkpointing",
     "log_every",
     "validate_every",
     "save_every",
@@ -31,7 +38,8 @@ CHANGEABLE = {
 def save_checkpoint(directory: Path, training: Training, config: TrainConfig, corpus: str) -> Path:
     """Write `checkpoints/step-….pt` of a run, and delete the oldest ones beyond `keep_checkpoints`.
 
-    The file appears under its name only when it is whole.
+    The file appears under its name only when it is whole. All ranks call it together; it holds what one process
+    would have, so that any number of ranks can go on from it.
 
     Args:
         directory: Of the run.
@@ -39,9 +47,8 @@ def save_checkpoint(directory: Path, training: Training, config: TrainConfig, co
         config: Settings of the run.
         corpus: Fingerprint of the text.
     """
-    path = directory / "checkpoints" / f"step-{training.step:08d}.pt"
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
+    training.optimizers.consolidate()
+    device = training.ranks.device
     content = {
         "step": training.step,
         "seconds": training.clock.seconds,
@@ -50,13 +57,22 @@ def save_checkpoint(directory: Path, training: Training, config: TrainConfig, co
         "model": training.model.state_dict(),
         "optimizers": training.optimizers.state_dict(),
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all(),
+        "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
     }
+    if training.ranks.world > 1:
+        content = gather(content, training.ranks.rank == 0)
+    path = directory / "checkpoints" / f"step-{training.step:08d}.pt"
+    training.ranks.on_main(lambda: _write(path, content, config.keep_checkpoints))
+    return path
+
+
+def _write(path: Path, content: dict[str, Any], keep: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
     torch.save(content, part)
     os.replace(part, path)
-    for old in checkpoints(directory)[: -config.keep_checkpoints]:
+    for old in checkpoints(path.parent.parent)[:-keep]:
         old.unlink()
-    return path
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -74,7 +90,7 @@ def read_checkpoint(directory: Path) -> dict[str, Any]:
     if not found:
         raise UserError(f"there is no checkpoint in {directory}")
     try:
-        content = torch.load(found[-1], map_location="cpu", weights_only=True)
+        content = torch.load(found[-1], map_location="cpu", weights_only=True, mmap=processes() > 1)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise UserError(
             f"checkpoint {found[-1]} is damaged; delete it to go on from the one before it"
@@ -120,7 +136,7 @@ def restore(content: dict[str, Any], training: Training, config: TrainConfig, co
     if content["corpus"] != corpus:
         raise UserError(f"checkpoint {path} was trained on another text: the files of data.source have changed")
     try:
-        training.model.load_state_dict(content["model"])
+        load_weights(training.model, content["model"])
         training.optimizers.load_state_dict(content["optimizers"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -128,5 +144,5 @@ def restore(content: dict[str, Any], training: Training, config: TrainConfig, co
     training.step = content["step"]
     training.clock.seconds = content["seconds"]
     torch.set_rng_state(content["rng"])
-    if content["cuda_rng"] and training.clock.device.type == "cuda":
-        torch.cuda.set_rng_state_all(content["cuda_rng"])
+    if content["cuda_rng"] and training.ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(content["cuda_rng"][0], training.ranks.device)

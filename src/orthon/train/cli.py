@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from orthon.train.errors import TrainingError, UserError
+from orthon.train.launch import process_rank, processes, run_together
+
 HELP = """\
 usage: orthon [--help] [--version] COMMAND ...
 
@@ -36,6 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed; 2 if the command cannot be carried out as given; 130 after Ctrl-C elsewhere.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if processes() == 1:
+        return _main(words)
+    try:
+        return run_together(lambda: _main(words))
+    except UserError as error:
+        return _complain(str(error), 2)
+
+
+def _main(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):
         print(HELP)
@@ -56,7 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(name: str, words: list[str]) -> int:
     # Only here, so that help and errors about the command itself do not wait for these imports.
     from orthon.train.compare_command import CompareCommand, run_compare
-    from orthon.train.errors import TrainingError, UserError
     from orthon.train.train_command import TrainCommand, run_train
 
     commands: dict[str, tuple[Any, Callable[[Any], None]]] = {
@@ -80,8 +91,6 @@ def _command(name: str, words: list[str]) -> int:
 def _parse(kind: Any, name: str, words: list[str]) -> Any:
     """The command with its settings: defaults, overridden by a file, overridden by flags."""
     import tyro
-
-    from orthon.train.errors import UserError
 
     default = kind(settings=_settings_from_file(kind, words))
     said = io.StringIO()
@@ -138,5 +147,6 @@ def _unbox(said: str) -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"orthon: {' '.join(message.split())}", file=sys.stderr)
+    if process_rank() == 0:
+        print(f"orthon: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -24,6 +24,7 @@ from orthon.train.corpus import load_corpus
 from orthon.train.errors import TrainingError, UserError
 from orthon.train.metrics import read_metrics
 from orthon.train.plots import plot_comparison
+from orthon.train.ranks import Ranks, join_ranks
 from orthon.train.run import Run
 from orthon.train.run_directory import CONFIG, Summary, read_summary, write_summary
 from orthon.train.tokens import Corpus
@@ -50,9 +51,9 @@ def run_compare(command: CompareCommand) -> None:
         UserError: The settings cannot be used, or do not fit the runs that are there; nothing is written.
     """
     console = Console(highlight=False)
-    planned = plan(command.settings, command.out)
-    corpus = load_corpus(command.settings.data)
-    done = [_summary(one, corpus) for one in planned]
+    ranks = join_ranks(command.settings)
+    planned, corpus = ranks.together(lambda: (plan(command.settings, command.out), load_corpus(command.settings.data)))
+    done = ranks.on_main(lambda: [_summary(one, corpus) for one in planned])
     console.print(
         f"{len(planned)} runs, {len(planned) - done.count(None)} already done; text: {corpus.description}",
         soft_wrap=True,
@@ -62,12 +63,13 @@ def run_compare(command: CompareCommand) -> None:
     for number, (one, summary) in enumerate(zip(planned, done, strict=True), start=1):
         if summary is None:
             console.print(f"\\[{number}/{len(planned)}] {one.label}, lr {one.lr:g}")
-            summary = _train(one, corpus, console)
+            summary = _train(one, corpus, ranks, console)
         if summary is None:
             console.print("stopped; the same command goes on from here")
             return
-        results.append(Result(one.label, one.lr, summary, read_metrics(one.directory)))
-    _report(results, command, console)
+        records = ranks.on_main(lambda one=one: read_metrics(one.directory))  # type: ignore[misc]
+        results.append(Result(one.label, one.lr, summary, records))
+    ranks.on_main(lambda: _report(results, command, console))
 
 
 def _summary(one: Planned, corpus: Corpus) -> Summary | None:
@@ -93,9 +95,9 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
     return summary
 
 
-def _train(one: Planned, corpus: Corpus, console: Console) -> Summary | None:
-    checkpoint = read_checkpoint(one.directory) if checkpoints(one.directory) else None
-    run = Run(one.config, one.directory, corpus, checkpoint)
+def _train(one: Planned, corpus: Corpus, ranks: Ranks, console: Console) -> Summary | None:
+    checkpoint = ranks.together(lambda: read_checkpoint(one.directory) if checkpoints(one.directory) else None)
+    run = Run(one.config, one.directory, corpus, checkpoint, ranks)
     try:
         return run.train(console)
     except TrainingError as error:  # too high a learning rate is a result, too
@@ -109,7 +111,7 @@ def _train(one: Planned, corpus: Corpus, console: Console) -> Summary | None:
             corpus=corpus.fingerprint,
             sample="",
         )
-        write_summary(one.directory, summary)
+        ranks.on_main(lambda: write_summary(one.directory, summary))
         return summary
 
 

@@ -20,6 +20,8 @@ PrecisionName = Literal["auto", "float32", "bf16"]
 SCALAR_LR = 0.003
 MOMENTUM = 0.8
 
+BIG_HIDDEN_SIZE = 2048  # that of the 1B model: from here on activations do not fit beside the weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -124,6 +126,8 @@ class OptimizerConfig:
     """Of 'dion' and 'torch-muon', and the first beta of AdamW and Lion; long runs want more."""
     rank_fraction: float | None = None
     """'dion': rank of the update over the shorter side of the matrix; if not given, 1/4."""
+    compressed_sync: bool = False
+    """'dion': leave gradients apart over mesh.dp_replicate; the optimizer averages low-rank factors instead."""
     options: KeyValues = field(default_factory=dict)
     """More arguments of the optimizer's constructor, such as right_factor=orthonormalize."""
 
@@ -140,12 +144,17 @@ class OptimizerConfig:
                 )
             if not 0 < self.rank_fraction <= 1:
                 raise UserError(f"optimizer.rank_fraction must be in (0, 1] but is {self.rank_fraction}")
+        if self.compressed_sync and self.name != "dion":
+            raise UserError(f"optimizer.compressed_sync is set, but only dion has it and optimizer.name is {self.name}")
         _momentum("optimizer.momentum", self.momentum)
         for key in ("lr", "scalar_lr", "weight_decay", "momentum", "rank_fraction"):
             if key in self.options:
                 raise UserError(f"optimizer.options must not contain {key}: it is set by optimizer.{key}")
         if "seed" in self.options:
             raise UserError("optimizer.options must not contain seed: the run's own seed is used")
+        for key in ("replicas", "sync_gradients"):
+            if key in self.options:
+                raise UserError(f"optimizer.options must not contain {key}: mesh and optimizer.compressed_sync set it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +179,42 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the processes that torchrun starts share the work; the product of the three is their number."""
+
+    dp_replicate: int | None = None
+    """Copies of the model, each with its part of the batch; if not given, as many as there are processes for."""
+    dp_shard: int = 1
+    """Ranks that divide the weights of a copy, each with its part of the batch (FSDP)."""
+    tp: int = 1
+    """Ranks that divide the products of each layer, on the same part of the batch (tensor parallelism)."""
+
+    def __post_init__(self) -> None:
+        if self.dp_replicate is not None:
+            _at_least("mesh.dp_replicate", self.dp_replicate, 1)
+        _at_least("mesh.dp_shard", self.dp_shard, 1)
+        _at_least("mesh.tp", self.tp, 1)
+
+    def sizes(self, processes: int) -> tuple[int, int, int]:
+        """dp_replicate, dp_shard and tp for a number of processes.
+
+        Raises:
+            UserError: Their product is another.
+        """
+        copies = max(processes // (self.dp_shard * self.tp), 1) if self.dp_replicate is None else self.dp_replicate
+        product = copies * self.dp_shard * self.tp
+        if product != processes:
+            raise UserError(
+                f"mesh.dp_replicate × mesh.dp_shard × mesh.tp ({copies} × {self.dp_shard} × {self.tp}) must be "
+                f"the number of processes but is {product}, and torchrun has started {processes}"
+                if processes > 1
+                else f"mesh.dp_replicate × mesh.dp_shard × mesh.tp ({copies} × {self.dp_shard} × {self.tp}) takes "
+                f"{product} processes, but this is the only one: torchrun --nproc-per-node {product} -m orthon …"
+            )
+        return copies, self.dp_shard, self.tp
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What is trained, on what, for how long; all but the optimizer."""
 
@@ -179,6 +224,8 @@ class RunConfig:
     """Sequences in one optimizer step."""
     accumulation: int = 1
     """Equal parts into which a batch is cut to save memory; their gradients are added up."""
+    activation_checkpointing: bool | None = None
+    """Compute each layer's activations again in the backward pass, to save memory; if not given, from 1B on."""
     clip: float = 1.0
     """Largest norm of the gradient of what is not orthonormalized; 0 clips nothing."""
     clip_matrices: bool = False
@@ -201,6 +248,7 @@ class RunConfig:
     """Newest checkpoints to keep."""
     sample_tokens: int = 200
     """Length of the text generated at the end, in tokens; 0 generates none."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -224,6 +272,12 @@ class RunConfig:
                 f"sample_tokens must leave room for a prompt in model.context and be at most {room} "
                 f"but is {self.sample_tokens}"
             )
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        given = self.activation_checkpointing
+        return self.model.shape.hidden_size >= BIG_HIDDEN_SIZE if given is None else given
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from orthon.train.config import TrainConfig
 from orthon.train.interrupt import Interrupt
-from orthon.train.metrics import MetricsLog, Record
-from orthon.train.progress import Progress
+from orthon.train.metrics import Record
 from orthon.train.training import Training, validation_loss
 from orthon.train.windows import BatchOrder, Windows
 
@@ -15,8 +14,7 @@ def train(
     config: TrainConfig,
     text: Windows,
     held_out: Windows,
-    log: MetricsLog,
-    progress: Progress,
+    publish: Callable[[Record], None],
     save: Callable[[], None],
 ) -> bool:
     """Train from the step that `training` has reached to the last one, or until the user interrupts.
@@ -26,9 +24,8 @@ def train(
         config: Settings of the run.
         text: What to train on.
         held_out: What to validate on.
-        log: Takes the numbers.
-        progress: Shows them.
-        save: Writes a checkpoint of `training`.
+        publish: Takes the numbers.
+        save: Writes a checkpoint of `training`; on all ranks together.
 
     Returns:
         Whether the last step was reached. Either way there is a checkpoint of the step that was.
@@ -38,23 +35,25 @@ def train(
     """
     order = BatchOrder(len(text), config.batch_size, config.seed)
     validation = held_out.read(held_out.spread(config.validation_sequences))
-    clock, tokens_per_step = training.clock, config.batch_size * config.model.shape.context
+    clock, ranks, tokens_per_step = training.clock, training.ranks, config.batch_size * config.model.shape.context
     steps_before, seconds_before = training.step, clock.seconds  # at the last report
     saved = -1  # step of the newest checkpoint of this call
     with Interrupt() as interrupt:
-        while training.step < config.steps and not interrupt.requested:
+        # A signal may reach the ranks at different times: they stop together.
+        while training.step < config.steps and not ranks.any(interrupt.requested):
             number = training.step + 1
             last = number == config.steps
             validate = last or number % config.validate_every == 0
             report = validate or number % config.log_every == 0
 
             clock.start()
-            numbers = training.advance(text.read(order.indices(training.step)), config, report)
+            indices = order.indices(training.step, ranks.data_rank, ranks.data_world)
+            numbers = training.advance(text.read(indices), config, report)
             if numbers is not None:
                 clock.stop()
                 val_loss = None
                 if validate:
-                    val_loss = validation_loss(training.model, validation, config, clock.device)
+                    val_loss = validation_loss(training.model, validation, config, ranks)
                 tokens = (training.step - steps_before) * tokens_per_step
                 record = Record(
                     step=number,
@@ -66,8 +65,7 @@ def train(
                     optimizer_share=numbers.optimizer_share,
                     seconds=clock.seconds,
                 )
-                log.write(record)
-                progress.show(record)
+                publish(record)
                 steps_before, seconds_before = training.step, clock.seconds
             if number % config.save_every == 0:
                 clock.stop()

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 import orthon
 from orthon.train.config import OptimizerConfig, OptimizerName
 from orthon.train.errors import UserError
+from orthon.train.full_state import divide_optimizer_state
+from orthon.train.ranks import REPLICATE, SHARD, TENSOR, Ranks
 
 # Of the hidden matrices; tuned for the default run, by factors of 2.
 DEFAULT_LR: dict[OptimizerName, float] = {"dion": 0.04, "torch-muon": 0.04, "adamw": 0.003, "lion": 0.001}
@@ -24,6 +27,7 @@ class Optimizers:
     each: tuple[torch.optim.Optimizer, ...]
     matrices: tuple[Tensor, ...]  # parameters whose update is orthonormal
     others: tuple[Tensor, ...]
+    unsynchronized: ProcessGroup | None = None  # over these ranks the gradients differ, and the optimizer knows it
 
     def __post_init__(self) -> None:
         for group in self._groups():
@@ -44,6 +48,12 @@ class Optimizers:
         for group in self._groups():
             group["lr"] = group["initial_lr"] * factor
 
+    def consolidate(self) -> None:
+        """Make the state the same on all replicas, where gradients are not; all ranks call it together."""
+        if self.unsynchronized is not None:
+            for optimizer in self.each:
+                cast(Any, optimizer).consolidate()
+
     def state_bytes(self) -> int:
         """Memory of the optimizers' state, in bytes."""
         states = (state for optimizer in self.each for state in optimizer.state.values())
@@ -54,26 +64,34 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self.each]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take over what `state_dict` gave.
+        """Take over what `state_dict` gave, with whole tensors in place of divided ones.
 
         Raises:
             ValueError: The states belong to other optimizers.
         """
         for optimizer, state in zip(self.each, states, strict=True):
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(divide_optimizer_state(optimizer, state))
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.each for group in optimizer.param_groups]
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:
+def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:
     """The optimizers that the settings name.
+
+    Args:
+        model: Already divided over the ranks.
+        config: Settings.
+        seed: Of the run.
+        ranks: Who takes part.
 
     Raises:
         UserError: The optimizer does not take one of `optimizer.options`.
     """
+    if config.compressed_sync and ranks.size(REPLICATE) == 1:
+        raise UserError("optimizer.compressed_sync is set, but mesh.dp_replicate is 1: there is nothing to compress")
     try:
-        return _BUILDERS[config.name](model, settle(config), seed)
+        return _BUILDERS[config.name](model, settle(config), seed, ranks)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
 
@@ -89,28 +107,35 @@ def full_lr(config: OptimizerConfig) -> float:
     return DEFAULT_LR[config.name] if config.lr is None else config.lr
 
 
-def _dion(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:
-    options = _adam_options(config) | {
+def _dion(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:
+    options: dict[str, Any] = _adam_options(config) | {
         "seed": seed,
         "momentum": config.momentum,
         "rank_fraction": config.rank_fraction,
     }
-    return _collect(orthon.Dion.for_model(model, **_rates(config), **options | config.options))
+    replicas = None
+    # Where weights are divided as well, they tell themselves that they are replicated, unless it is left to Dion.
+    plain = ranks.size(SHARD) == ranks.size(TENSOR) == 1
+    if ranks.mesh is not None and ranks.size(REPLICATE) > 1 and (plain or config.compressed_sync):
+        replicas = ranks.mesh[REPLICATE].get_group()
+        options |= {"replicas": replicas, "sync_gradients": config.compressed_sync}
+    optimizer = orthon.Dion.for_model(model, **_rates(config), **options | config.options)
+    return _collect(optimizer, unsynchronized=replicas if config.compressed_sync else None)
 
 
-def _lion(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:
+def _lion(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:  # noqa: ARG001
     groups = orthon.param_groups(model, "lion", "adamw", **_rates(config))
     options = _adam_options(config) | {"seed": seed} | config.options
     return _collect(orthon.Dion(groups, **options))
 
 
-def _adamw(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:  # noqa: ARG001
+def _adamw(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:  # noqa: ARG001
     groups = orthon.param_groups(model, "adamw", "adamw", **_rates(config))
     options = _adam_options(config) | config.options
     return _collect(torch.optim.AdamW(groups, **options))
 
 
-def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int) -> Optimizers:  # noqa: ARG001
+def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:  # noqa: ARG001
     # The groups of Dion, so that both update the same matrices and have the same companion.
     groups = orthon.param_groups(model, "dion", "adamw", **_rates(config))
     matrices = [group for group in groups if group["algorithm"] == "dion"]
@@ -137,10 +162,10 @@ def _rates(config: OptimizerConfig) -> dict[str, Any]:
     }
 
 
-def _collect(*optimizers: torch.optim.Optimizer) -> Optimizers:
+def _collect(*optimizers: torch.optim.Optimizer, unsynchronized: ProcessGroup | None = None) -> Optimizers:
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             (matrices if group["algorithm"] == "dion" else others).extend(group["params"])
-    return Optimizers(each=optimizers, matrices=tuple(matrices), others=tuple(others))
+    return Optimizers(each=optimizers, matrices=tuple(matrices), others=tuple(others), unsynchronized=unsynchronized)

@@ -1,21 +1,24 @@
 """One run, from its settings to its results on disk."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from orthon.train.checkpoint import restore, save_checkpoint
-from orthon.train.config import DeviceName, TrainConfig
+from orthon.train.config import TrainConfig
 from orthon.train.config_file import write_config
 from orthon.train.errors import UserError
 from orthon.train.loop import train
 from orthon.train.metrics import MetricsLog, Record, read_metrics
 from orthon.train.model import build_model
 from orthon.train.optimizers import build_optimizers, full_lr
+from orthon.train.parallelize import parallelize
 from orthon.train.plots import plot_run
 from orthon.train.progress import make_progress
+from orthon.train.ranks import AXES, Ranks
 from orthon.train.run_directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, write_summary
 from orthon.train.sample import generate
 from orthon.train.step_clock import StepClock
@@ -27,29 +30,36 @@ from orthon.train.windows import Windows
 class Run:
     """A model, its optimizers and its text, ready to train in a directory.
 
+    On many ranks each builds its own, and all do together what this offers; rank 0 writes and speaks.
     Nothing is written before `train`, so that a setting that cannot work leaves no trace.
 
     Args:
         config: Settings.
         directory: Where results go.
         corpus: The text.
-        checkpoint: From `read_checkpoint`, to go on from there.
+        checkpoint: From `read_checkpoint`, to go on from there, or None.
+        ranks: Who takes part.
 
     Raises:
         UserError: Settings, text and checkpoint do not go together.
     """
 
     def __init__(
-        self, config: TrainConfig, directory: Path, corpus: Corpus, checkpoint: dict[str, Any] | None = None
+        self,
+        config: TrainConfig,
+        directory: Path,
+        corpus: Corpus,
+        checkpoint: dict[str, Any] | None,
+        ranks: Ranks,
     ) -> None:
-        self.config, self.directory, self.corpus = config, directory, corpus
+        self.config, self.directory, self.corpus, self.ranks = config, directory, corpus, ranks
         context = config.model.shape.context
         self.text = Windows(corpus.train, context, corpus.vocab_size, "training")
         self.held_out = Windows(corpus.held_out, context, corpus.vocab_size, "held-out")
-        device = _device(config.device)
-        self.model = build_model(config.model.shape, corpus.vocab_size, config.seed).to(device)
-        optimizers = build_optimizers(self.model, config.optimizer, config.seed)
-        self.training = Training(self.model, optimizers, StepClock(device))
+        self.model = build_model(config.model.shape, corpus.vocab_size, config.seed)
+        replica = parallelize(self.model, config, ranks, average=not config.optimizer.compressed_sync)
+        optimizers = build_optimizers(self.model, config.optimizer, config.seed, ranks)
+        self.training = Training(self.model, replica, optimizers, StepClock(ranks.device), ranks)
         if checkpoint is not None:
             restore(checkpoint, self.training, config, corpus.fingerprint)
 
@@ -65,7 +75,7 @@ class Run:
             f"optimizer  {config.optimizer.name}, lr {full_lr(config.optimizer):g}; "
             f"AdamW for the rest, lr {config.optimizer.scalar_lr:g}\n"
             f"run        {config.steps} steps{start} of {config.batch_size} sequences "
-            f"on {self.training.clock.device}, in {self.directory}"
+            f"on {self._where()}, in {self.directory}"
         )
 
     def train(self, console: Console) -> Summary | None:
@@ -74,26 +84,55 @@ class Run:
         Raises:
             TrainingError: The loss or a gradient is not finite.
         """
+        with self._publishing(console) as publish:
+            finished = train(self.training, self.config, self.text, self.held_out, publish, self._save)
+        if not finished:
+            return None
+        sample = self._sample()
+        return self.ranks.on_main(lambda: self._finish(sample))
+
+    @contextmanager
+    def _publishing(self, console: Console) -> Iterator[Callable[[Record], None]]:
+        log = self.ranks.together(self._begin)
+        if log is None:
+            yield lambda _: None
+            return
+        try:
+            with make_progress(console, self.training.step, self.config.steps) as progress:
+
+                def publish(record: Record) -> None:
+                    log.write(record)
+                    progress.show(record)
+
+                yield publish
+        finally:
+            log.close()
+
+    def _begin(self) -> MetricsLog | None:
+        """Prepare the directory; the log is rank 0's."""
+        if self.ranks.rank:
+            return None
         self.directory.mkdir(parents=True, exist_ok=True)
         write_config(self.directory / CONFIG, self.config)
         (self.directory / SUMMARY).unlink(missing_ok=True)  # of a run that goes on beyond its end
-        log = MetricsLog(self.directory, self.training.step)
-        try:
-            with make_progress(console, self.training.step, self.config.steps) as progress:
-                finished = train(self.training, self.config, self.text, self.held_out, log, progress, self._save)
-        finally:
-            log.close()
-        return self._finish() if finished else None
+        return MetricsLog(self.directory, self.training.step)
+
+    def _where(self) -> str:
+        """The devices, in words."""
+        ranks = self.ranks
+        if ranks.mesh is None:
+            return str(ranks.device)
+        axes = [f"{name} {ranks.size(name)}" for name in AXES if ranks.size(name) > 1]
+        return f"{ranks.world} × {ranks.device.type} ({' × '.join(axes)})"
 
     def _save(self) -> None:
         save_checkpoint(self.directory, self.training, self.config, self.corpus.fingerprint)
 
-    def _finish(self) -> Summary:
+    def _finish(self, sample: str) -> Summary:
         records, optimizer = read_metrics(self.directory), self.config.optimizer
         val_loss = records[-1].val_loss if records else None
         if val_loss is None:  # every last step has one
             raise UserError(f"the metrics in {self.directory} lack the validation of step {self.config.steps}")
-        sample = self._sample()
         (self.directory / SAMPLE).write_text(sample + "\n", encoding="utf-8")
         plot_run(
             self.directory / PLOT,
@@ -129,9 +168,3 @@ def mean_share(records: list[Record]) -> float:
     times = [1 / record.tokens_per_second for record in records]
     shares = [record.optimizer_share for record in records]
     return sum(time * share for time, share in zip(times, shares, strict=True)) / sum(times)
-
-
-def _device(name: DeviceName) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, but PyTorch sees no GPU")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ TEMPERATURE = 0.8  # below 1: fewer odd tokens from a small model
 
 @torch.no_grad()
 def generate(model: LlamaForCausalLM, prompt: Tensor, tokens: int, seed: int) -> list[int]:
-    """Continue a prompt; global random state is not touched.
+    """Continue a prompt; global random state is not touched. All ranks that share the model call it together.
 
     Args:
         model: On any device.
@@ -20,6 +20,7 @@ def generate(model: LlamaForCausalLM, prompt: Tensor, tokens: int, seed: int) ->
     """
     generator = torch.Generator().manual_seed(seed)
     device = model.device
+    model.eval()  # activation checkpointing in training mode would leave out the cache
     generated: list[int] = []
     output = model(input_ids=prompt[None].to(device), use_cache=True)
     while True:
@@ -27,5 +28,6 @@ def generate(model: LlamaForCausalLM, prompt: Tensor, tokens: int, seed: int) ->
         token = torch.multinomial(chances, 1, generator=generator)
         generated.append(int(token))
         if len(generated) == tokens:
+            model.train()
             return generated
         output = model(input_ids=token[None].to(device), past_key_values=output.past_key_values, use_cache=True)

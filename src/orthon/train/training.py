@@ -11,6 +11,8 @@ from orthon.train.clipping import clip_gradients
 from orthon.train.config import TrainConfig
 from orthon.train.errors import TrainingError
 from orthon.train.optimizers import Optimizers, full_lr
+from orthon.train.parallelize import gradient_sync
+from orthon.train.ranks import Ranks
 from orthon.train.schedule import lr_factor
 from orthon.train.step_clock import StepClock
 
@@ -20,15 +22,17 @@ class Training:
     """Weights, optimizer state and progress: what a checkpoint holds."""
 
     model: nn.Module
+    replica: nn.Module  # the model, or what wraps it to average gradients
     optimizers: Optimizers
     clock: StepClock
+    ranks: Ranks
     step: int = 0  # steps done
 
     def advance(self, sequences: Tensor, config: TrainConfig, report: bool) -> "StepReport | None":
         """Train one step.
 
         Args:
-            sequences: int64, (batch_size, context + 1).
+            sequences: int64, (this rank's share of the batch, context + 1).
             config: Settings of the run.
             report: Whether to wait for the device and read the numbers.
 
@@ -40,14 +44,17 @@ class Training:
         factor = lr_factor(self.step, config.steps, config.schedule)
         self.optimizers.set_lr_factor(factor)
         loss = torch.zeros((), device=clock.device)
-        for part in sequences.to(clock.device).chunk(config.accumulation):
-            part_loss = token_loss(self.model, part, config) / config.accumulation
-            part_loss.backward()  # type: ignore[no-untyped-call]
+        parts = sequences.to(clock.device).chunk(config.accumulation)
+        for number, part in enumerate(parts, start=1):
+            with gradient_sync(self.replica, number == len(parts)):
+                part_loss = token_loss(self.replica, part, config) / config.accumulation
+                part_loss.backward()  # type: ignore[no-untyped-call]
             loss += part_loss.detach()
         self.step += 1
-        if report and not math.isfinite(loss.item()):
-            raise TrainingError(f"the loss of step {self.step} is {loss.item()}: a lower optimizer.lr may help")
-        norm = clip_gradients(self.optimizers, config.clip, config.clip_matrices)
+        mean_loss = self.ranks.mean(loss.item()) if report else 0.0
+        if not math.isfinite(mean_loss):
+            raise TrainingError(f"the loss of step {self.step} is {mean_loss}: a lower optimizer.lr may help")
+        norm = clip_gradients(self.optimizers, config.clip, config.clip_matrices, self.ranks)
         before_update = clock.now() if report else 0.0
         try:
             self.optimizers.step()
@@ -60,7 +67,7 @@ class Training:
         self.optimizers.zero_grad()
         share = (ended - before_update) / (ended - started)
         return StepReport(
-            loss=loss.item(),
+            loss=mean_loss,
             lr=factor * full_lr(config.optimizer),
             grad_norm=norm.item(),
             optimizer_share=share,
@@ -78,13 +85,17 @@ class StepReport:
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, device: torch.device) -> float:
-    """Mean loss in nats per token over sequences, int64, (any number, context + 1)."""
-    at_once = config.batch_size // config.accumulation
+def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, ranks: Ranks) -> float:
+    """Mean loss in nats per token over sequences, int64, (any number, context + 1), the same on all ranks."""
+    parts = torch.split(sequences, config.batch_size // config.accumulation // ranks.data_world)
     total = 0.0
-    for part in torch.split(sequences, at_once):
-        total += token_loss(model, part.to(device), config).item() * len(part)
-    return total / len(sequences)
+    for first in range(0, len(parts), ranks.data_world):
+        mine = first + ranks.data_rank
+        # A rank that has no part left computes all the same: the others need its weights.
+        part = parts[min(mine, len(parts) - 1)]
+        loss = token_loss(model, part.to(ranks.device), config).item()
+        total += loss * len(part) if mine < len(parts) else 0.0
+    return ranks.mean(total) * ranks.data_world / len(sequences)
 
 
 def token_loss(model: nn.Module, sequences: Tensor, config: TrainConfig) -> Tensor:
