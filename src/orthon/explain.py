@@ -13,7 +13,7 @@ from torch import Tensor
 from orthon.lr_scale import lr_factor
 from orthon.member import Member
 from orthon.optimizer import MixedOptimizer
-from orthon.sharding import Message, local, record_messages, relocated, run
+from orthon.sharding import Message, local, on_meta, record_messages, run
 from orthon.updates import batches, update
 
 
@@ -162,7 +162,7 @@ def explain(optimizer: MixedOptimizer) -> Explanation:
 
 def _on_meta(member: Member) -> Member:
     """Return the parameter with a gradient, without any storage."""
-    param = relocated(member.param.detach(), local(member.param).to("meta"))
+    param = on_meta(member.param)
     return replace(member, param=param, grad=torch.empty_like(local(param)))
 
 

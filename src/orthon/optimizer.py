@@ -16,7 +16,7 @@ from orthon.member import Member, members
 from orthon.names import parameter_names
 from orthon.options import choice, flag
 from orthon.replicas import replica_group
-from orthon.sharding import Layouts, Step, check_placements, local, run
+from orthon.sharding import Layouts, Step, check_placements, local, on_meta, placed_like, run
 from orthon.updates import batches, update
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -194,17 +194,22 @@ class MixedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, each tensor in the dtype in which it was saved.
 
+        Whole tensors are cut as the parameters are. Tensors that lie otherwise are made whole for that, on all
+        ranks together.
+
         Raises:
             ValueError: for a state of other algorithms, or with entries missing, unknown or of another shape.
         """
-        self._check_state(state_dict)
+        expected = self._check_state(state_dict)
         super().load_state_dict(state_dict)
         # torch casts floating state to the dtype of the parameter, and shares what needs no cast with the caller.
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for i, param in zip(ids, params, strict=True):
             for key, value in state_dict["state"].get(i, {}).items():
-                self.state[param][key] = value.detach().to(self.state[param][key].device, copy=True)
+                value = placed_like(value.detach(), expected[i][key])
+                self.state[param][key] = value.to(self.state[param][key].device, copy=True)
+        self._unconsolidated = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -266,8 +271,13 @@ class MixedOptimizer(torch.optim.Optimizer):
                 'NaNs; weights and state are as before (nonfinite="skip" leaves such steps out)'
             )
 
-    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
-        """Raise a ValueError unless the state fits these groups; their number and sizes are left to torch."""
+    def _check_state(self, state_dict: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
+        """Return what each entry should be, without storage.
+
+        Raises:
+            ValueError: unless the state fits these groups; their number and sizes are left to torch.
+        """
+        everything: dict[int, dict[str, Tensor]] = {}
         for index, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
             where = f"{type(self).__name__}: loading the state of "
             if saved.get("algorithm") != group["algorithm"]:
@@ -281,7 +291,8 @@ class MixedOptimizer(torch.optim.Optimizer):
                 given = state_dict["state"].get(i)
                 if not given:
                     continue
-                expected = rule.new_state(name, param.to("meta"), {**group, **saved}, self._layouts(param))
+                expected = rule.new_state(name, on_meta(param), {**group, **saved}, self._layouts(param))
+                everything[i] = expected
                 if given.keys() != expected.keys():
                     raise ValueError(
                         f"{where}parameter {name!r}: entries should be {sorted(expected)}, but are {sorted(given)}"
@@ -292,6 +303,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                             f"{where}parameter {name!r}: shape of {key!r} should be {tuple(value.shape)}, "
                             f"but is {tuple(given[key].shape)}"
                         )
+        return everything
 
 
 def _rule(algorithm: object, label: str) -> Rule:

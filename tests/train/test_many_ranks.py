@@ -13,7 +13,7 @@ from orthon.train.cli import main
 from orthon.train.config import MeshConfig
 from orthon.train.errors import UserError
 
-OPTIMIZERS = ("adamw",)
+OPTIMIZERS = ("dion", "adamw")
 
 # dp_replicate, dp_shard, tp
 LAYOUTS = {
@@ -87,7 +87,7 @@ def mesh(sizes: tuple[int, int, int]) -> list[str]:
 
 def assert_same_curve(many: list[dict[str, float]], one: list[dict[str, float]]) -> None:
     assert [set(record) for record in many] == [set(record) for record in one]
-    for key in ("step", "loss", "val_loss", "grad_norm", "lr"):
+    for key in many[0].keys() | {"val_loss"}:
         curves = [[record[key] for record in records if key in record] for records in (many, one)]
         assert curves[0] == pytest.approx(curves[1], abs=1e-3), key
 
@@ -104,6 +104,18 @@ def test_the_curve_of_one_process(
     one = alone(choice)
     assert_same_curve(numbers(tmp_path / "run"), numbers(one))
     assert (tmp_path / "run" / "sample.txt").read_text() == (one / "sample.txt").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["DDP", "HSDP", "TP and replicas"])
+def test_the_curve_of_one_process_with_compressed_synchronization(
+    tmp_path: Path, words: list[str], alone, numbers, layout: str
+) -> None:
+    torchrun(4, "train", *words, "--optimizer.compressed-sync", *mesh(LAYOUTS[layout]), f"--out={tmp_path / 'run'}")
+    many, one = numbers(tmp_path / "run"), numbers(alone("--optimizer.name=dion"))
+    for record in [*many, *one]:
+        del record["grad_norm"]  # that of the averages, which never exist
+    assert_same_curve(many, one)
 
 
 @pytest.mark.long

@@ -1,8 +1,8 @@
 """Who holds which part of a parameter, and what they communicate."""
 
 from orthon.sharding.cost import worth_sending
-from orthon.sharding.layout import Layout, check_placements, local, relocated
-from orthon.sharding.layouts import Layouts
+from orthon.sharding.layout import Layout, check_placements, local, on_meta, relocated
+from orthon.sharding.layouts import Layouts, placed_like
 from orthon.sharding.process_groups import process_group
 from orthon.sharding.ranks import Message, Ranks, record_messages
 from orthon.sharding.side import Side
@@ -17,6 +17,8 @@ __all__ = [
     "Step",
     "check_placements",
     "local",
+    "on_meta",
+    "placed_like",
     "process_group",
     "record_messages",
     "relocated",

@@ -232,6 +232,11 @@ def relocated(x: Tensor, part: Tensor) -> Tensor:
     return _dtensor(part, x.device_mesh, x.placements, x.shape) if isinstance(x, DTensor) else part
 
 
+def on_meta(x: Tensor) -> Tensor:
+    """Return a tensor like `x`, without storage."""
+    return relocated(x.detach(), local(x.detach()).to("meta"))
+
+
 def _dtensor(part: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:
     shape = torch.Size(shape)
     stride = torch.empty(shape, device="meta").stride()

@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 
 from orthon.sharding.grid import Grid, make_grid
-from orthon.sharding.layout import Layout, make_layout
+from orthon.sharding.layout import Layout, make_layout, relocated
 
 _Kind = tuple[tuple[int, ...], torch.device, DeviceMesh | None, tuple[Placement, ...]]
 
@@ -37,3 +37,24 @@ class Layouts:
                 self._grids[mesh] = make_grid(mesh, self._replicas)
             self._layouts[kind] = make_layout(param, self._grids[mesh])
         return self._layouts[kind]
+
+
+def placed_like(x: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor as it should lie.
+
+    A whole one is cut without any communication; one that lies otherwise is made whole before, on all ranks together.
+
+    Args:
+        x: the tensor; a plain one is whole.
+        like: a tensor of the same shape that lies as it should; its entries do not matter.
+    """
+    pair = isinstance(x, DTensor) and isinstance(like, DTensor)
+    if pair and x.device_mesh == like.device_mesh and x.placements == like.placements:
+        return x
+    whole = x.full_tensor() if isinstance(x, DTensor) else x
+    if isinstance(like, DTensor):
+        layout = Layouts(None)(like)
+        for dim in range(whole.ndim):
+            start, stop = layout.part(dim)
+            whole = whole.narrow(dim, start, stop - start)
+    return relocated(like, whole)
