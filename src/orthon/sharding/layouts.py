@@ -48,8 +48,11 @@ def placed_like(x: Tensor, like: Tensor) -> Tensor:
         x: the tensor; a plain one is whole.
         like: a tensor of the same shape that lies as it should; its entries do not matter.
     """
-    pair = isinstance(x, DTensor) and isinstance(like, DTensor)
-    if pair and x.device_mesh == like.device_mesh and x.placements == like.placements:
+    if (
+        isinstance(x, DTensor)
+        and isinstance(like, DTensor)
+        and (x.device_mesh, x.placements) == (like.device_mesh, like.placements)
+    ):
         return x
     whole = x.full_tensor() if isinstance(x, DTensor) else x
     if isinstance(like, DTensor):
