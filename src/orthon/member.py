@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from orthon.algorithms import RULES, Rule
 from orthon.names import parameter_names
-from orthon.sharding import Layout, Layouts, local
+from orthon.sharding import Layout, Layouts, local, takes_part
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def members(
     for index, group in enumerate(groups):
         rule = RULES[group["algorithm"]]
         for name, param in zip(parameter_names(group, index), group["params"], strict=True):
-            if isinstance(param, DTensor) and param.device_mesh.get_coordinate() is None:
+            if not takes_part(param):
                 continue
             where = f"{owner}: parameter {name!r}"
             try:

@@ -16,7 +16,7 @@ from orthon.member import Member, members
 from orthon.names import parameter_names
 from orthon.options import choice, flag
 from orthon.replicas import replica_group
-from orthon.sharding import Layouts, Step, check_placements, local, on_meta, placed_like, run
+from orthon.sharding import Layouts, Step, check_placements, local, on_meta, placed_like, run, takes_part
 from orthon.updates import batches, update
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -75,6 +75,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self.sync_gradients = sync_gradients
         self._layouts = Layouts(self._replicas)
         self._agreement: tuple[list[int], Agreement] | None = None
+        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
         self._unconsolidated = False
         for name, value in options.items():
             known = (rule.options[name] for rule in (RULES[algorithm], *RULES.values()) if name in rule.options)
@@ -160,8 +161,10 @@ class MixedOptimizer(torch.optim.Optimizer):
         if is_new:
             agreement.check_replicas(everything)
         # The first time, one after the other: process groups are made, which nothing else in flight may disturb.
-        parts = batches(everything)
-        run((update(part, self.state, gates) for part in parts), at_once=1 if is_new else _AT_ONCE)
+        kinds = {(id(member.layout), id(member.group)) for member in everything if member.grad is not None}
+        at_once = _AT_ONCE if kinds <= self._updated else 1
+        run((update(part, self.state, gates) for part in batches(everything)), at_once=at_once)
+        self._updated |= kinds
         self._unconsolidated |= any(member.compressed for member in everything)
         return loss
 
@@ -206,7 +209,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for i, param in zip(ids, params, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
+            for key, value in state_dict["state"].get(i, {}).items() if takes_part(param) else ():
                 value = placed_like(value.detach(), expected[i][key])
                 self.state[param][key] = value.to(self.state[param][key].device, copy=True)
         self._unconsolidated = False
@@ -223,7 +226,7 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._layouts, self._agreement = Layouts(self._replicas), None
+        self._layouts, self._agreement, self._updated = Layouts(self._replicas), None, set()
 
     def members(self) -> list[Member]:
         """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
@@ -289,7 +292,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             names = parameter_names(group, index)
             for i, name, param in zip(saved["params"], names, group["params"], strict=False):
                 given = state_dict["state"].get(i)
-                if not given:
+                if not given or not takes_part(param):
                     continue
                 expected = rule.new_state(name, on_meta(param), {**group, **saved}, self._layouts(param))
                 everything[i] = expected

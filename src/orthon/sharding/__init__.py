@@ -1,7 +1,7 @@
 """Who holds which part of a parameter, and what they communicate."""
 
 from orthon.sharding.cost import worth_sending
-from orthon.sharding.layout import Layout, check_placements, local, on_meta, relocated
+from orthon.sharding.layout import Layout, check_placements, local, on_meta, relocated, takes_part
 from orthon.sharding.layouts import Layouts, placed_like
 from orthon.sharding.process_groups import process_group
 from orthon.sharding.ranks import Message, Ranks, record_messages
@@ -23,5 +23,6 @@ __all__ = [
     "record_messages",
     "relocated",
     "run",
+    "takes_part",
     "worth_sending",
 ]

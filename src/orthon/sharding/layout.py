@@ -222,6 +222,11 @@ def make_layout(param: Tensor, grid: Grid) -> Layout:
     return layout
 
 
+def takes_part(x: Tensor) -> bool:
+    """Return whether this rank belongs to the mesh of `x`."""
+    return not isinstance(x, DTensor) or x.device_mesh.get_coordinate() is not None
+
+
 def local(x: Tensor) -> Tensor:
     """Return this rank's part of a tensor, over the same storage."""
     return x.to_local() if isinstance(x, DTensor) else x
