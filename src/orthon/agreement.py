@@ -1,7 +1,7 @@
 """What ranks that update parameters together must agree on, found out by one small collective in a step."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -71,32 +71,34 @@ class Agreement:
         Raises:
             ValueError: on all ranks.
         """
-        unequal = self.spread(members, _unequal_replicas(members))
+        copies: dict[tuple[int, ...], list[Member]] = {}
+        for member in members:
+            ranks = member.layout.alike(averages=member.averages)
+            for same in [ranks] if member.layout.everyone.size > 1 else self.sets:
+                copies.setdefault(same.ranks, []).append(member)
+        unequal = self.spread(members, _unequal(copies))
         if unequal:
             raise ValueError(
-                f"{self.owner}: parameter {unequal[0]!r}: its gradients differ between replicas; let "
-                "DistributedDataParallel or fully_shard average them, or give the optimizer replicas=... and "
-                "sync_gradients=True"
+                f"{self.owner}: parameter {unequal[0]!r}: its gradients differ between ranks that have copies of it; "
+                "let DistributedDataParallel or fully_shard average them, or give the optimizer replicas=... and "
+                "sync_gradients=True; if it is another parameter on each rank, give it to an optimizer of its own"
             )
 
 
-def _unequal_replicas(members: Sequence[Member]) -> list[str]:
-    """Return the names of parameters whose finite gradients differ where they should be alike."""
-    by_copies: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
-    for member in members:
-        alike = member.layout.alike(averages=member.averages)
-        if alike.size > 1:
-            grad = torch.zeros(()) if member.grad is None else member.grad
-            by_copies.setdefault(alike.ranks, []).append((member.name, grad))
+def _unequal(copies: Mapping[tuple[int, ...], Sequence[Member]]) -> list[str]:
+    """Return the names of parameters whose gradients differ over the ranks that have copies of them."""
     unequal = []
-    for ranks, named in by_copies.items():
-        device = next((grad.device for _, grad in named if grad.ndim), torch.device("cpu"))
-        norms = torch.stack([_norm(grad).to(device) for _, grad in named])
+    for ranks, members in copies.items():
+        if len(ranks) == 1:
+            continue
+        device = local(members[0].param).device
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        norms = torch.stack([zero if m.grad is None else _norm(m.grad).to(device) for m in members])
         norms = torch.where(norms.isfinite(), norms, 0)
         both = torch.stack([norms, -norms])
         dist.all_reduce(both, dist.ReduceOp.MAX, group=process_group(ranks))
         different = both[0] + both[1] > _SAME * both[0]
-        unequal += [named[i][0] for i in different.nonzero().flatten().tolist()]
+        unequal += [members[i].name for i in different.nonzero().flatten().tolist()]
     return unequal
 
 

@@ -146,9 +146,26 @@ def different_replicas(told: bool) -> None:
 def test_replicas_with_gradients_of_their_own(ranks: Pool) -> None:
     ranks.run(WORLD, different_replicas, True)
     with pytest.raises(
-        RankError, match=r"'w': its gradients differ between replicas; .* sync_gradients=True"
+        RankError, match=r"'w': its gradients differ between ranks .* sync_gradients=True"
     ) as caught:
         ranks.run(WORLD, different_replicas, False, timeout=20)
+    assert sorted(caught.value.failures) == list(range(WORLD))
+
+
+def plain_among_sharded(same: bool, where: str) -> None:
+    params = [("a", sharded(8, 4)), ("b", nn.Parameter(torch.ones(6, 4)))]
+    options = {"replicas": dist.group.WORLD, "sync_gradients": not same} if where == "replicas" else {}
+    optimizer = Dion([params[1]] if where == "replicas" else params, **options)
+    params[0][1].grad = random_like(params[0][1])
+    params[1][1].grad = torch.ones(6, 4) if same else torch.randn(6, 4)
+    optimizer.step()
+
+
+def test_a_plain_parameter_among_sharded_ones(ranks: Pool) -> None:
+    ranks.run(WORLD, plain_among_sharded, True, "alone")
+    ranks.run(WORLD, plain_among_sharded, False, "replicas")
+    with pytest.raises(RankError, match="'b': its gradients differ between ranks that have copies") as caught:
+        ranks.run(WORLD, plain_among_sharded, False, "alone", timeout=20)
     assert sorted(caught.value.failures) == list(range(WORLD))
 
 
