@@ -145,9 +145,7 @@ def different_replicas(told: bool) -> None:
 
 def test_replicas_with_gradients_of_their_own(ranks: Pool) -> None:
     ranks.run(WORLD, different_replicas, True)
-    with pytest.raises(
-        RankError, match=r"'w': its gradients differ between ranks .* sync_gradients=True"
-    ) as caught:
+    with pytest.raises(RankError, match=r"'w': its gradients differ between ranks .* sync_gradients=True") as caught:
         ranks.run(WORLD, different_replicas, False, timeout=20)
     assert sorted(caught.value.failures) == list(range(WORLD))
 

@@ -30,8 +30,9 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         batch = batch.transposed()
     stored, kept = batch.stacked_like_weights("momentum"), batch.stacked("Q")  # (b, m, n), (b, n, r)
     orthonormal = group["right_factor"] == "orthonormalize"
-    rows, cols = batch.rows(share=True), batch.cols(share=orthonormal)
-    if worth_sending(2 * cols.opposite, batch.layout.device):
+    # Copies always share the work on P; that on R is little, unless it is orthonormalized, or sums over many rows.
+    rows, cols = batch.rows(share=True), batch.cols(share=False)
+    if orthonormal or worth_sending(2 * cols.opposite, batch.layout.device):
         cols = batch.cols(share=True)
     _check_rank(kept, cols, batch, group)
 
@@ -57,14 +58,14 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     if Q is not kept:
         kept.copy_(cols.keep(Q))
 
-    # R is not gathered as well: R = Q T, with T the lengths of its columns, or a triangle.
-    S, V = P, found
+    # P Rᵀ = (P Tᵀ) Qᵀ = P (Q T)ᵀ, with T the lengths of the columns of R, or a triangle: R is not gathered as well.
+    PT, QT = P, found
     if not orthonormal:
-        S = P * right.size.unsqueeze(-2)
+        PT = P * right.size.unsqueeze(-2)
     else:
         T = (yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))).to(sent)  # (b, r, r)
-        S, V = (P @ T.mT, found) if rows.size < cols.size else (P, found @ T)
-    M.baddbmm_(S.to(M.dtype), V.mT.to(M.dtype), alpha=group["momentum"] - 1)
+        PT, QT = (P @ T.mT, found) if rows.size < cols.size else (P, found @ T)
+    M.baddbmm_(PT.to(M.dtype), QT.mT.to(M.dtype), alpha=group["momentum"] - 1)
     if M is not stored:
         stored.copy_(M)
 
