@@ -12,7 +12,7 @@ from orthon.linalg import orthonormalize, unit_columns
 from orthon.linalg.orthonormalize import Columns
 from orthon.sharding import Ranks, Step
 
-ONE_RANK = Ranks((0,), 0)
+ONE_RANK = Ranks((0,), ())
 
 
 def result_of(step: Step[Columns]) -> Columns:

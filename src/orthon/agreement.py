@@ -1,25 +1,22 @@
 """What ranks that update parameters together must agree on, found out by one small collective in a step."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from orthon.linalg import factor_dtype
 from orthon.member import Member
-from orthon.sharding import Ranks, local, process_group
+from orthon.sharding import Ranks, local
 
 # How much the norms of replicas' gradients may differ: they are sums of the same numbers, in another order at worst.
 _SAME = 1e-3
-
-T = TypeVar("T")
+_NOISE = 1e-6  # relative to the largest of them
 
 
 class Agreement:
-    """Ranks that update parameters together, and what they must agree on in every step.
+    """Sets of ranks that update parameters together, and what each set must agree on in every step.
 
     Args:
         members: all parameters, as this rank knows them at its first step with them.
@@ -28,55 +25,63 @@ class Agreement:
 
     def __init__(self, members: Sequence[Member], owner: str) -> None:
         self.owner = owner
-        everyones = {member.layout.everyone.ranks: member.layout.everyone for member in members}
-        sets = {frozenset(ranks): whole for ranks, whole in everyones.items() if whole.size > 1}
-        # A set that is part of another agrees with it.
-        self.sets: list[Ranks] = [ranks for key, ranks in sets.items() if not any(key < other for other in sets)]
-        self._facts = ["\n".join(f"{m.name} {m.facts()}" for m in _of(members, ranks)) for ranks in self.sets]
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, member in enumerate(members):
+            places.setdefault(member.layout.everyone.ranks, []).append(place)
+        # Smaller sets come first: what is found in one reaches the larger one that it is a part of.
+        self._sets = [
+            _Set(members[own[0]].layout.everyone, own, [members[place] for place in own])
+            for own in sorted(places.values(), key=lambda own: members[own[0]].layout.everyone.size)
+            if members[own[0]].layout.everyone.size > 1
+        ]
 
     def spread(self, members: Sequence[Member], names: Sequence[str]) -> list[str]:
-        """Return the names that any rank gives, after making sure that the ranks agree.
-
-        News travels from one set of ranks to the next, so that all that are connected by some parameter hear it.
+        """Return the names that any of the ranks gives, after making sure that they agree.
 
         Raises:
-            ValueError: on all ranks of a set that does not agree on its parameters, options and which gradients
-                there are.
+            ValueError: on all ranks, where a set does not agree on its parameters, options or gradients.
         """
-        found = set(names)
-        for ranks, facts in zip(self.sets, self._facts, strict=True):
-            presence = "".join("01"[member.grad is not None] for member in _of(members, ranks))
-            digest = hashlib.blake2b(f"{facts}\n{presence}".encode(), digest_size=7).digest()
-            mine = int.from_bytes(digest, "little")
-            numbers = torch.tensor([len(found), mine, -mine], device=local(members[0].param).device)
-            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=process_group(ranks.ranks))
-            news, top, bottom = numbers.tolist()
+        found, problem = set(names), ""
+        for each in self._sets:
+            digest = each.digest(members)
+            numbers = torch.tensor([len(found) + bool(problem), digest, -digest], device=each.device)
+            news, top, bottom = each.ranks.largest(numbers).tolist()
             if top != -bottom:
-                raise ValueError(f"{self.owner}: {_disagreement(members, ranks)}")
+                problem = problem or _disagreement([members[place] for place in each.places], each.ranks)
             if news:
-                found.update(*_collect(sorted(found), ranks))
+                for _, (other_names, other_problem) in each.ranks.collect((sorted(found), problem)):
+                    found.update(other_names)
+                    problem = problem or other_problem
+        if problem:
+            raise ValueError(f"{self.owner}: {problem}")
         return sorted(found)
 
     def all(self, condition: Tensor) -> Tensor:
-        """Return whether a condition, a boolean on the device, holds on all ranks, without waiting for the device."""
-        for ranks in self.sets:
-            flag = condition.to(torch.int32)
-            dist.all_reduce(flag, dist.ReduceOp.MIN, group=process_group(ranks.ranks))
-            condition = flag > 0
+        """Return whether a condition, a boolean on a device, holds on all ranks, without waiting for the device."""
+        for each in self._sets:
+            violated = each.ranks.largest((~condition).to(each.device, torch.int32))
+            condition = violated == 0
         return condition
 
-    def check_replicas(self, members: Sequence[Member]) -> None:
-        """Make sure that gradients are alike where they should be, and that the ranks agree.
+    def check_copies(self, members: Sequence[Member]) -> None:
+        """Make sure that gradients are alike where parameters are copies. The ranks should agree otherwise.
 
         Raises:
             ValueError: on all ranks.
         """
-        copies: dict[tuple[int, ...], list[Member]] = {}
+        copies: dict[tuple[int, ...], tuple[Ranks, list[Member]]] = {}
         for member in members:
             ranks = member.layout.alike(averages=member.averages)
-            for same in [ranks] if member.layout.everyone.size > 1 else self.sets:
-                copies.setdefault(same.ranks, []).append(member)
-        unequal = self.spread(members, _unequal(copies))
+            copies.setdefault(ranks.ranks, (ranks, []))[1].append(member)
+        names = [name for ranks, alike in copies.values() if ranks.size > 1 for name in _unequal(alike, ranks)]
+        if self._sets:
+            # Plain tensors among sharded ones, if they are the same parameters on all ranks.
+            plain = [member for member in members if member.layout.everyone.size == 1]
+            ranks, digest = self._sets[-1].ranks, _digest(_facts(plain), plain)
+            top, bottom = ranks.largest(torch.tensor([digest, -digest], device=self._sets[-1].device)).tolist()
+            if plain and top == -bottom:
+                names += _unequal(plain, ranks)
+        unequal = self.spread(members, names)
         if unequal:
             raise ValueError(
                 f"{self.owner}: parameter {unequal[0]!r}: its gradients differ between ranks that have copies of it; "
@@ -85,21 +90,46 @@ class Agreement:
             )
 
 
-def _unequal(copies: Mapping[tuple[int, ...], Sequence[Member]]) -> list[str]:
-    """Return the names of parameters whose gradients differ over the ranks that have copies of them."""
-    unequal = []
-    for ranks, members in copies.items():
-        if len(ranks) == 1:
-            continue
-        device = local(members[0].param).device
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        norms = torch.stack([zero if m.grad is None else _norm(m.grad).to(device) for m in members])
-        norms = torch.where(norms.isfinite(), norms, 0)
-        both = torch.stack([norms, -norms])
-        dist.all_reduce(both, dist.ReduceOp.MAX, group=process_group(ranks))
-        different = both[0] + both[1] > _SAME * both[0]
-        unequal += [members[i].name for i in different.nonzero().flatten().tolist()]
-    return unequal
+class _Set:
+    """Ranks that update some parameters together.
+
+    Args:
+        ranks: these ranks.
+        places: of the parameters among all.
+        members: the parameters.
+    """
+
+    def __init__(self, ranks: Ranks, places: list[int], members: list[Member]) -> None:
+        self.ranks, self.places = ranks, places
+        self.device = local(members[0].param).device
+        self._facts = _facts(members)
+
+    def digest(self, members: Sequence[Member]) -> int:
+        """Return a number that ranks with other facts, or gradients for other parameters, do not have."""
+        return _digest(self._facts, [members[place] for place in self.places])
+
+
+def _facts(members: Sequence[Member]) -> bytes:
+    """Return a hash of what must be the same on all ranks in every step."""
+    text = "\n".join(f"{member.name} {member.facts()}" for member in members)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _digest(facts: bytes, members: Sequence[Member]) -> int:
+    presence = bytes(member.grad is not None for member in members)
+    return int.from_bytes(hashlib.blake2b(facts + presence, digest_size=7).digest(), "little")
+
+
+def _unequal(members: Sequence[Member], ranks: Ranks) -> list[str]:
+    """Return the names of parameters whose gradients differ over the ranks, which have copies of them."""
+    device = local(members[0].param).device
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    norms = torch.stack([zero if m.grad is None else _norm(m.grad).to(device) for m in members])
+    norms = torch.where(norms.isfinite(), norms, 0)
+    largest, smallest = ranks.largest(torch.stack([norms, -norms]))
+    # A gradient that is zero but for rounding, such as that of a key's bias, may be anything beside the others.
+    different = largest + smallest > _SAME * largest + _NOISE * largest.max()
+    return [members[i].name for i in different.nonzero().flatten().tolist()]
 
 
 def _norm(grad: Tensor) -> Tensor:
@@ -107,21 +137,10 @@ def _norm(grad: Tensor) -> Tensor:
     return norm.double()
 
 
-def _of(members: Sequence[Member], ranks: Ranks) -> list[Member]:
-    return [member for member in members if set(member.layout.everyone.ranks) <= set(ranks.ranks)]
-
-
-def _collect(mine: list[T], ranks: Ranks) -> list[list[T]]:
-    """Return what each of the ranks gives, in ascending order of ranks."""
-    everyones = [mine for _ in ranks.ranks]
-    dist.all_gather_object(everyones, mine, group=process_group(ranks.ranks))
-    return everyones
-
-
 def _disagreement(members: Sequence[Member], ranks: Ranks) -> str:
     """Return which parameter the ranks do not agree on, and how."""
-    mine = [(m.name, m.facts() | {"gradient": "none" if m.grad is None else "present"}) for m in _of(members, ranks)]
-    (first_rank, first), *others = zip(sorted(ranks.ranks), _collect(mine, ranks), strict=True)
+    mine = [(m.name, m.facts() | {"gradient": "none" if m.grad is None else "present"}) for m in members]
+    (first_rank, first), *others = ranks.collect(mine)
     for rank, other in others:
         for (name, facts), (other_name, other_facts) in zip(first, other, strict=False):
             if name != other_name:

@@ -85,7 +85,9 @@ class Batch:
 
     def gated_lr(self, lr: float | Tensor) -> float | Tensor:
         """Return the learning rate, or zero; a number unless that would mean to wait for an accelerator."""
-        return self.gated(float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr)
+        if isinstance(lr, Tensor):
+            lr = float(lr) if lr.device.type == "cpu" else lr.reshape(())
+        return self.gated(lr)
 
     def gated_mask(self, mask: Tensor) -> Tensor:
         """Return `mask`, or False where this step is to leave everything as it is."""

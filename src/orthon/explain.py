@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.algorithms import RULES
 from orthon.lr_scale import lr_factor
 from orthon.member import Member
 from orthon.optimizer import MixedOptimizer
@@ -96,7 +97,7 @@ class Explanation:
             lines.append(
                 (
                     f"{first} and {more} more" if more else first,
-                    "×".join(map(str, batch.shape)) if more == 0 or batch.rule != "adamw" else "various",
+                    "×".join(map(str, batch.shape)) if more == 0 or RULES[batch.rule].for_matrices else "various",
                     batch.layout,
                     batch.synchronization,
                     str(len(batch.messages)),

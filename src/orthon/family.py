@@ -137,8 +137,9 @@ class Dion(MixedOptimizer):
             overrides: options by name pattern, see `orthon.param_groups`.
             options: of the constructor.
         """
-        if isinstance(model, DistributedDataParallel):
-            options.setdefault("replicas", model.process_group)
+        inner = getattr(model, "_orig_mod", model)  # of torch.compile
+        if isinstance(inner, DistributedDataParallel):
+            options.setdefault("replicas", inner.process_group)
         groups = param_groups(
             model,
             "dion",

@@ -73,7 +73,7 @@ def members(
                 raise type(error)(f"{where}: {error}") from error
             grad = _local_gradient(param, where)
             averages = sync_gradients and layout.replicas.size > 1
-            if averages and grad is None:
+            if averages and grad is None and param.requires_grad:
                 grad = torch.zeros_like(local(param))
             compressed = averages and rule.compresses is not None and rule.compresses(layout, group)
             yield Member(name, param, grad, group, rule, layout, averages, compressed)
@@ -114,4 +114,4 @@ def _local_gradient(param: Tensor, where: str) -> Tensor | None:
 
 
 def _plain(value: object) -> str:
-    return str(float(value)) if isinstance(value, Tensor) and value.device.type == "cpu" else str(value)
+    return str(float(value)) if isinstance(value, Tensor) else str(value)

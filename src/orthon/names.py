@@ -1,6 +1,7 @@
 """What parameters are called: in errors, in tables, and as seeds."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 # What wrappers put into the names of a module's parameters.
@@ -19,6 +20,7 @@ def parameter_names(group: Mapping[str, Any], index: int) -> list[str]:
     return [f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))]
 
 
+@cache
 def plain_name(name: str) -> str:
     """Return a parameter's name without what torch.compile, DDP and other wrappers add to it."""
     name = name.removeprefix("module.")

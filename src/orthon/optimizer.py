@@ -76,6 +76,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._layouts = Layouts(self._replicas)
         self._agreement: tuple[list[int], Agreement] | None = None
         self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
+        self._named: dict[str, Tensor] = {}  # at the last step
         self._unconsolidated = False
         for name, value in options.items():
             known = (rule.options[name] for rule in (RULES[algorithm], *RULES.values()) if name in rule.options)
@@ -159,12 +160,13 @@ class MixedOptimizer(torch.optim.Optimizer):
         else:
             gates = self._gates(everything, agreement)
         if is_new:
-            agreement.check_replicas(everything)
+            agreement.check_copies(everything)
         # The first time, one after the other: process groups are made, which nothing else in flight may disturb.
         kinds = {(id(member.layout), id(member.group)) for member in everything if member.grad is not None}
         at_once = _AT_ONCE if kinds <= self._updated else 1
         run((update(part, self.state, gates) for part in batches(everything)), at_once=at_once)
         self._updated |= kinds
+        self._named = {member.name: member.param for member in everything}
         self._unconsolidated |= any(member.compressed for member in everything)
         return loss
 
@@ -174,7 +176,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         All ranks must call it, before `state_dict`. Training goes on with the same updates as without.
         """
         for member in self.members():
-            if member.compressed and self.state[member.param]:
+            if member.compressed and self.state.get(member.param):
                 for key in member.rule.own_state:
                     own = local(self.state[member.param][key])
                     mean = own.to(factor_dtype(own.dtype)) / member.layout.replicas.size
@@ -204,29 +206,37 @@ class MixedOptimizer(torch.optim.Optimizer):
             ValueError: for a state of other algorithms, or with entries missing, unknown or of another shape.
         """
         expected = self._check_state(state_dict)
-        super().load_state_dict(state_dict)
-        # torch casts floating state to the dtype of the parameter, and shares what needs no cast with the caller.
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        for i, param in zip(ids, params, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items() if takes_part(param) else ():
-                value = placed_like(value.detach(), expected[i][key])
-                self.state[param][key] = value.to(self.state[param][key].device, copy=True)
+        loaded: dict[Tensor, dict[str, Tensor]] = {}
+        for i, param in zip(ids, params, strict=False):
+            for key, like in expected.get(i, {}).items():
+                value = placed_like(state_dict["state"][i][key].detach(), like)
+                device = local(param).device if value.ndim else value.device  # counters stay where they are
+                loaded.setdefault(param, {})[key] = value.to(device, copy=True)
+        # Without the state, which torch would cast to the dtypes of the parameters, and put whole on the device.
+        super().load_state_dict({**state_dict, "state": {}})
+        self.state.update(loaded)
         self._unconsolidated = False
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._replicas is not None:
+            raise TypeError(
+                f"{type(self).__name__}: cannot be copied or pickled with replicas=..., as process groups cannot; "
+                "save state_dict() and load it into a new optimizer"
+            )
         return {
             **super().__getstate__(),
             "nonfinite": self.nonfinite,
             "sync_gradients": self.sync_gradients,
             "_skipped": self._skipped,
-            "_replicas": self._replicas,
             "_unconsolidated": self._unconsolidated,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._layouts, self._agreement, self._updated = Layouts(self._replicas), None, set()
+        self._replicas, self._layouts, self._agreement = None, Layouts(None), None
+        self._updated, self._named = set(), {}
 
     def members(self) -> list[Member]:
         """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
@@ -235,11 +245,12 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def _refuse_swapped(self, everything: Iterable[Member]) -> None:
         """Raise a RuntimeError if parameters have been replaced whose state would be lost."""
-        params = {member.param for member in everything}
-        new = [member.name for member in everything if not self.state.get(member.param)]
-        if new and self.state.keys() - params:
+        for member in everything:
+            before = self._named.get(member.name, member.param)
+            if before is member.param or not self.state.get(before):
+                continue
             raise RuntimeError(
-                f"{type(self).__name__}: parameter {new[0]!r}: has taken the place of another one that has state; "
+                f"{type(self).__name__}: parameter {member.name!r}: has taken the place of another one that has state; "
                 "give the optimizer the parameters that are trained before its first step, or load a state_dict"
             )
 

@@ -112,51 +112,59 @@ def triangle(r: int) -> int:
 def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any]) -> list[tuple[str, int, int]]:
     """Return the collectives of a batch, as docs/design.md states them."""
     kind = LAYOUTS[layout]
-    sizes = kind.meshes[world]
     r = dion_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     orthonormal = "right_factor" in options
+    iterations = options.get("power_iterations", 1)
     left = 1 if shape[0] > shape[1] else 0  # the dim to which P belongs
-    cut = [1, 1]
-    copies = averaged = 1
-    for size, dim, axis in zip(sizes, kind.dims, kind.axes, strict=True):
+    cuts: list[list[int]] = [[], []]  # sizes of the mesh axes that cut rows and columns
+    copies: list[int] = []
+    averaged: list[int] = []
+    for size, dim, axis in zip(kind.meshes[world], kind.dims, kind.axes, strict=True):
         if dim is not None:
-            cut[dim] *= size
+            cuts[dim].append(size)
         elif kind.compressed and axis == kind.replicas:
-            averaged *= size
+            averaged.append(size)
         elif not kind.plain or kind.replicas:
-            copies *= size
-    messages = []
-    if averaged > 1 and options.get("power_iterations", 1) * (shape[0] // cut[0] + shape[1] // cut[1]) * r >= (
-        shape[0] // cut[0] * (shape[1] // cut[1])
-    ):  # cheaper to average the gradients
-        messages.append(("sum", averaged, COUNT * (shape[0] // cut[0]) * (shape[1] // cut[1])))
-        copies, averaged = copies * averaged, 1
-    a, c = shape[left] // cut[left], shape[1 - left] // cut[1 - left]
-    right_copies = copies if orthonormal or 2 * a > 300 else 1
-    everyone = cut[0] * cut[1] * averaged
+            copies.append(size)
+    local = [shape[dim] // math.prod(cuts[dim]) for dim in (0, 1)]
+    messages: list[tuple[str, int, int]] = []
 
-    def sums(*numbers: int, ranks: int) -> None:
-        messages.extend(("sum", ranks, COUNT * number) for number in numbers if ranks > 1)
+    def lines(*axes: list[int]) -> list[int]:
+        """Return over how many ranks each collective runs: all at once, or along one axis after the other."""
+        found = [size for each in axes for size in each if size > 1]
+        return [world] if len(found) > 1 and math.prod(found) == world else found
 
-    spread = cut[left] > 1 and r > a
-    if spread:
-        messages.append(("gather", cut[left], COUNT * c * r))
-    for _ in range(options.get("power_iterations", 1)):
-        summing = cut[1 - left] * averaged
-        if summing > 1:
-            messages.append(("scatter", summing, COUNT * (a // copies) * r))
-        sums(r, triangle(r), triangle(r), triangle(r), ranks=everyone * copies)
-        if summing * copies > 1:
-            messages.append(("gather", summing * copies, COUNT * a * r))
-        summing = cut[left] * averaged
-        if summing > 1:
-            messages.append(("scatter", summing, COUNT * (c // right_copies) * r))
-        numbers = [r, triangle(r), triangle(r), triangle(r)] if orthonormal else [r, r]
-        sums(*numbers, ranks=everyone * right_copies)
-        if summing * right_copies > 1:
-            messages.append(("gather", summing * right_copies, COUNT * c * r))
+    def sums(numbers: list[int], *axes: list[int]) -> None:
+        messages.extend(("sum", size, COUNT * number) for number in numbers for size in lines(*axes))
+
+    def scatter(numbers: int, *axes: list[int]) -> None:
+        whole = COUNT * numbers
+        for size in lines(*axes):
+            messages.append(("scatter", size, whole))
+            whole //= size
+
+    def gather(numbers: int, *axes: list[int]) -> None:
+        part = COUNT * numbers // math.prod(lines(*axes))
+        for size in reversed(lines(*axes)):
+            part *= size
+            messages.append(("gather", size, part))
+
+    if averaged and iterations * sum(local) * r >= math.prod(local):  # cheaper to average the gradients
+        sums([math.prod(local)], averaged)
+        copies, averaged = copies + averaged, []
+    a, c = local[left], local[1 - left]
+    shared = copies if orthonormal or 2 * a > 300 else []
+    if math.prod(cuts[left]) > 1 and r > a:  # Q is spread
+        gather(c * r, cuts[left])
+    for _ in range(iterations):
+        scatter(a // math.prod(copies) * r, cuts[1 - left], averaged)
+        sums([r, *[triangle(r)] * 3], cuts[left], copies, cuts[1 - left], averaged)
+        gather(a * r, copies, cuts[1 - left], averaged)
+        scatter(c // math.prod(shared) * r, cuts[left], averaged)
+        sums([r, *[triangle(r)] * 3] if orthonormal else [r, r], cuts[1 - left], shared, cuts[left], averaged)
+        gather(c * r, shared, cuts[left], averaged)
     if orthonormal:
-        sums(r * r, ranks=everyone * right_copies)
+        sums([r * r], cuts[1 - left], shared, cuts[left], averaged)
     return messages
 
 

@@ -3,7 +3,6 @@
 from orthon.sharding.cost import worth_sending
 from orthon.sharding.layout import Layout, check_placements, local, on_meta, relocated, takes_part
 from orthon.sharding.layouts import Layouts, placed_like
-from orthon.sharding.process_groups import process_group
 from orthon.sharding.ranks import Message, Ranks, record_messages
 from orthon.sharding.side import Side
 from orthon.sharding.step import Step, run
@@ -19,7 +18,6 @@ __all__ = [
     "local",
     "on_meta",
     "placed_like",
-    "process_group",
     "record_messages",
     "relocated",
     "run",

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from orthon.sharding.process_groups import register
-from orthon.sharding.ranks import Ranks
+from orthon.sharding.ranks import Line, Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +19,13 @@ class Grid:
     Attributes:
         ranks: global ranks, int64, one dim for each axis.
         coordinate: of this process.
+        groups: for each axis, the process group of the ranks along it through this one; None for an axis of size 1.
         replicas: the axis along which whole copies are trained, if the user named one.
     """
 
     ranks: Tensor
     coordinate: tuple[int, ...]
+    groups: tuple[dist.ProcessGroup | None, ...]
     replicas: int | None = None
     _made: dict[tuple[int, ...], Ranks] = field(default_factory=dict)
 
@@ -31,10 +33,27 @@ class Grid:
         """Return the ranks that differ from this one in these axes alone, the first axis slowest."""
         axes = tuple(axis for axis in axes if self.ranks.shape[axis] > 1)
         if axes not in self._made:
-            free = self.ranks[tuple(slice(None) if i in axes else c for i, c in enumerate(self.coordinate))]
-            in_order = free.permute([sorted(axes).index(axis) for axis in axes])
-            self._made[axes] = Ranks(in_order.flatten().tolist(), int(self.ranks[self.coordinate]))
+            self._made[axes] = self._make(axes)
         return self._made[axes]
+
+    def _make(self, axes: tuple[int, ...]) -> Ranks:
+        me = int(self.ranks[self.coordinate])
+        ranks = self._through(axes)
+        if len(axes) > 1 and len(ranks) == dist.get_world_size():
+            # They are all that there are, and have a process group for all at once.
+            return Ranks(ranks, [Line(ranks, me, cast(dist.ProcessGroup, dist.group.WORLD))])
+        lines = []
+        for axis in axes:
+            group = self.groups[axis]
+            assert group is not None
+            lines.append(Line(self._through((axis,)), me, group))
+        return Ranks(ranks, lines)
+
+    def _through(self, axes: tuple[int, ...]) -> list[int]:
+        """Return the ranks that differ from this one in these axes alone, the first axis slowest."""
+        free = self.ranks[tuple(slice(None) if i in axes else c for i, c in enumerate(self.coordinate))]
+        ranks: list[int] = free.permute([sorted(axes).index(axis) for axis in axes]).flatten().tolist()
+        return ranks
 
 
 def make_grid(mesh: DeviceMesh | None, replicas: dist.ProcessGroup | None) -> Grid:
@@ -48,21 +67,18 @@ def make_grid(mesh: DeviceMesh | None, replicas: dist.ProcessGroup | None) -> Gr
     if mesh is None:
         # A process that belongs to no group is alone.
         me = dist.get_rank() if dist.is_initialized() else 0
-        grid = Grid(torch.tensor(me), ())
+        grid = Grid(torch.tensor(me), (), ())
     else:
         coordinate = mesh.get_coordinate()
         assert coordinate is not None, "the optimizer leaves out parameters that this rank has no part of"
-        grid = Grid(mesh.mesh.cpu(), tuple(coordinate))
-        for axis in range(mesh.ndim):
-            if mesh.size(axis) > 1:
-                register(mesh.get_group(axis))
+        groups = tuple(mesh.get_group(axis) if mesh.size(axis) > 1 else None for axis in range(mesh.ndim))
+        grid = Grid(mesh.mesh.cpu(), tuple(coordinate), groups)
     if replicas is None:
         return grid
-    register(replicas)
     copies = dist.get_process_group_ranks(replicas)
     for axis in range(grid.ranks.ndim):
         if set(grid.along([axis]).ranks) == set(copies) and grid.ranks.shape[axis] > 1:
-            return Grid(grid.ranks, grid.coordinate, axis)
+            return Grid(grid.ranks, grid.coordinate, grid.groups, axis)
     if len(copies) == 1:
         return grid
     shared = set(grid.ranks.flatten().tolist()) & set(copies)
@@ -76,4 +92,4 @@ def make_grid(mesh: DeviceMesh | None, replicas: dist.ProcessGroup | None) -> Gr
     place = dist.get_rank(replicas)
     # The replicas become the last axis, so that those of the mesh keep their numbers.
     ranks = torch.stack([torch.tensor(each) for each in grids], dim=-1)
-    return Grid(ranks, (*grid.coordinate, place), ranks.ndim - 1)
+    return Grid(ranks, (*grid.coordinate, place), (*grid.groups, replicas), ranks.ndim - 1)

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orthon.sharding.process_groups import process_group
 from orthon.sharding.step import Step
 
 
@@ -39,6 +38,8 @@ class Message:
 # The name that torch 2.13 gives to it, or the one before.
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
+T = TypeVar("T")
+
 _log: list[Message] | None = None
 
 
@@ -53,23 +54,18 @@ def record_messages() -> Iterator[list[Message]]:
         _log = before
 
 
-class Ranks:
-    """Ranks that together hold the parts of a tensor, in the order of the parts.
-
-    Collectives are computations that pause while they are in flight. All of the ranks must start the same ones in
-    the same order. With a single rank they return what they are given.
+class Line:
+    """Ranks along one axis, in the order of the parts that they hold, and the process group of just these.
 
     Args:
-        ranks: global ranks, each once, in the order of the parts.
+        ranks: global ranks, each once, more than one.
         me: this process, one of them.
+        group: their process group, in any order.
     """
 
-    def __init__(self, ranks: Sequence[int], me: int) -> None:
-        self.ranks = tuple(ranks)
+    def __init__(self, ranks: Sequence[int], me: int, group: dist.ProcessGroup) -> None:
+        self.ranks, self.group = tuple(ranks), group
         self.index = self.ranks.index(me)
-
-    def __repr__(self) -> str:
-        return f"Ranks({self.ranks})"
 
     @property
     def size(self) -> int:
@@ -87,8 +83,6 @@ class Ranks:
 
     def sum(self, x: Tensor) -> Step[Tensor]:
         """Return the sum of `x` over the ranks. May overwrite `x`."""
-        if self.size == 1:
-            return x
         x = x.contiguous()
         yield from self._send("sum", x, lambda group: dist.all_reduce(x, group=group, async_op=True))
         return x
@@ -106,8 +100,6 @@ class Ranks:
         Returns:
             (b, sizes[index], r).
         """
-        if self.size == 1:
-            return x
         b, _, r = x.shape
         mine = sizes[self.index]
         packed = x.new_empty(x.numel())
@@ -137,8 +129,6 @@ class Ranks:
         Returns:
             (b, n, r), with n the sum of `sizes`.
         """
-        if self.size == 1:
-            return x
         b, _, r = x.shape
         longest = max(sizes)
         mine = x.contiguous()
@@ -160,6 +150,92 @@ class Ranks:
             _log.append(Message(kind, self.size, whole.numel(), whole.nbytes))
         if whole.is_meta:
             return
-        work = send(process_group(self.ranks))
+        work = send(self.group)
         yield
         work.wait()
+
+
+class Ranks:
+    """Ranks that together hold the parts of a tensor: a grid of lines.
+
+    Its collectives are computations that pause while they are in flight. All of the ranks must start the same ones in
+    the same order. They run along one line after the other, each over a process group that exists already: to make
+    groups asks every process to take part in the same order, which pipeline stages, for one, may not do. Alone, a
+    rank gets back what it gives.
+
+    Args:
+        ranks: global ranks, in the order of the parts: those of the first line slowest.
+        lines: through this rank, along the axes of the grid.
+    """
+
+    def __init__(self, ranks: Sequence[int], lines: Sequence[Line]) -> None:
+        self.ranks, self.lines = tuple(ranks), tuple(lines)
+
+    def __repr__(self) -> str:
+        return f"Ranks({self.ranks})"
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.ranks)
+
+    @cached_property
+    def index(self) -> int:
+        """Which of the parts is this rank's."""
+        index = 0
+        for line in self.lines:
+            index = index * line.size + line.index
+        return index
+
+    def sum(self, x: Tensor) -> Step[Tensor]:
+        """Return the sum of `x` over the ranks. May overwrite `x`."""
+        for line in self.lines:
+            x = yield from line.sum(x)
+        return x
+
+    def scatter_sum(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
+        """Return this rank's rows of the sum of x (b, n, r) over the ranks, (b, sizes[index], r).
+
+        Args:
+            x: (b, n, r).
+            sizes: how many rows each rank receives, in the order of the parts; n in all.
+        """
+        for line, blocks in zip(self.lines, self._blocks(sizes), strict=True):
+            x = yield from line.scatter_sum(x, blocks)
+        return x
+
+    def gather(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
+        """Return the rows of all ranks, one after the other, (b, n, r).
+
+        Args:
+            x: this rank's rows, (b, sizes[index], r).
+            sizes: how many rows each rank has, in the order of the parts; n in all.
+        """
+        for line, blocks in zip(reversed(self.lines), reversed(self._blocks(sizes)), strict=True):
+            x = yield from line.gather(x, blocks)
+        return x
+
+    def largest(self, x: Tensor) -> Tensor:
+        """Return the largest value of each number over the ranks, at once. Overwrites `x`."""
+        for line in self.lines:
+            dist.all_reduce(x, dist.ReduceOp.MAX, group=line.group)
+        return x
+
+    def collect(self, mine: T) -> list[tuple[int, T]]:
+        """Return the rank and the object of each of the ranks, at once, in ascending order."""
+        everyones = [(self.ranks[self.index], mine)]
+        for line in self.lines:
+            parts = [everyones for _ in line.ranks]
+            dist.all_gather_object(parts, everyones, group=line.group)
+            everyones = [each for part in parts for each in part]
+        return sorted(everyones, key=lambda each: each[0])
+
+    def _blocks(self, sizes: Sequence[int]) -> list[list[int]]:
+        """Return for each line the rows of this rank's block that go to each of its ranks."""
+        blocks, mine = [], list(sizes)
+        for line in self.lines:
+            length = len(mine) // line.size
+            parts = [mine[i * length : (i + 1) * length] for i in range(line.size)]
+            blocks.append([sum(part) for part in parts])
+            mine = parts[line.index]
+        return blocks
