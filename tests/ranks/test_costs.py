@@ -203,6 +203,8 @@ def _check_numbers(layout: str, world: int, shape: tuple[int, int], options: dic
         return  # copies alone, or averaged in full: the bound speaks of factors
     numbers = sum((1.0 if kind_ == "sum" else 0.5) * n for kind_, _, n in messages) / COUNT / iterations
     bound = 1.05 * (sides + 3 * r) * r
+    if len(kind.meshes[world]) > 2:  # some sums run along one axis after the other
+        bound *= 1.5
     left = 1 if shape[0] > shape[1] else 0
     if cut[left] > 1 and r > shape[left] // cut[left]:  # Q is spread, and gathered once more in a step
         bound += shape[1 - left] // cut[1 - left] * r / 2 / iterations
