@@ -116,8 +116,8 @@ def _facts(members: Sequence[Member]) -> bytes:
 
 
 def _digest(facts: bytes, members: Sequence[Member]) -> int:
-    presence = bytes(member.grad is not None for member in members)
-    return int.from_bytes(hashlib.blake2b(facts + presence, digest_size=7).digest(), "little")
+    gradients = ",".join("" if member.grad is None else str(member.grad.dtype) for member in members)
+    return int.from_bytes(hashlib.blake2b(facts + gradients.encode(), digest_size=7).digest(), "little")
 
 
 def _unequal(members: Sequence[Member], ranks: Ranks) -> list[str]:
@@ -139,7 +139,7 @@ def _norm(grad: Tensor) -> Tensor:
 
 def _disagreement(members: Sequence[Member], ranks: Ranks) -> str:
     """Return which parameter the ranks do not agree on, and how."""
-    mine = [(m.name, m.facts() | {"gradient": "none" if m.grad is None else "present"}) for m in members]
+    mine = [(m.name, m.facts() | {"gradient": "none" if m.grad is None else str(m.grad.dtype)}) for m in members]
     (first_rank, first), *others = ranks.collect(mine)
     for rank, other in others:
         for (name, facts), (other_name, other_facts) in zip(first, other, strict=False):

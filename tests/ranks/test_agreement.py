@@ -62,8 +62,8 @@ EXPECTED = {
     "order": "'b': rank 2 has 'c' in its place",
     "option": "'a': rank_fraction should be the same on all ranks, but is 0.25 on rank 0 and 0.5 on rank 2",
     "lr": "'a': lr should be the same on all ranks, but is 0.01 on rank 0 and 0.02 on rank 2",
-    "gradient": "'c': gradient should be the same on all ranks, but is present on rank 0 and none on rank 2",
-    "all gradients": "'a': gradient should be the same on all ranks, but is present on rank 0 and none on rank 2",
+    "gradient": "'c': gradient should be the same on all ranks, but is torch.float32 on rank 0 and none on rank 2",
+    "all gradients": "'a': gradient should be the same on all ranks, but is torch.float32 on rank 0 and none on rank 2",
     "missing parameter": "'c': is not on all ranks; rank 0 gives the optimizer 3 parameters, and rank 2 2",
 }
 
@@ -165,6 +165,37 @@ def test_a_plain_parameter_among_sharded_ones(ranks: Pool) -> None:
     with pytest.raises(RankError, match="'b': its gradients differ between ranks that have copies") as caught:
         ranks.run(WORLD, plain_among_sharded, False, "alone", timeout=20)
     assert sorted(caught.value.failures) == list(range(WORLD))
+
+
+def experts() -> None:
+    """Dense parameters on all ranks, and other experts on each half of them, one without a gradient."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("expert", "shard"))
+    dense = sharded(8, 4)
+    part = torch.ones(3, 5)
+    expert = nn.Parameter(DTensor.from_local(part, mesh["shard"], [Shard(0)], run_check=False))
+    half = mesh.get_local_rank("expert")
+    optimizer = Dion([("dense", dense), (f"experts.{half}", expert)])
+    for step in range(3):
+        dense.grad = random_like(dense)
+        expert.grad = random_like(expert) if (half, step) != (1, 1) else None
+        optimizer.step()
+
+
+def test_experts_of_their_own_on_parts_of_the_ranks(ranks: Pool) -> None:
+    ranks.run(WORLD, experts, timeout=20)
+
+
+def asymmetric_groups() -> None:
+    dist.new_group([0, 1])
+    mesh = init_device_mesh("cpu", (2, 2))
+    param = nn.Parameter(DTensor.from_local(torch.ones(3, 4), mesh, [Shard(0), Shard(1)], run_check=False))
+    optimizer = Dion([("w", param)])
+    param.grad = random_like(param)
+    optimizer.step()
+
+
+def test_groups_that_the_user_made_on_some_ranks_alone(ranks: Pool) -> None:
+    ranks.run(WORLD, asymmetric_groups, timeout=20)
 
 
 def stages() -> None:

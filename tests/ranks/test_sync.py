@@ -1,5 +1,6 @@
 """Gradients that the optimizer averages over replicas: compressed, in full, and what is left different."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -126,3 +127,25 @@ def test_replicas_that_make_no_sense(ranks: Pool, replicas: str, error: str, mes
         failure = caught.value.failures[rank]
         assert failure.type == error
         assert message in failure.message
+
+
+def frozen() -> None:
+    frozen, trained = nn.Parameter(torch.ones(6, 4), requires_grad=False), nn.Parameter(torch.ones(6, 4))
+    optimizer = Dion([("frozen", frozen), ("trained", trained)], replicas=dist.group.WORLD, sync_gradients=True)
+    trained.grad = torch.randn(6, 4)
+    optimizer.step()
+    assert torch.equal(frozen, torch.ones(6, 4))
+    assert not torch.equal(trained, torch.ones(6, 4))
+
+
+def test_a_frozen_parameter_stays_as_it_is(ranks: Pool) -> None:
+    ranks.run(2, frozen)
+
+
+def copied() -> None:
+    copy.deepcopy(Dion([nn.Parameter(torch.ones(2, 2))], replicas=dist.group.WORLD))
+
+
+def test_a_copy_with_process_groups_is_refused(ranks: Pool) -> None:
+    with pytest.raises(RankError, match="cannot be copied or pickled with replicas"):
+        ranks.run(2, copied)
