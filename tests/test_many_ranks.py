@@ -75,6 +75,8 @@ def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, sh
     whole = sum(row.shape[0] * row.shape[1] for row in matrices)
     # Momentum and Q, in float32: never more than AdamW's two averages on each rank.
     assert sum(row.state_bytes for row in matrices) <= 2 * 4 * whole / RANKS
+    table = str(explanation)
+    assert f"one step: {sum(len(batch.messages) for batch in explanation.batches)} collectives, " in table
     assert all(8 <= len(batch.messages) <= 12 for batch in explanation.batches if batch.rule == "dion")
 
 

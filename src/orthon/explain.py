@@ -90,23 +90,29 @@ class Explanation:
         return "\n\n".join(parts)
 
     def _communication(self) -> str:
-        header = ("batch", "shape", "layout", "synchronization", "collectives", "bytes a step")
-        lines = []
+        header = ("parameters", "batches", "shape", "layout", "synchronization", "collectives each", "bytes each")
+        alike: dict[tuple[str, ...], list[BatchRow]] = {}
         for batch in self.batches:
-            first, more = batch.parameters[0], len(batch.parameters) - 1
-            lines.append(
-                (
-                    f"{first} and {more} more" if more else first,
-                    "×".join(map(str, batch.shape)) if more == 0 or RULES[batch.rule].for_matrices else "various",
-                    batch.layout,
-                    batch.synchronization,
-                    str(len(batch.messages)),
-                    f"{batch.bytes:,.0f}",
-                )
+            count = len(batch.parameters)
+            cells = (
+                str(count),
+                "×".join(map(str, batch.shape)) if count == 1 or RULES[batch.rule].for_matrices else "various",
+                batch.layout,
+                batch.synchronization,
+                str(len(batch.messages)),
+                f"{batch.bytes:,.0f}",
             )
+            alike.setdefault(cells, []).append(batch)
+        lines: list[tuple[str, ...]] = []
+        for same, rows in alike.items():
+            first = rows[0].parameters[0]
+            more = sum(len(row.parameters) for row in rows) - 1
+            name = f"{first} and {more} more" if more else first
+            times = f"{len(rows)} × {same[0]}" if len(rows) > 1 else same[0]
+            lines.append((name, times, *same[1:]))
         collectives = sum(len(batch.messages) for batch in self.batches)
         total = f"one step: {collectives} collectives, {sum(batch.bytes for batch in self.batches):,.0f} bytes"
-        return "\n".join([*_table(header, lines, right={4, 5}), "", total])
+        return "\n".join([*_table(header, lines, right={1, 5, 6}), "", total])
 
     def _parameters(self) -> str:
         header = ("parameter", "shape", "rule", "rank", "lr factor", "state bytes", "why")
