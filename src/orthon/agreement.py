@@ -103,10 +103,14 @@ class _Set:
         self.ranks, self.places = ranks, places
         self.device = local(members[0].param).device
         self._facts = _facts(members)
+        one_of_each_group = {id(member.group): place for place, member in zip(places, members, strict=True)}
+        self._groups = list(one_of_each_group.values())
 
     def digest(self, members: Sequence[Member]) -> int:
-        """Return a number that ranks with other facts, or gradients for other parameters, do not have."""
-        return _digest(self._facts, [members[place] for place in self.places])
+        """Return a number that ranks with other facts, learning rates or gradients do not have."""
+        rates = [members[place].group["lr"] for place in self._groups]
+        now = str([lr for lr in rates if not isinstance(lr, Tensor)])  # a tensor may have to be waited for
+        return _digest(self._facts + now.encode(), [members[place] for place in self.places])
 
 
 def _facts(members: Sequence[Member]) -> bytes:

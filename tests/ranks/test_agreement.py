@@ -99,6 +99,21 @@ def test_a_gradient_that_vanishes_later_on_one_rank(ranks: Pool) -> None:
     assert sorted(caught.value.failures) == list(range(WORLD))
 
 
+def later_other_lr(on: int) -> None:
+    param = sharded(8, 4)
+    optimizer = Dion([("a", param)])
+    for step in range(3):
+        param.grad = random_like(param)
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1 + (step == 2 and dist.get_rank() == on))
+        optimizer.step()
+
+
+def test_a_learning_rate_that_drifts_apart(ranks: Pool) -> None:
+    with pytest.raises(RankError, match="'a': lr should be the same on all ranks, but is 0.03.* and 0.025") as caught:
+        ranks.run(WORLD, later_other_lr, 1, timeout=20)
+    assert sorted(caught.value.failures) == list(range(WORLD))
+
+
 def nonfinite_somewhere(mode: str, bad: float) -> list[torch.Tensor]:
     params = [sharded(8, 4), sharded(4, 8)]
     optimizer = Dion([("a", params[0]), ("b", params[1])], nonfinite=mode)
