@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 
 from orthon.train.errors import UserError
 
@@ -21,8 +23,8 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
 
 
-def run_together(command: Callable[[], int]) -> int:
-    """Carry out a command in all processes; only the first one's output is seen.
+def run_together(command: Callable[[], int]) -> NoReturn:
+    """Carry out a command in all processes, and end them; only the first one's output is seen.
 
     Products on a CPU and small agreements between the processes go by gloo, the rest by NCCL.
 
@@ -53,4 +55,7 @@ def run_together(command: Callable[[], int]) -> int:
     elif code:
         store.set(LAST_WORD, "said")
     dist.destroy_process_group()
-    return code
+    # All is written. Threads of a backend that are still there when Python ends its own may abort the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
