@@ -171,4 +171,5 @@ def test_live_columns_count_the_rank(m: int, r: int, rank: int, exponent: int, s
     B = left @ right
     P, live, _ = result_of(orthonormalize((B * 10.0**exponent).float()[None], ONE_RANK))
     assert (P[0].T @ P[0] - torch.diag(live[0].float())).abs().max() < 2e-6
-    assert live.sum() == torch.linalg.matrix_rank(B, rtol=1e-5)
+    # A singular value below 1e-5 of the largest may be found in float32, or not; what is exactly zero never is.
+    assert torch.linalg.matrix_rank(B, rtol=1e-5) <= live.sum() <= torch.linalg.matrix_rank(B)
