@@ -72,6 +72,11 @@ class Layout:
         """Return this rank's part of a dim."""
         return self.cut((0, self.shape[dim]), self.cuts[dim])
 
+    @property
+    def part_shape(self) -> list[int]:
+        """The shape of this rank's part."""
+        return [stop - start for start, stop in map(self.part, range(len(self.shape)))]
+
     def cut(self, part: Part, axes: Sequence[int]) -> Part:
         """Return what is this rank's after cutting a part along some axes."""
         for axis in axes:
@@ -131,11 +136,11 @@ class Layout:
 
     def fit(self, part: Tensor) -> Tensor:
         """Return this rank's part with the extents that it should have, which an empty one may have lost."""
-        return part if part.numel() else part.view([stop - start for start, stop in map(self.part, range(part.ndim))])
+        return part if part.numel() else part.view(self.part_shape)
 
     def factor_part(self, dim: int, rank: int) -> Part:
         """Return which indices of `dim` this rank keeps of a state (size of `dim`, rank)."""
-        return self.cut(self.part(dim), self._factor_cuts(dim, rank)[len(self.cuts[dim]) :])
+        return self.cut((0, self.shape[dim]), self._factor_cuts(dim, rank))
 
     def factor(self, part: Tensor, dim: int) -> Tensor:
         """Return a state (size of `dim`, rank) of which `part` is this rank's part, as the parameter's kind."""
@@ -213,7 +218,7 @@ def make_layout(param: Tensor, grid: Grid) -> Layout:
         raise ValueError(
             f"replicas should be ranks with copies of it, but its placements {param.placements} cut it over them"
         )
-    expected = [stop - start for start, stop in map(layout.part, range(param.ndim))]
+    expected = layout.part_shape
     actual = list(param.to_local().shape)
     if actual != expected and (param.to_local().numel() or 0 not in expected):
         raise NotImplementedError(

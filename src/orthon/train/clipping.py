@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from orthon.sharding import local
 from orthon.train.optimizers import Optimizers
 from orthon.train.ranks import Ranks
 
@@ -61,10 +62,10 @@ def _mean_square(grads: list[Tensor], ranks: Ranks) -> Tensor:
     """The sum of squares on this rank, each divided by the number of ranks that have the same numbers."""
     by_copies = defaultdict(list)
     for grad in grads:
-        by_copies[_copies(grad, ranks.world)].append(_local(grad))
+        by_copies[_copies(grad, ranks.world)].append(local(grad))
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    for copies, local in by_copies.items():
-        total += get_total_norm(local).double() ** 2 / copies
+    for copies, parts in by_copies.items():
+        total += get_total_norm(parts).double() ** 2 / copies
     return total
 
 
@@ -78,7 +79,7 @@ def _copies(grad: Tensor, world: int) -> int:
 
 
 def _average(grads: list[Tensor], group: dist.ProcessGroup) -> None:
-    for grad in map(_local, grads):
+    for grad in map(local, grads):
         dist.all_reduce(grad, group=group)
         grad /= group.size()
 
@@ -86,8 +87,4 @@ def _average(grads: list[Tensor], group: dist.ProcessGroup) -> None:
 def _clip(grads: list[Tensor], limit: float, norm: Tensor) -> None:
     if grads:  # as torch.nn.utils.clip_grads_with_norm_, which does not take tensors of several meshes
         factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_([_local(grad) for grad in grads], factor.float())
-
-
-def _local(grad: Tensor) -> Tensor:
-    return grad.to_local() if isinstance(grad, DTensor) else grad
+        torch._foreach_mul_([local(grad) for grad in grads], factor.float())

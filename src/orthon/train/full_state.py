@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Shard
+
+from orthon.sharding import placed_like
 
 # Weights divided along one dimension twice are gathered in two steps; torch warns that one would be faster.
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
@@ -41,26 +42,7 @@ def divide(whole: Tensor, like: Tensor) -> Tensor:
         return whole
     if whole.shape != like.shape:
         raise RuntimeError(f"a tensor of shape {tuple(whole.shape)} does not fit one of {tuple(like.shape)}")
-    mesh, placements = like.device_mesh, like.placements
-    coordinates = mesh.get_coordinate()
-    assert coordinates is not None
-    # A strided shard divides what the axes after it have left.
-    plain = [axis for axis, placement in enumerate(placements) if isinstance(placement, Shard)]
-    strided = [axis for axis, placement in enumerate(placements) if axis not in plain and not placement.is_replicate()]
-    part = whole
-    for axis in plain + strided:
-        dim = placements[axis].dim  # type: ignore[attr-defined]
-        pieces = part.chunk(mesh.size(axis), dim)
-        number = coordinates[axis]
-        part = pieces[number] if number < len(pieces) else part.narrow(dim, 0, 0)
-    return DTensor.from_local(
-        part.to(like.device, copy=True),
-        mesh,
-        placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
+    return placed_like(whole, like).to(like.device, copy=True)
 
 
 @torch.no_grad()
