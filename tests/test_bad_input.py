@@ -52,8 +52,12 @@ def test_options_of_the_constructor(options: dict[str, Any], error: type[Excepti
 
 BAD_GROUPS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"params": [matrix()], "momentum": 2.0, "name": "mine"}, ValueError, "param group 'mine': momentum .* 2.0"),
-    ({"params": [matrix()], "beta": (0.9, 0.9)}, ValueError, "unknown option 'beta' for dion; it takes lr, lr_scale"),
-    ({"params": [matrix()], "algorithm": "adam"}, ValueError, "one of 'adamw', 'dion', 'lion', but is 'adam'"),
+    (
+        {"params": [matrix()], "beta": (0.9, 0.9)},
+        ValueError,
+        "unknown option 'beta' for dion; it takes cautious_weight_decay, lr, lr_scale",
+    ),
+    ({"params": [matrix()], "algorithm": "adam"}, ValueError, "one of 'adamw', 'dion', .*'normuon', but is 'adam'"),
     ({"params": [matrix()], "algorithm": "adamw", "rank_fraction": 0.5}, ValueError, "unknown option 'rank_fraction'"),
     ({"params": []}, ValueError, "at least one parameter, but is empty"),
     ({"params": {matrix()}}, TypeError, "is a set"),

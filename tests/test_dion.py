@@ -51,7 +51,7 @@ def run(
     start = torch.randn(m, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     param = nn.Parameter(start.clone())
     optimizer = Dion([("w", param)], **options)
-    Q = RULES["dion"].new_state("w", param, optimizer.param_groups[0], Layouts(None)(param))["Q"]
+    Q = optimizer.members()[0].new_state()["Q"]
     expected = reference.Dion(start, Q, **{k: v for k, v in options.items() if k in REFERENCE_OPTIONS})
     for gradient in gradients:
         param.grad = gradient.to(dtype)

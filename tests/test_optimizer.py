@@ -250,7 +250,7 @@ def test_a_new_rule_needs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) ->
         for X, G in zip(batch.weights, batch.grads, strict=True):
             X.sub_(G.sign(), alpha=group["lr"])
 
-    rule = Rule("sign", options=COMMON_OPTIONS, new_state=lambda *_: {}, update=sign_descent)
+    rule = Rule("sign", options=COMMON_OPTIONS, entries=lambda *_: {}, update=sign_descent)
     monkeypatch.setitem(RULES, "sign", rule)  # type: ignore[arg-type]
     model = small_model()
     optimizer = Dion(param_groups(model, scalar_algorithm="sign"))

@@ -3,10 +3,24 @@
 from importlib.metadata import version
 
 from orthon.explain import Explanation, explain
-from orthon.family import Dion
+from orthon.family import Dion, Dion2, Dion3, Muon, NorDion2, NorMuon
+from orthon.matrix_view import MatrixView
 from orthon.optimizer import MixedOptimizer
 from orthon.routing import param_groups
 
-__all__ = ["Dion", "Explanation", "MixedOptimizer", "explain", "param_groups"]
+__all__ = [
+    "Dion",
+    "Dion2",
+    "Dion3",
+    "Explanation",
+    "MatrixView",
+    "MixedOptimizer",
+    "Muon",
+    "NorDion2",
+    "NorMuon",
+    "explain",
+    "param_groups",
+]
+
 
 __version__ = version("orthon")

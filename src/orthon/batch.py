@@ -1,5 +1,6 @@
 """What one call of a rule updates: parameters with their gradients and state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,9 @@ class Batch:
         weights: this rank's part of the parameters, their own storage; for a matrix rule each is (m, n).
         grads: one for each weight, finite.
         state: one dictionary for each weight.
-        layout: of each of the parameters for a matrix rule, of one of them for another.
+        layout: of each of the matrices for a matrix rule, of one of the parameters for another.
+        owners: for each matrix which of the ranks that hold parts of it, `layout.everyone`, owns it in this step, for
+            a rule that works on whole ones.
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
         gate: None, or a tensor on the device that is 1, or 0 to leave weights and state as they are.
         reads_transposed: whether rows and columns have changed places in the above, but for the layout.
@@ -32,6 +35,7 @@ class Batch:
     grads: list[Tensor]
     state: list[dict[str, Any]]
     layout: Layout
+    owners: list[int] | None = None
     unsynced: bool = False
     gate: Tensor | None = None
     reads_transposed: bool = False
@@ -93,34 +97,66 @@ class Batch:
         """Return `mask`, or False where this step is to leave everything as it is."""
         return mask if self.gate is None else mask & (self.gate > 0)
 
-    def add_gradients(self, M: Tensor, *, maximize: bool) -> None:
-        """Add the gradients to `M` (b, m, n) in place, or subtract them to maximize."""
-        sign = -1.0 if maximize else 1.0
+    @property
+    def seen_layout(self) -> Layout:
+        """The layout, with rows and columns in the places that they have here."""
+        return self.layout.transposed if self.reads_transposed else self.layout
+
+    def add_gradients(self, M: Tensor, gain: float) -> None:
+        """Add the gradients, times a number, to M (b, m, n) in place."""
         if self.grads[0].dtype == M.dtype:
-            torch._foreach_add_(M.unbind(), self.grads, alpha=sign)
+            torch._foreach_add_(M.unbind(), self.grads, alpha=gain)
         else:
             for part, grad in zip(M.unbind(), self.grads, strict=True):
-                part.add_(grad, alpha=sign)
+                part.add_(grad, alpha=gain)
 
-    def decay_and_add(self, P: Tensor, Q: Tensor, *, keep: float | Tensor, by: float | Tensor) -> None:
-        """Decay the weights and add a low-rank product to each: X ← keep·X + by·P Qᵀ.
+    def decay(self, rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:
+        """Decay the weights: X ← (1 − rate)·X.
+
+        Args:
+            rate: lr·weight_decay.
+            cautious: for each weight a direction that is about to be subtracted from it. Then only the entries decay
+                that it does not make larger, where its sign is that of the weight or zero (arXiv 2510.12402).
+        """
+        if cautious is None:
+            torch._foreach_mul_(self.weights, 1 - rate)
+            return
+        for X, direction in zip(self.weights, cautious, strict=True):
+            X.sub_(torch.where(direction * X >= 0, X, 0).mul_(rate))
+
+    def subtract(self, updates: Sequence[Tensor], by: float | Tensor) -> None:
+        """Subtract a multiple of an update (m, n) from each weight."""
+        if isinstance(by, Tensor):
+            updates, by = torch._foreach_mul(updates, by), 1.0
+        if updates[0].dtype == self.weights[0].dtype:
+            torch._foreach_sub_(self.weights, updates, alpha=by)
+            return
+        for X, update in zip(self.weights, updates, strict=True):
+            X.sub_(update, alpha=by)
+
+    def decay_and_subtract_product(
+        self, P: Tensor, Q: Tensor, *, rate: float | Tensor, by: float | Tensor, cautious: bool
+    ) -> None:
+        """Decay the weights and subtract a low-rank product from each: X ← (1 − rate)·X − by·P Qᵀ.
 
         Args:
             P: (b, m, r).
             Q: (b, n, r).
-            keep: what is left of the weight.
+            rate: lr·weight_decay.
             by: factor of the product.
+            cautious: see `decay`.
         """
         dtype = self.weights[0].dtype
         if isinstance(by, Tensor):  # which the fused product takes no factors from
             Q, by = Q * by, 1.0
         P, Q = P.to(dtype), Q.to(dtype)
-        if self.weights[0].numel() < _LARGE:
-            torch._foreach_mul_(self.weights, keep)
-            torch._foreach_add_(self.weights, (P @ Q.mT).unbind(), alpha=by)
+        if cautious or self.weights[0].numel() < _LARGE:
+            updates = (P @ Q.mT).unbind()
+            self.decay(rate, cautious=updates if cautious else None)
+            self.subtract(updates, by)
             return
-        if isinstance(keep, Tensor):
-            torch._foreach_mul_(self.weights, keep)
-            keep = 1.0
+        if isinstance(rate, Tensor):
+            self.decay(rate)
+            rate = 0.0
         for X, p, q in zip(self.weights, P.unbind(), Q.unbind(), strict=True):
-            X.addmm_(p, q.mT, beta=keep, alpha=by)
+            X.addmm_(p, q.mT, beta=1 - rate, alpha=-by)

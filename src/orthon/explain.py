@@ -1,7 +1,8 @@
 """A table of what an optimizer does with each parameter."""
 
+import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -25,9 +26,10 @@ class Row:
     Attributes:
         parameter: its name.
         shape: its shape.
+        matrices: how it is read as matrices, such as "32 of 128×4096"; "" for one plain matrix, and for what is none.
         rule: the algorithm that updates it.
-        rank: of its update; None if that is not low.
-        lr_factor: by which the group's lr is multiplied.
+        rank: of its update; None if that is not low. Of the largest where matrices differ.
+        lr_factor: by which the group's lr is multiplied. Of the largest where matrices differ.
         state_bytes: of its state, on this rank.
         group: the name of its param group.
         reason: why it is there.
@@ -35,6 +37,7 @@ class Row:
 
     parameter: str
     shape: tuple[int, ...]
+    matrices: str
     rule: str
     rank: int | None
     lr_factor: float
@@ -49,17 +52,21 @@ class BatchRow:
 
     Attributes:
         parameters: their names.
-        shape: of the first; of all of them for a matrix rule.
+        matrices: how many they are, or 0 for what is none.
+        shape: of the first; of each matrix for a matrix rule.
         rule: the algorithm.
         layout: how they lie on the ranks.
+        polar_route: of a rule for whole matrices on many ranks: "owners" or "shards", see `polar_route`; else "".
         synchronization: of the gradients of the replicas: "compressed", "full", or "" where nothing is left to do.
         messages: the collectives, in their order.
     """
 
     parameters: tuple[str, ...]
+    matrices: int
     shape: tuple[int, ...]
     rule: str
     layout: str
+    polar_route: str
     synchronization: str
     messages: tuple[Message, ...]
 
@@ -90,14 +97,14 @@ class Explanation:
         return "\n\n".join(parts)
 
     def _communication(self) -> str:
-        header = ("parameters", "batches", "shape", "layout", "synchronization", "collectives each", "bytes each")
+        header = ("parameters", "batches", "shape", "layout", "by", "synchronization", "collectives each", "bytes each")
         alike: dict[tuple[str, ...], list[BatchRow]] = {}
         for batch in self.batches:
-            count = len(batch.parameters)
             cells = (
-                str(count),
-                "×".join(map(str, batch.shape)) if count == 1 or RULES[batch.rule].for_matrices else "various",
+                str(batch.matrices or len(batch.parameters)),
+                "×".join(map(str, batch.shape)) if batch.matrices or len(batch.parameters) == 1 else "various",
                 batch.layout,
+                batch.polar_route,
                 batch.synchronization,
                 str(len(batch.messages)),
                 f"{batch.bytes:,.0f}",
@@ -112,17 +119,19 @@ class Explanation:
             lines.append((name, times, *same[1:]))
         collectives = sum(len(batch.messages) for batch in self.batches)
         total = f"one step: {collectives} collectives, {sum(batch.bytes for batch in self.batches):,.0f} bytes"
-        return "\n".join([*_table(header, lines, right={1, 5, 6}), "", total])
+        return "\n".join([*_table(header, lines, right={1, 6, 7}), "", total])
 
     def _parameters(self) -> str:
-        header = ("parameter", "shape", "rule", "rank", "lr factor", "state bytes", "why")
+        header = ("parameter", "shape", "matrices", "rule", "rank", "lr factor", "state bytes", "why")
         # A key with the digits cut out: the layers of a stack fall together.
         alike: dict[tuple[object, ...], list[Row]] = {}
         for row in self.rows:
             pattern = re.sub(r"(?<![^.\[])\d+(?![^.\]])", "#", row.parameter)
-            alike.setdefault((pattern, row.shape, row.rule, row.rank, row.lr_factor, row.reason), []).append(row)
+            alike.setdefault(
+                (pattern, row.shape, row.matrices, row.rule, row.rank, row.lr_factor, row.reason), []
+            ).append(row)
         lines = [_cells(rows) for rows in alike.values()]
-        return "\n".join([*_table(header, lines, right={3, 4, 5}), "", *self._totals()])
+        return "\n".join([*_table(header, lines, right={4, 5, 6}), "", *self._totals()])
 
     def _totals(self) -> list[str]:
         totals = []
@@ -149,18 +158,24 @@ def explain(optimizer: MixedOptimizer) -> Explanation:
     everything = [_on_meta(member) for member in optimizer.members()]
     states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
     communication = []
-    for part in batches(everything):
+    for member in everything:
+        states[member.param].update(member.new_state())
+    for work in batches(everything):
         with record_messages() as messages:
-            run([update(part, states, {})], at_once=1)
-        first = part[0]
-        synchronization = ("compressed" if first.compressed else "full") if first.averages else ""
+            run([update(work, states, {})], at_once=1)
+        first = work.parts[0]
+        member, layout = first.member, first.layout
+        names = dict.fromkeys(part.member.name for part in work.parts)
+        count = sum(part.count for part in work.parts)
         communication.append(
             BatchRow(
-                parameters=tuple(member.name for member in part),
-                shape=first.layout.shape,
-                rule=first.rule.name,
-                layout=str(first.layout),
-                synchronization=synchronization,
+                parameters=tuple(names),
+                matrices=count if first.stack else 0,
+                shape=layout.shape,
+                rule=member.rule.name,
+                layout=str(layout),
+                polar_route=member.rule.route(layout, count, member.group) if member.rule.route else "",
+                synchronization=("compressed" if first.compressed else "full") if member.averages else "",
                 messages=tuple(messages),
             )
         )
@@ -174,13 +189,21 @@ def _on_meta(member: Member) -> Member:
 
 
 def _row(member: Member, state: Mapping[str, Tensor]) -> Row:
-    shape, group, rule = member.layout.shape, member.group, member.rule
+    group, rule = member.group, member.rule
+    counts: Counter[tuple[int, ...]] = Counter()
+    if member.matrices is not None:
+        reading = member.matrices.reading
+        for block in range(len(reading.blocks)):
+            counts[reading.matrix(block)] += reading.count // len(reading.blocks)
+    largest = max(counts, key=math.prod, default=(1, 1))
+    plain = member.matrices is None or member.matrices.is_plain
     return Row(
         parameter=member.name,
-        shape=shape,
+        shape=member.layout.shape,
+        matrices="" if plain else ", ".join(f"{count} of {'×'.join(map(str, s))}" for s, count in counts.items()),
         rule=rule.name,
-        rank=rule.rank(shape, group) if rule.rank else None,
-        lr_factor=lr_factor(group["lr_scale"], *shape) if rule.for_matrices else 1.0,
+        rank=rule.rank(largest, group) if rule.rank else None,
+        lr_factor=lr_factor(group["lr_scale"], largest[0], largest[1]) if rule.for_matrices else 1.0,
         state_bytes=sum(local(value).nbytes for value in state.values()),
         group=group.get("name", ""),
         reason=group.get("reason", "chosen by its param group"),
@@ -204,6 +227,7 @@ def _cells(rows: list[Row]) -> tuple[str, ...]:
     return (
         name,
         "×".join(map(str, first.shape)) or "scalar",
+        first.matrices,
         first.rule,
         "" if first.rank is None else str(first.rank),
         f"{first.lr_factor:.4g}",

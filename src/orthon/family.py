@@ -1,7 +1,7 @@
 """The optimizers by their names: defaults for `MixedOptimizer`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,99 @@ from orthon.optimizer import MixedOptimizer, Params
 from orthon.routing import param_groups
 
 
-class Dion(MixedOptimizer):
+class CommonOptions(TypedDict, total=False):
+    """What every optimizer of the family takes beside its own options.
+
+    Attributes:
+        weight_decay: decoupled: every step multiplies the weight by 1 − lr·weight_decay. 0.01 by default.
+        cautious_weight_decay: decay only entries that the update does not make larger (arXiv 2510.12402); False by
+            default. Low-rank updates are formed as whole matrices then, which costs time.
+        lr_scale: factor of lr by the shape of the matrix, see `orthon.lr_scale.lr_factor`: "spectral_unclamped" (the
+            default), "original", "match_rms_adamw" or "none".
+        betas: of AdamW and Lion, (0.9, 0.95) by default.
+        eps: of AdamW, and of second moments of rows; 1e-8 by default.
+        state_dtype: of momentum and factors; None, the default, for the weight's own. Norms and factorizations are
+            in float32 or better.
+        view: how parameters that are not one plain matrix are read as matrices, see `orthon.MatrixView`; usually given
+            in a param group.
+        maximize: ascend instead of descend.
+        nonfinite: what happens at a gradient with infinities or NaNs: "raise", the default, or "skip".
+        seed: of random numbers, which are functions of it, the parameter's name, and row and column; 0 by default.
+        replicas: the ranks that train copies on other data, where the parameters' meshes do not tell: those of
+            DistributedDataParallel, or a data-parallel axis that fully_shard does not see; a process group, or a
+            device mesh with one axis. They share the work.
+        sync_gradients: average over the replicas in the optimizer, which nothing else does then: by what is smaller
+            than the gradients where the algorithm allows that (Dion's factors, Dion2's random rows), which leaves the
+            replicas' momentum different; call `consolidate` before `state_dict`. A missing gradient counts as zero.
+    """
+
+    weight_decay: float
+    cautious_weight_decay: bool
+    lr_scale: str
+    betas: tuple[float, float]
+    eps: float
+    state_dtype: torch.dtype | None
+    view: Any
+    maximize: bool
+    nonfinite: str
+    seed: int
+    replicas: ProcessGroup | DeviceMesh | None
+    sync_gradients: bool
+
+
+class _Named(MixedOptimizer):
+    """An optimizer whose groups use one algorithm unless they name another."""
+
+    algorithm: ClassVar[str]
+
+    def __init__(self, params: Params, lr: float | Tensor, common: CommonOptions, **own: Any) -> None:
+        if unknown := common.keys() - CommonOptions.__annotations__.keys():
+            allowed = ", ".join(sorted({"lr", *own, *CommonOptions.__annotations__}))
+            raise TypeError(
+                f"{type(self).__name__}: unexpected keyword argument {', '.join(map(repr, sorted(unknown)))}; it takes {allowed}"
+            )
+        options: dict[str, Any] = {"lr": lr, **own, **common}
+        run = {key: options.pop(key) for key in ("nonfinite", "replicas", "sync_gradients") if key in options}
+        super().__init__(params, algorithm=self.algorithm, options=options, **run)
+
+    @classmethod
+    def for_model(
+        cls,
+        model: nn.Module,
+        lr: float | Tensor = 0.01,
+        *,
+        scalar_algorithm: str = "adamw",
+        scalar_lr: float | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return an optimizer for all parameters of a model: this one for its hidden matrices, another for the rest.
+
+        Args:
+            model: any module; `orthon.param_groups` decides by module types and names. The ranks of a
+                DistributedDataParallel become `replicas`.
+            lr: learning rate of the hidden matrices.
+            scalar_algorithm: "adamw" or "lion", for what is no hidden matrix.
+            scalar_lr: its learning rate; None for the algorithm's usual one.
+            overrides: options by name pattern, see `orthon.param_groups`.
+            options: of the constructor.
+        """
+        inner = getattr(model, "_orig_mod", model)  # of torch.compile
+        if isinstance(inner, DistributedDataParallel):
+            options.setdefault("replicas", inner.process_group)
+        groups = param_groups(
+            model,
+            cls.algorithm,
+            scalar_algorithm,
+            lr=lr,
+            scalar_lr=scalar_lr,
+            overrides=overrides,
+            weight_decay=options.get("weight_decay"),
+        )
+        return cls(groups, lr, **options)  # type: ignore[arg-type]
+
+
+class Dion(_Named):
     """Dion: orthonormal updates of low rank (arXiv 2504.05295), with AdamW or Lion for what is no matrix.
 
     For a weight X (m × n) with gradient G, momentum M (m × n) and right factor Q (n × r)::
@@ -45,28 +137,14 @@ class Dion(MixedOptimizer):
             max(m, n)·r numbers. In a small model "short" was 0.01–0.02 better in loss at rank 1/16, equal at
             1/4, and 0.01 worse at full rank. A square matrix has P on the output side either way.
         power_iterations: how often P and Q are refined in one step, at least once.
-        betas: of AdamW and Lion.
-        eps: of AdamW.
-        weight_decay: decoupled: every step multiplies the weight by 1 − lr·weight_decay.
-        lr_scale: factor of lr by the shape of the matrix, see `orthon.lr_scale.lr_factor`:
-            "spectral_unclamped", "original", "match_rms_adamw" or "none".
-        state_dtype: of M and Q; None for the weight's own. The large products run in it (in float32 for
-            float16), norms and factorizations in float32 or better.
-        maximize: ascend instead of descend.
-        nonfinite: what happens at a gradient with infinities or NaNs: "raise" or "skip".
-        seed: of the start of Q, which is a function of it, the parameter's name, and row and column.
-        replicas: the ranks that train copies on other data, where the parameters' meshes do not tell: those of
-            DistributedDataParallel, or a data-parallel axis that fully_shard does not see; a process group, or a
-            device mesh with one axis. They share the orthonormalization.
-        sync_gradients: average over the replicas in the optimizer, which nothing else does then: P and R of the
-            matrices, with (m + n)·r numbers instead of m·n, and gradients where that is cheaper or the rule is not
-            Dion's. The momentum of the replicas then differs; call `consolidate` before `state_dict`. A missing
-            gradient counts as zero.
+        common: see `orthon.family.CommonOptions`.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
         FloatingPointError: from `step`, with nonfinite="raise".
     """
+
+    algorithm = "dion"
 
     def __init__(
         self,
@@ -79,74 +157,242 @@ class Dion(MixedOptimizer):
         right_factor: str = "normalize",
         orthonormal_side: str = "short",
         power_iterations: int = 1,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        lr_scale: str = "spectral_unclamped",
-        state_dtype: torch.dtype | None = None,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        seed: int = 0,
-        replicas: ProcessGroup | DeviceMesh | None = None,
-        sync_gradients: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        options = {
-            "lr": lr,
-            "rank_fraction": rank_fraction,
-            "rank_multiple_of": rank_multiple_of,
-            "momentum": momentum,
-            "right_factor": right_factor,
-            "orthonormal_side": orthonormal_side,
-            "power_iterations": power_iterations,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "lr_scale": lr_scale,
-            "state_dtype": state_dtype,
-            "maximize": maximize,
-            "seed": seed,
-        }
         super().__init__(
             params,
-            algorithm="dion",
-            nonfinite=nonfinite,
-            options=options,
-            replicas=replicas,
-            sync_gradients=sync_gradients,
+            lr,
+            common,
+            rank_fraction=rank_fraction,
+            rank_multiple_of=rank_multiple_of,
+            momentum=momentum,
+            right_factor=right_factor,
+            orthonormal_side=orthonormal_side,
+            power_iterations=power_iterations,
         )
 
-    @classmethod
-    def for_model(
-        cls,
-        model: nn.Module,
+
+class Muon(_Named):
+    """Muon: the polar factor of the momentum (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+
+    For a weight X (m × n) with gradient G and momentum M (m × n)::
+
+        M ← momentum·M + G
+        U ← momentum·M + G                        M without nesterov
+        X ← (1 − lr·weight_decay)·X − lr·scale·polar(U)
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
+        lr: learning rate of the groups that set none; a number or a one-element tensor.
+        momentum: share of M that stays, in [0, 1).
+        nesterov: whether the update looks one gradient ahead.
+        ema: M is an exponential average, momentum·M + (1 − momentum)·G, as in `torch.optim.Muon`. Only the scale of M
+            changes, not the update.
+        polar: how the polar factor is found: "polar_express" (arXiv 2505.16932), "newton_schulz" (Jordan's quintic,
+            torch's default), or "svd", which is exact and slow.
+        polar_steps: number of iterations of the first two.
+        polar_route: where matrices lie on several ranks: "owners" sends each to one of them, "shards" sums Gram
+            matrices, "auto" takes what costs less; `orthon.explain` tells which.
+        common: see `orthon.family.CommonOptions`.
+
+    Raises:
+        TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
+        FloatingPointError: from `step`, with nonfinite="raise".
+    """
+
+    algorithm = "muon"
+
+    def __init__(
+        self,
+        params: Params,
         lr: float | Tensor = 0.01,
         *,
-        scalar_algorithm: str = "adamw",
-        scalar_lr: float | None = None,
-        overrides: Mapping[str, Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> "Dion":
-        """Return an optimizer for all parameters of a model: Dion for its hidden matrices, another for the rest.
-
-        Args:
-            model: any module; `orthon.param_groups` decides by module types and names. The ranks of a
-                DistributedDataParallel become `replicas`.
-            lr: learning rate of the hidden matrices.
-            scalar_algorithm: "adamw" or "lion", for what is no hidden matrix.
-            scalar_lr: its learning rate; None for the algorithm's usual one.
-            overrides: options by name pattern, see `orthon.param_groups`.
-            options: of the constructor.
-        """
-        inner = getattr(model, "_orig_mod", model)  # of torch.compile
-        if isinstance(inner, DistributedDataParallel):
-            options.setdefault("replicas", inner.process_group)
-        groups = param_groups(
-            model,
-            "dion",
-            scalar_algorithm,
-            lr=lr,
-            scalar_lr=scalar_lr,
-            overrides=overrides,
-            weight_decay=options.get("weight_decay"),
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ema: bool = False,
+        polar: str = "polar_express",
+        polar_steps: int = 5,
+        polar_route: str = "auto",
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            common,
+            momentum=momentum,
+            nesterov=nesterov,
+            ema=ema,
+            polar=polar,
+            polar_steps=polar_steps,
+            polar_route=polar_route,
         )
-        return cls(groups, lr, **options)
+
+
+class NorMuon(_Named):
+    """NorMuon: Muon, with the rows of its update brought to one size over time (arXiv 2510.05491).
+
+    With O = polar(U) as in `Muon`, and v (m × 1)::
+
+        v ← beta2·v + (1 − beta2)·mean_j O²
+        Ô ← O / (√v + eps), rescaled to the Frobenius norm of O
+        X ← (1 − lr·weight_decay)·X − lr·scale·Ô
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
+        lr: learning rate of the groups that set none; a number or a one-element tensor.
+        momentum: as in `Muon`.
+        beta2: decay of v, in [0, 1).
+        nesterov: as in `Muon`.
+        ema: as in `Muon`.
+        polar: as in `Muon`.
+        polar_steps: as in `Muon`.
+        polar_route: as in `Muon`.
+        common: see `orthon.family.CommonOptions`.
+
+    Raises:
+        TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
+        FloatingPointError: from `step`, with nonfinite="raise".
+    """
+
+    algorithm = "normuon"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 0.01,
+        *,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        nesterov: bool = True,
+        ema: bool = False,
+        polar: str = "polar_express",
+        polar_steps: int = 5,
+        polar_route: str = "auto",
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            common,
+            momentum=momentum,
+            beta2=beta2,
+            nesterov=nesterov,
+            ema=ema,
+            polar=polar,
+            polar_steps=polar_steps,
+            polar_route=polar_route,
+        )
+
+
+class Dion2(_Named):
+    """Dion2: the polar factor of the rows of the momentum that have grown most (arXiv 2512.16928).
+
+    For a weight X (m × n) with gradient G and momentum M (m × n); where m > n, columns take the place of the rows::
+
+        M ← M + G
+        S ← the ⌈fraction·m⌉ rows of M with the largest ℓ1 norms
+        X ← (1 − lr·weight_decay)·X
+        X[S] ← X[S] − lr·scale·polar(M[S])
+        M[S] ← momentum·M[S]
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
+        lr: learning rate of the groups that set none; a number or a one-element tensor.
+        fraction: of the rows, in (0, 1]. The work falls with its square, and what is communicated with itself.
+        momentum: share of the selected rows of M that stays, in [0, 1).
+        selection: "global" takes norms over the whole matrix, and the same rows on every layout; on an accelerator,
+            ranks that divide the rows wait once for each batch to know how many are where. "local" takes the same
+            fraction of the rows of each rank, so that the update depends on the layout. "random" takes rows by
+            (seed, name, step), and averages them alone with `sync_gradients`.
+        lr_scale_by_fraction: multiply lr by 1/√fraction (arXiv 2608.11612), for a learning rate tuned for Muon.
+        polar: as in `Muon`.
+        polar_steps: as in `Muon`.
+        common: see `orthon.family.CommonOptions`.
+
+    Raises:
+        TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
+        FloatingPointError: from `step`, with nonfinite="raise".
+    """
+
+    algorithm = "dion2"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 0.01,
+        *,
+        fraction: float = 0.25,
+        momentum: float = 0.95,
+        selection: str = "global",
+        lr_scale_by_fraction: bool = False,
+        polar: str = "polar_express",
+        polar_steps: int = 5,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            common,
+            fraction=fraction,
+            momentum=momentum,
+            selection=selection,
+            lr_scale_by_fraction=lr_scale_by_fraction,
+            polar=polar,
+            polar_steps=polar_steps,
+        )
+
+
+class Dion3(_Named):
+    """Dion3: Dion2 with the rows of its update brought to one size over time, as in NorMuon (arXiv 2608.11612).
+
+    Also called NorDion2. Rows of X that have no update keep their second moment; where Dion2 selects columns, all
+    rows have one, over these columns.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
+        lr: learning rate of the groups that set none; a number or a one-element tensor.
+        fraction: as in `Dion2`.
+        momentum: as in `Dion2`.
+        beta2: as in `NorMuon`.
+        selection: as in `Dion2`.
+        lr_scale_by_fraction: as in `Dion2`.
+        polar: as in `Muon`.
+        polar_steps: as in `Muon`.
+        common: see `orthon.family.CommonOptions`.
+
+    Raises:
+        TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
+        FloatingPointError: from `step`, with nonfinite="raise".
+    """
+
+    algorithm = "dion3"
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 0.01,
+        *,
+        fraction: float = 0.25,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        selection: str = "global",
+        lr_scale_by_fraction: bool = False,
+        polar: str = "polar_express",
+        polar_steps: int = 5,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            common,
+            fraction=fraction,
+            momentum=momentum,
+            beta2=beta2,
+            selection=selection,
+            lr_scale_by_fraction=lr_scale_by_fraction,
+            polar=polar,
+            polar_steps=polar_steps,
+        )
+
+
+NorDion2 = Dion3

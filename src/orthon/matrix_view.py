@@ -85,7 +85,9 @@ class MatrixView:
         """
         least = 2 if self.kind == "linear" else 3
         if len(shape) < least or 0 in shape:
-            raise ValueError(f"its view {self} needs a shape of {least} dims or more, none of them 0, but it is {shape}")
+            raise ValueError(
+                f"its view {self} needs a shape of {least} dims or more, none of them 0, but it is {shape}"
+            )
         dims = tuple(range(len(shape)))
         if self.kind == "linear":
             batch, (rows, cols) = dims[:-2], ((dims[-2],), (dims[-1],))

@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from orthon.algorithms import RULES, Rule
 from orthon.names import parameter_names
-from orthon.sharding import Layout, Layouts, local, takes_part
+from orthon.sharding import Layout, Layouts, Matrices, Stack, local, takes_part
+from orthon.state import Entry, new_matrix_state, new_plain_state
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Member:
         group: its param group.
         rule: that updates it.
         layout: how it lies.
+        matrices: how it is read as matrices, for a rule that takes them.
         averages: whether the replicas' gradients are their own, and averaged in this step.
-        compressed: whether its rule does so with its factors, which are smaller than the gradient.
     """
 
     name: str
@@ -35,8 +36,31 @@ class Member:
     group: dict[str, Any]
     rule: Rule
     layout: Layout
+    matrices: Matrices | None
     averages: bool
-    compressed: bool
+
+    def compresses(self, stack: Stack) -> bool:
+        """Return whether the rule averages over the replicas with less than the gradients of these matrices."""
+        return self.averages and self.rule.compresses is not None and self.rule.compresses(stack.layout, self.group)
+
+    @property
+    def differs(self) -> bool:
+        """Whether its state differs between replicas after the step."""
+        return self.averages and self.matrices is not None and any(map(self.compresses, self.matrices.stacks))
+
+    @property
+    def own_state(self) -> list[str]:
+        """The keys of the state that differs then."""
+        assert self.matrices is not None
+        entries = self.rule.entries(self.matrices.stacks[0].layout.shape, self.group)
+        return [key for key, entry in entries.items() if isinstance(entry, Entry) and entry.own]
+
+    def new_state(self) -> dict[str, Tensor]:
+        """Return its state before the first step."""
+        if self.matrices is None:
+            return new_plain_state(self.rule.entries(self.layout.shape, self.group), self.param, self.layout)
+        entries = {s: self.rule.entries(s.layout.shape, self.group) for s in self.matrices.stacks}
+        return new_matrix_state(entries, self.name, self.group.get("seed", 0), self.param, self.matrices)
 
     def facts(self) -> dict[str, str]:
         """Return what all ranks that update the parameter must agree on."""
@@ -69,14 +93,14 @@ def members(
             where = f"{owner}: parameter {name!r}"
             try:
                 layout = layouts(param)
+                matrices = layouts.matrices(layout, group["view"]) if rule.for_matrices else None
             except (ValueError, NotImplementedError) as error:
                 raise type(error)(f"{where}: {error}") from error
             grad = _local_gradient(param, where)
             averages = sync_gradients and layout.replicas.size > 1
             if averages and grad is None and param.requires_grad:
                 grad = torch.zeros_like(local(param))
-            compressed = averages and rule.compresses is not None and rule.compresses(layout, group)
-            yield Member(name, param, grad, group, rule, layout, averages, compressed)
+            yield Member(name, param, grad, group, rule, layout, matrices, averages)
 
 
 def _local_gradient(param: Tensor, where: str) -> Tensor | None:

@@ -12,6 +12,7 @@ from orthon.agreement import Agreement
 from orthon.algorithms import RULES, Rule
 from orthon.finite import all_finite, nonfinite_gradients
 from orthon.linalg import factor_dtype
+from orthon.matrix_view import MatrixView
 from orthon.member import Member, members
 from orthon.names import parameter_names
 from orthon.options import choice, flag
@@ -59,8 +60,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         params: Params,
         *,
         algorithm: str,
-        nonfinite: str,
         options: Mapping[str, Any],
+        nonfinite: str = "raise",
         replicas: ProcessGroup | DeviceMesh | None = None,
         sync_gradients: bool = False,
     ) -> None:
@@ -106,6 +107,8 @@ class MixedOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{label}: unknown option {key!r} for {rule.name}; it takes {allowed}")
         for name, option in rule.options.items():
             option.check(name, group.setdefault(name, self.defaults.get(name, option.default)), label)
+        if group.get("view") is not None:
+            group["view"] = _view(group["view"], label)
 
         _separate_names(group, label)
         taken = {id(p) for other in self.param_groups for p in other["params"]}
@@ -125,7 +128,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                 check_placements(param)
             except NotImplementedError as error:
                 raise NotImplementedError(f"{where}: {error}") from error
-            rule.check_parameter(param, where)
+            rule.check_parameter(param, group, where)
 
         super().add_param_group(group)
         for key in self.defaults.keys() - rule.options.keys() - {"algorithm"}:
@@ -164,10 +167,11 @@ class MixedOptimizer(torch.optim.Optimizer):
         # The first time, one after the other: process groups are made, which nothing else in flight may disturb.
         kinds = {(id(member.layout), id(member.group)) for member in everything if member.grad is not None}
         at_once = _AT_ONCE if kinds <= self._updated else 1
-        run((update(part, self.state, gates) for part in batches(everything)), at_once=at_once)
+        self._prepare_state(everything)
+        run((update(work, self.state, gates) for work in batches(everything)), at_once=at_once)
         self._updated |= kinds
         self._named = {member.name: member.param for member in everything}
-        self._unconsolidated |= any(member.compressed for member in everything)
+        self._unconsolidated |= any(member.differs for member in everything)
         return loss
 
     def consolidate(self) -> None:
@@ -176,8 +180,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         All ranks must call it, before `state_dict`. Training goes on with the same updates as without.
         """
         for member in self.members():
-            if member.compressed and self.state.get(member.param):
-                for key in member.rule.own_state:
+            if member.differs and self.state.get(member.param):
+                for key in member.own_state:
                     own = local(self.state[member.param][key])
                     mean = own.to(factor_dtype(own.dtype)) / member.layout.replicas.size
                     run([_into(own, member.layout.replicas.sum(mean))], at_once=1)
@@ -194,7 +198,11 @@ class MixedOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: the momentum differs between replicas, as sync_gradients=True leaves it; call "
                 "optimizer.consolidate() on all ranks before state_dict()"
             )
-        return super().state_dict()
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            if isinstance(group.get("view"), MatrixView):  # as plain values, which any loader takes
+                group["view"] = group["view"].as_dict()
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, each tensor in the dtype in which it was saved.
@@ -216,6 +224,9 @@ class MixedOptimizer(torch.optim.Optimizer):
                 loaded.setdefault(param, {})[key] = value.to(device, copy=True)
         # Without the state, which torch would cast to the dtypes of the parameters, and put whole on the device.
         super().load_state_dict({**state_dict, "state": {}})
+        for group in self.param_groups:
+            if group.get("view") is not None:
+                group["view"] = MatrixView.of(group["view"])
         self.state.update(loaded)
         self._unconsolidated = False
 
@@ -242,6 +253,17 @@ class MixedOptimizer(torch.optim.Optimizer):
         """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
         owner = type(self).__name__
         return list(members(self.param_groups, self._layouts, sync_gradients=self.sync_gradients, owner=owner))
+
+    def _prepare_state(self, everything: Iterable[Member]) -> None:
+        """Make the state of parameters that have none yet, and count their steps where a rule asks for that."""
+        for member in everything:
+            if member.grad is None:
+                continue
+            state = self.state[member.param]
+            if not state:
+                state.update(member.new_state())
+            if member.rule.counts(member.group):
+                state["step"] += 1
 
     def _refuse_swapped(self, everything: Iterable[Member]) -> None:
         """Raise a RuntimeError if parameters have been replaced whose state would be lost."""
@@ -299,13 +321,12 @@ class MixedOptimizer(torch.optim.Optimizer):
                     f"{where}param group {group.get('name', index)!r}: algorithm should be {group['algorithm']!r}, "
                     f"but is {saved.get('algorithm')!r}"
                 )
-            rule = RULES[group["algorithm"]]
             names = parameter_names(group, index)
             for i, name, param in zip(saved["params"], names, group["params"], strict=False):
                 given = state_dict["state"].get(i)
                 if not given or not takes_part(param):
                     continue
-                expected = rule.new_state(name, on_meta(param), {**group, **saved}, self._layouts(param))
+                expected = self._expected_state(name, param, {**group, **saved})
                 everything[i] = expected
                 if given.keys() != expected.keys():
                     raise ValueError(
@@ -319,12 +340,28 @@ class MixedOptimizer(torch.optim.Optimizer):
                         )
         return everything
 
+    def _expected_state(self, name: str, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Return a new state of a parameter, without storage."""
+        rule, layout = RULES[group["algorithm"]], self._layouts(param)
+        matrices = None
+        if rule.for_matrices:
+            view = group["view"]
+            matrices = self._layouts.matrices(layout, None if view is None else MatrixView.of(view))
+        return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False).new_state()
+
 
 def _rule(algorithm: object, label: str) -> Rule:
     if algorithm not in RULES:
         allowed = ", ".join(map(repr, sorted(RULES)))
         raise ValueError(f"{label}: algorithm should be one of {allowed}, but is {algorithm!r}")
     return RULES[cast(str, algorithm)]
+
+
+def _view(value: MatrixView | Mapping[str, Any], label: str) -> MatrixView:
+    try:
+        return MatrixView.of(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label}: view: {error}") from error
 
 
 def _separate_names(group: dict[str, Any], label: str) -> None:

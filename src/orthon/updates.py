@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -9,61 +10,186 @@ from torch import Tensor
 
 from orthon.batch import Batch
 from orthon.member import Member
-from orthon.sharding import Ranks, Step, local
+from orthon.sharding import Layout, Ranks, Stack, Step, deal, local
+from orthon.state import Entry, factor_key, matrix_name
 
 # One batch holds at most this many bytes of gradients, or of factors, or a single parameter: a step's temporaries
 # grow with it.
 _BATCH_BYTES = 64 << 20
 
 
-def batches(everything: Iterable[Member]) -> Iterator[list[Member]]:
-    """Yield the parameters that have gradients in batches for the rules, the same on every rank."""
-    alike: defaultdict[tuple[Any, ...], list[Member]] = defaultdict(list)
+@dataclass(frozen=True)
+class Part:
+    """What one batch has of a parameter: all of it, or some of its matrices.
+
+    Attributes:
+        member: the parameter, which has a gradient.
+        stack: the matrices, for a rule that takes them.
+    """
+
+    member: Member
+    stack: Stack | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """How the parameter lies, or each of the matrices."""
+        return self.member.layout if self.stack is None else self.stack.layout
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the rule averages over the replicas with less than the gradient."""
+        return self.stack is not None and self.member.compresses(self.stack)
+
+    @property
+    def count(self) -> int:
+        """How many matrices there are, or 1."""
+        return 1 if self.stack is None else len(self.stack.numbers)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Parameters, or matrices of some, that a rule updates together.
+
+    Attributes:
+        parts: of the batch.
+        owners: for each matrix who works on the whole of it, for a rule that gives each to one of the ranks.
+    """
+
+    parts: list[Part]
+    owners: list[int] | None = None
+
+
+def batches(everything: Iterable[Member]) -> list[Work]:
+    """Return the parameters that have gradients in batches for the rules, the same on every rank."""
+    alike: defaultdict[tuple[Any, ...], list[Part]] = defaultdict(list)
     for member in everything:
-        if member.grad is not None:
-            param = member.param
+        if member.grad is None:
+            continue
+        param = member.param
+        kind = id(member.group), param.dtype, member.grad.dtype, member.grad.device
+        if member.matrices is None:
             # What is not a matrix may have any shape, and lie anywhere.
-            layout = id(member.layout) if member.rule.for_matrices else member.layout.replicas.ranks
-            dtypes = param.dtype, member.grad.dtype, member.grad.device
-            alike[id(member.group), layout, *dtypes].append(member)
-    for together in alike.values():
-        first, size = together[0], len(together)
-        if first.rule.largest is not None:
-            size = _BATCH_BYTES // (first.rule.largest(first.layout, first.group) * first.param.element_size())
-        for start in range(0, len(together), max(1, size)):
-            yield together[start : start + max(1, size)]
+            alike[(*kind, member.layout.replicas.ranks)].append(Part(member))
+            continue
+        for stack in member.matrices.stacks:
+            # Several matrices of one parameter are a batch: their state is in one tensor, and stays there.
+            together = id(param) if len(stack.numbers) > 1 else None
+            if stack.numbers:
+                alike[(*kind, id(stack.layout), together)].append(Part(member, stack))
+    parts = [part for together in alike.values() for part in _capped(together)]
+    whole = [i for i, part in enumerate(parts) if part[0].member.rule.cost is not None]
+    dealt = dict(zip(whole, deal([_cost(parts[i]) for i in whole]), strict=True))
+    return [Work(part, dealt.get(i)) for i, part in enumerate(parts)]
+
+
+def _capped(together: list[Part]) -> Iterator[list[Part]]:
+    first, size = together[0], len(together)
+    rule = first.member.rule
+    if rule.largest is not None:
+        numbers = first.count * rule.largest(first.layout, first.member.group)
+        size = max(1, _BATCH_BYTES // (numbers * first.member.param.element_size()))
+    for start in range(0, len(together), size):
+        yield together[start : start + size]
+
+
+def _cost(parts: list[Part]) -> tuple[Layout, int, float]:
+    first = parts[0]
+    assert first.member.rule.cost is not None
+    layout = first.layout
+    return layout, sum(part.count for part in parts), first.member.rule.cost(layout.shape, first.member.group)
 
 
 def update(
-    part: list[Member], states: MutableMapping[Tensor, dict[str, Any]], gates: Mapping[torch.device, Tensor]
+    work: Work, states: MutableMapping[Tensor, dict[str, Any]], gates: Mapping[torch.device, Tensor]
 ) -> Step[None]:
-    """Update one batch of parameters, which all have gradients.
+    """Update one batch of parameters.
 
     Args:
-        part: one of `batches`.
-        states: of all parameters; what is missing is made.
+        work: one of `batches`.
+        states: of all parameters.
         gates: for each device a tensor that is 1, or 0 to leave everything as it is; empty if none is to be left.
     """
-    for member in part:
-        if not states[member.param]:
-            states[member.param].update(member.rule.new_state(member.name, member.param, member.group, member.layout))
-    first = part[0]
-    grads = [member.layout.fit(cast(Tensor, member.grad)) for member in part]
-    if first.averages and not first.compressed:
+    opened = [_Opened(part, states[part.member.param]) for part in work.parts]
+    first = work.parts[0]
+    grads = [grad for each in opened for grad in each.grads]
+    if first.member.averages and not first.compressed:
         grads = yield from _averaged(grads, first.layout.replicas)
     gate = gates.get(grads[0].device)
     if gate is not None:
         grads = [torch.where(gate > 0, grad, 0) for grad in grads]
     batch = Batch(
-        names=[member.name for member in part],
-        weights=[member.layout.fit(local(member.param)) for member in part],
+        names=[name for each in opened for name in each.names],
+        weights=[weight for each in opened for weight in each.weights],
         grads=grads,
-        state=[states[member.param] for member in part],
+        state=[state for each in opened for state in each.states],
         layout=first.layout,
+        owners=work.owners,
         unsynced=first.compressed,
         gate=gate,
     )
-    yield from first.rule.update(batch, first.group)
+    yield from first.member.rule.update(batch, first.member.group)
+    for each in opened:
+        each.close()
+
+
+class _Opened:
+    """What a batch has of a parameter: names, weights, gradients and state, one of each for every matrix.
+
+    They are views of the parameter's own tensors. Where there is none (a convolution in channels_last), `close`
+    writes the copies back; so it does with state that the batch has moved.
+    """
+
+    def __init__(self, part: Part, state: dict[str, Any]) -> None:
+        member, self._stack = part.member, part.stack
+        self._matrices = member.matrices
+        self._weight, grad = member.layout.fit(local(member.param)), member.layout.fit(cast(Tensor, member.grad))
+        self._is_plain = self._stack is None or cast(Any, self._matrices).is_plain
+        if self._is_plain:
+            self.names, self.weights, self.grads, self.states = [member.name], [self._weight], [grad], [state]
+            return
+        assert self._stack is not None and self._matrices is not None
+        stack, matrices = self._stack, self._matrices
+        self.names = [matrix_name(member.name, matrices, number) for number in stack.numbers]
+        self._open_weight = matrices.open(self._weight, stack)
+        self.weights = list(self._open_weight.unbind())
+        self.grads = list(matrices.open(grad, stack).unbind())
+        self._open: dict[str, tuple[Tensor, Entry, Tensor]] = {}
+        self.states = [dict[str, Any]() for _ in stack.numbers]
+        for key, entry in member.rule.entries(stack.layout.shape, member.group).items():
+            if not isinstance(entry, Entry):
+                for each in self.states:
+                    each[key] = state[key]
+                continue
+            if entry.side is None:
+                kept = local(state[key])
+                opened = matrices.open(kept, stack)
+            else:
+                kept = local(state[factor_key(key, entry.side, matrices, stack)[0]])
+                opened = matrices.open_factor(kept, entry.side, stack)
+            self._open[key] = kept, entry, opened
+            for each, of_matrix in zip(self.states, opened.unbind(), strict=True):
+                each[key] = of_matrix
+
+    def close(self) -> None:
+        """Bring what lies elsewhere back into the parameter and its state."""
+        if self._is_plain:
+            return
+        assert self._stack is not None and self._matrices is not None
+        if not _shares(self._open_weight, self._weight):
+            self._matrices.close(self._weight, self._stack, self._open_weight)
+        for key, (kept, entry, opened) in self._open.items():
+            moved = not _shares(self.states[0][key], opened)
+            if not moved and _shares(opened, kept):
+                continue
+            whole = torch.stack([state[key] for state in self.states]) if moved else opened
+            if entry.side is None:
+                self._matrices.close(kept, self._stack, whole)
+            else:
+                self._matrices.close_factor(kept, entry.side, self._stack, whole)
+
+
+def _shares(x: Tensor, y: Tensor) -> bool:
+    return x.is_meta or x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def _averaged(grads: list[Tensor], replicas: Ranks) -> Step[list[Tensor]]:

@@ -7,7 +7,8 @@ from torch.optim.adamw import adamw as torch_adamw
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.options import Group, betas, flag, flag_or_none, number
-from orthon.sharding import Layout, Step, local
+from orthon.sharding import Step, local
+from orthon.state import Counter, Entries, Entry
 
 
 def adamw(batch: Batch, group: Group) -> Step[None]:
@@ -20,6 +21,8 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
             state["step"] = state["step"].to(weight.device)
     beta1, beta2 = group["betas"]
     average, square, *largest = ([local(state[key]) for state in batch.state] for key in _averages(group))
+    cautious = group["cautious_weight_decay"]
+    before = torch._foreach_clone(batch.weights) if cautious else ()
     torch_adamw(
         batch.weights,
         batch.grads,
@@ -34,18 +37,19 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
         beta1=beta1,
         beta2=beta2,
         lr=group["lr"],
-        weight_decay=group["weight_decay"],
+        weight_decay=0.0 if cautious else group["weight_decay"],
         eps=group["eps"],
         maximize=group["maximize"],
     )
+    if cautious:
+        # X is already at X − lr·direction; what decays is X as it was.
+        rate = batch.gated_lr(group["lr"]) * group["weight_decay"]
+        for X, old in zip(batch.weights, before, strict=True):
+            X.sub_(torch.where((old - X) * old >= 0, old, 0).mul_(rate))
 
 
-def _new_state(name: str, param: Tensor, group: Group, layout: Layout) -> dict[str, Tensor]:  # noqa: ARG001
-    step_device = param.device if group["fused"] else "cpu"
-    return {
-        "step": torch.zeros((), dtype=torch.float32, device=step_device),
-        **{key: layout.zeros_like(param) for key in _averages(group)},
-    }
+def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
+    return {"step": Counter(on_device=bool(group["fused"])), **dict.fromkeys(_averages(group), Entry())}
 
 
 def _averages(group: Group) -> list[str]:
@@ -62,6 +66,6 @@ RULE = Rule(
         "foreach": flag_or_none(),
         "fused": flag_or_none(),
     },
-    new_state=_new_state,
+    entries=_entries,
     update=adamw,
 )

@@ -5,12 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from orthon.algorithms.rule import COMMON_OPTIONS, Rule
+from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.linalg import compute_dtype, orthonormalize, random_normal, unit_columns
-from orthon.lr_scale import LR_SCALES, lr_factor
-from orthon.options import Group, choice, float_dtype_or_none, integer, number
+from orthon.linalg import compute_dtype, orthonormalize, unit_columns
+from orthon.lr_scale import lr_factor
+from orthon.options import Group, choice, integer, number
 from orthon.sharding import Layout, Side, Step, worth_sending
+from orthon.state import Entries, Entry
 
 
 def dion(batch: Batch, group: Group) -> Step[None]:
@@ -36,7 +37,7 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         cols = batch.cols(share=True)
     _check_rank(kept, cols, batch, group)
 
-    batch.add_gradients(stored, maximize=group["maximize"])
+    batch.add_gradients(stored, -1.0 if group["maximize"] else 1.0)
     M = stored.to(compute_dtype(stored.dtype))
     if M is not stored:
         M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range
@@ -70,7 +71,8 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         stored.copy_(M)
 
     lr = batch.gated_lr(group["lr"])
-    batch.decay_and_add(P, found, keep=1 - lr * group["weight_decay"], by=-lr * scale)
+    rate, cautious = lr * group["weight_decay"], group["cautious_weight_decay"]
+    batch.decay_and_subtract_product(P, found, rate=rate, by=lr * scale, cautious=cautious)
 
 
 def _check_rank(kept: Tensor, cols: Side, batch: Batch, group: Group) -> None:
@@ -97,49 +99,42 @@ def dion_rank(shape: tuple[int, ...], group: Group) -> int:
 
 def _largest(layout: Layout, group: Group) -> int:
     """Return the numbers of a rank's part of the matrix, or of its longer factor where that is larger."""
-    m, n = layout.largest(0), layout.largest(1)
+    m, n = layout.largest
     return max(m * n, max(m, n) * dion_rank(layout.shape, group))
 
 
 def _compresses(layout: Layout, group: Group) -> bool:
     """Return whether the factors of all power iterations have fewer numbers than the gradient."""
-    m, n = layout.largest(0), layout.largest(1)
+    m, n = layout.largest
     return bool(group["power_iterations"] * (m + n) * dion_rank(layout.shape, group) < m * n)
 
 
-def _new_state(name: str, param: Tensor, group: Group, layout: Layout) -> dict[str, Tensor]:
+def _entries(shape: tuple[int, ...], group: Group) -> Entries:
     """Return a zero momentum (m, n) and a random right factor (n, r), or (m, r) if P belongs to the columns."""
-    dtype = group["state_dtype"] or param.dtype
-    dim = 0 if _is_transposed(layout.shape, group["orthonormal_side"]) else 1
-    rank = dion_rank(layout.shape, group)
-    rows = torch.arange(*layout.factor_part(dim, rank), device=param.device)
-    cols = torch.arange(rank, device=param.device)
-    Q = random_normal(f"{group['seed']}/{name}", rows, cols, dtype=torch.float32)
+    m, n = shape
+    side = 0 if _is_transposed((m, n), group["orthonormal_side"]) else 1
+    dtype = group["state_dtype"]
     return {
-        "momentum": layout.zeros_like(param, dtype),
-        "Q": layout.factor(Q.div_(math.sqrt(layout.shape[dim])).to(dtype), dim),
+        "momentum": Entry(dtype=dtype, own=True),
+        "Q": Entry(side=side, width=dion_rank((m, n), group), dtype=dtype, std=1 / math.sqrt(shape[side])),
     }
 
 
 RULE = Rule(
     name="dion",
     options={
-        **COMMON_OPTIONS,
+        **MATRIX_OPTIONS,
         "rank_fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
         "rank_multiple_of": integer(1, at_least=1),
         "momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
         "right_factor": choice("normalize", "orthonormalize"),
         "orthonormal_side": choice("short", "long"),
         "power_iterations": integer(1, at_least=1),
-        "lr_scale": choice(*LR_SCALES),
-        "state_dtype": float_dtype_or_none(),
-        "seed": integer(0, at_least=0),
     },
-    new_state=_new_state,
+    entries=_entries,
     update=dion,
     for_matrices=True,
     rank=dion_rank,
     largest=_largest,
     compresses=_compresses,
-    own_state=("momentum",),
 )

@@ -6,7 +6,8 @@ from torch import Tensor
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.options import Group, betas
-from orthon.sharding import Layout, Step, local
+from orthon.sharding import Step, local
+from orthon.state import Entries, Entry
 
 
 def lion(batch: Batch, group: Group) -> Step[None]:
@@ -23,20 +24,19 @@ def lion(batch: Batch, group: Group) -> Step[None]:
     news = torch._foreach_sub(torch._foreach_neg(batch.grads) if group["maximize"] else batch.grads, momentum)
     update = torch._foreach_add(momentum, news, alpha=1 - beta1)
     torch._foreach_sign_(update)
-    torch._foreach_mul_(update, lr)
-    torch._foreach_mul_(batch.weights, 1 - lr * group["weight_decay"])
-    torch._foreach_sub_(batch.weights, update)
+    batch.decay(lr * group["weight_decay"], cautious=update if group["cautious_weight_decay"] else None)
+    batch.subtract(update, lr)
     torch._foreach_mul_(news, gain)
     torch._foreach_add_(momentum, news)
 
 
-def _new_state(name: str, param: Tensor, group: Group, layout: Layout) -> dict[str, Tensor]:  # noqa: ARG001
-    return {"exp_avg": layout.zeros_like(param)}
+def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
+    return {"exp_avg": Entry()}
 
 
 RULE = Rule(
     name="lion",
     options={**COMMON_OPTIONS, "betas": betas((0.9, 0.95))},
-    new_state=_new_state,
+    entries=_entries,
     update=lion,
 )

@@ -7,8 +7,16 @@ import torch
 from torch import Tensor
 
 from orthon.batch import Batch
-from orthon.options import Group, Option, flag, number, number_or_tensor
+from orthon.lr_scale import LR_SCALES
+from orthon.matrix_view import MatrixView
+from orthon.options import Group, Option, choice, flag, float_dtype_or_none, integer, number, number_or_tensor
 from orthon.sharding import Layout, Step
+from orthon.state import Entries
+
+
+def _is_view(value: object) -> bool:
+    return value is None or isinstance(value, MatrixView | Mapping)
+
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -20,38 +28,49 @@ class Rule:
     Attributes:
         name: by which a param group chooses it.
         options: what a param group may set for it, beside "params".
-        new_state: from a parameter's name, the parameter, its group and its layout, the state before the first
-            step, which lies as the parameter does.
+        entries: what it keeps of a parameter of the given shape, or of matrices of this shape.
         update: makes one step on a batch, in place; a computation that may pause for collectives.
         for_matrices: whether it takes matrices alone, in batches of one shape.
         rank: for explanations, the rank of its update to a matrix of the given shape; None if it is not low.
         largest: the most numbers of one matrix, or of one factor of it, that a rank holds in a step.
         compresses: whether, where the replicas' gradients differ, it averages over them with fewer numbers than the
-            gradient has; None if it never does. It then keeps `own_state`.
-        own_state: keys of state that differs between replicas then.
+            gradient has; None if it never does.
+        cost: the work on one whole matrix of the given shape, for a rule that gives each to one of the ranks that
+            hold parts of it; None for others.
+        route: how it works on a number of whole matrices of the given layout: "alone", by "owners" or on "shards".
+        counts: whether its state's "step" is the number of steps that the parameter has been through, this included.
     """
 
     name: str
     options: Mapping[str, Option]
-    new_state: Callable[[str, Tensor, Group, Layout], dict[str, Tensor]]
+    entries: Callable[[tuple[int, ...], Group], Entries]
     update: Callable[[Batch, Group], Step[None]]
     for_matrices: bool = False
     rank: Callable[[tuple[int, ...], Group], int] | None = None
     largest: Callable[[Layout, Group], int] | None = None
     compresses: Callable[[Layout, Group], bool] | None = None
-    own_state: tuple[str, ...] = ()
+    cost: Callable[[tuple[int, ...], Group], float] | None = None
+    route: Callable[[Layout, int, Group], str] | None = None
+    counts: Callable[[Group], bool] = lambda _: False
 
-    def check_parameter(self, param: Tensor, where: str) -> None:
+    def check_parameter(self, param: Tensor, group: Group, where: str) -> None:
         """Raise a TypeError or ValueError if this rule cannot update `param`, which `where` names."""
         if param.dtype not in FLOAT_DTYPES:
             allowed = ", ".join(map(str, FLOAT_DTYPES))
             raise TypeError(f"{where}: dtype should be one of {allowed}, but is {param.dtype}")
-        if self.for_matrices and (param.ndim != 2 or param.numel() == 0):
+        if not self.for_matrices:
+            return
+        if group["view"] is None and (param.ndim != 2 or param.numel() == 0):
             raise ValueError(
                 f"{where}: {self.name} updates matrices, so the shape should be (rows, columns), both at least 1, "
-                f"but is {tuple(param.shape)}; give it to another algorithm, such as 'adamw', or let "
-                "orthon.param_groups(model) choose"
+                f"but is {tuple(param.shape)}; tell by view=MatrixView(...) in its group how it is read as matrices, "
+                "give it to another algorithm, such as 'adamw', or let orthon.param_groups(model) choose"
             )
+        if group["view"] is not None:
+            try:
+                MatrixView.of(group["view"]).read(tuple(param.shape))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
 
 
 # What every rule takes.
@@ -59,4 +78,14 @@ COMMON_OPTIONS: Mapping[str, Option] = {
     "lr": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
     "weight_decay": number(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
     "maximize": flag(False),
+    "cautious_weight_decay": flag(False),
+}
+
+# What rules for matrices take beside.
+MATRIX_OPTIONS: Mapping[str, Option] = {
+    **COMMON_OPTIONS,
+    "lr_scale": choice(*LR_SCALES),
+    "state_dtype": float_dtype_or_none(),
+    "seed": integer(0, at_least=0),
+    "view": Option(None, "a MatrixView, a mapping of its attributes, or None", _is_view),
 }

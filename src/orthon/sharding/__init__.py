@@ -1,20 +1,28 @@
 """Who holds which part of a parameter, and what they communicate."""
 
-from orthon.sharding.cost import worth_sending
-from orthon.sharding.layout import Layout, check_placements, local, on_meta, relocated, takes_part
+from orthon.sharding.cost import flops_per_number, worth_sending
+from orthon.sharding.layout import Extent, Layout, check_placements, local, on_meta, relocated, takes_part
 from orthon.sharding.layouts import Layouts, placed_like
+from orthon.sharding.matrices import Matrices, Stack
+from orthon.sharding.owners import Owners, deal
 from orthon.sharding.ranks import Message, Ranks, record_messages
 from orthon.sharding.side import Side
 from orthon.sharding.step import Step, run
 
 __all__ = [
+    "Extent",
     "Layout",
     "Layouts",
+    "Matrices",
     "Message",
+    "Owners",
     "Ranks",
     "Side",
+    "Stack",
     "Step",
     "check_placements",
+    "deal",
+    "flops_per_number",
     "local",
     "on_meta",
     "placed_like",

@@ -7,6 +7,11 @@ import torch
 FLOPS_PER_NUMBER = {"cpu": 300.0, "cuda": 16_000.0}
 
 
+def flops_per_number(device: torch.device) -> float:
+    """Return how many operations take as long as sending a number."""
+    return FLOPS_PER_NUMBER.get(device.type, FLOPS_PER_NUMBER["cuda"])
+
+
 def worth_sending(flops: float, device: torch.device) -> bool:
     """Return whether numbers that take so many operations each are better received than computed."""
-    return flops > FLOPS_PER_NUMBER.get(device.type, FLOPS_PER_NUMBER["cuda"])
+    return flops > flops_per_number(device)

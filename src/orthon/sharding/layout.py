@@ -1,8 +1,10 @@
 """How one parameter lies on the ranks, read off its DTensor."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -18,45 +20,90 @@ from orthon.sharding.side import Side
 Part = tuple[int, int]  # where a rank's part of a dim starts and stops, in global indices
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """How one parameter lies on the ranks.
+@dataclass(frozen=True)
+class Extent:
+    """The indices of one dim of a tensor, or of one side of a matrix, and the axes of the grid that cut them.
 
     Attributes:
-        shape: of the whole parameter.
+        size: how many there are in the dim that is cut.
+        axes: that cut it, in the order of cutting. Each cut is that of torch.chunk, so that every part is a range of
+            indices, possibly an empty one.
+        unit: how many indices of the side each index of the dim stands for.
+        window: which of these indices the side has; None for all.
+    """
+
+    size: int
+    axes: tuple[int, ...] = ()
+    unit: int = 1
+    window: Part | None = None
+
+    @property
+    def range(self) -> Part:
+        """Which indices there are."""
+        return self.window or (0, self.size * self.unit)
+
+    @property
+    def length(self) -> int:
+        """How many there are."""
+        return self.range[1] - self.range[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How one parameter lies on the ranks, or the matrices that it is read as.
+
+    Attributes:
+        extents: of the dims of the parameter, or of the rows and the columns of each matrix.
         grid: the ranks.
-        cuts: for each dim the axes of the grid that cut it, in the order of cutting. Each cut is that of
-            torch.chunk, so that every part is a range of indices, possibly an empty one.
         device: on which the parameter is.
         mesh: of the parameter and its state, if they are DTensors.
         placements: on that mesh.
+        apart: the axes along which ranks have other matrices.
     """
 
-    shape: tuple[int, ...]
+    extents: tuple[Extent, ...]
     grid: Grid
-    cuts: tuple[tuple[int, ...], ...]
     device: torch.device
     mesh: DeviceMesh | None = None
     placements: tuple[Placement, ...] = ()
+    apart: tuple[int, ...] = ()
     _sides: dict[tuple[int, bool, bool], Side] = field(default_factory=dict)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole parameter, or of one matrix."""
+        return tuple(extent.length for extent in self.extents)
+
+    @cached_property
+    def cuts(self) -> tuple[tuple[int, ...], ...]:
+        """For each dim the axes of the grid that cut it, in the order of cutting."""
+        return tuple(extent.axes for extent in self.extents)
+
+    @cached_property
+    def transposed(self) -> "Layout":
+        """The layout of the transposed matrices."""
+        return replace(self, extents=self.extents[::-1], mesh=None, placements=(), _sides={})
 
     @property
     def copies(self) -> tuple[int, ...]:
         """The axes along which every rank has the same part, but for the user's replicas."""
-        cut = {axis for axes in self.cuts for axis in axes}
+        cut = {axis for axes in self.cuts for axis in axes} | set(self.apart)
         return tuple(a for a in range(self.grid.ranks.ndim) if a not in cut and a != self.grid.replicas)
 
     def __str__(self) -> str:
         sizes = [math.prod(self.grid.ranks.shape[axis] for axis in axes) for axes in self.cuts]
         sides = ("rows", "columns") if len(sizes) == 2 else tuple(f"dim {dim}" for dim in range(len(sizes)))
         cuts = [f"{side}/{size}" for side, size in zip(sides, sizes, strict=True) if size > 1]
+        apart = math.prod(self.grid.ranks.shape[axis] for axis in self.apart)
         copies = self.alike(averages=False).size
-        return ", ".join([" × ".join(cuts) or "whole", *[f"{copies} copies"] * (copies > 1)])
+        return ", ".join(
+            [" × ".join(cuts) or "whole", *[f"matrices/{apart}"] * (apart > 1), *[f"{copies} copies"] * (copies > 1)]
+        )
 
     @property
     def everyone(self) -> Ranks:
         """The ranks that hold any part."""
-        return self.grid.along(range(self.grid.ranks.ndim))
+        return self.grid.along([axis for axis in range(self.grid.ranks.ndim) if axis not in self.apart])
 
     @property
     def replicas(self) -> Ranks:
@@ -68,35 +115,24 @@ class Layout:
         replicas = () if averages or self.grid.replicas is None else (self.grid.replicas,)
         return self.grid.along(self.copies + replicas)
 
-    def part(self, dim: int) -> Part:
-        """Return this rank's part of a dim."""
-        return self.cut((0, self.shape[dim]), self.cuts[dim])
+    def part(self, dim: int, *, also: Sequence[int] = ()) -> Part:
+        """Return this rank's part of a dim, cut along more axes as well."""
+        return self._part(dim, also, {})
 
-    @property
-    def part_shape(self) -> list[int]:
+    @cached_property
+    def part_shape(self) -> tuple[int, ...]:
         """The shape of this rank's part."""
-        return [stop - start for start, stop in map(self.part, range(len(self.shape)))]
+        return tuple(stop - start for start, stop in map(self.part, range(len(self.extents))))
 
-    def cut(self, part: Part, axes: Sequence[int]) -> Part:
-        """Return what is this rank's after cutting a part along some axes."""
-        for axis in axes:
-            part = _chunk(part, self.grid.ranks.shape[axis], self.grid.coordinate[axis])
-        return part
+    def parts(self, dim: int, along: Sequence[int], *, also: Sequence[int] = ()) -> list[Part]:
+        """Return the parts of the ranks that differ from this one in some axes alone, the first axis slowest."""
+        places = product(*(range(self.grid.ranks.shape[axis]) for axis in along))
+        return [self._part(dim, also, dict(zip(along, place, strict=True))) for place in places]
 
-    def cut_sizes(self, size: int, axes: Sequence[int]) -> list[int]:
-        """Return the sizes of all pieces of a part after cutting it along some axes, the first axis slowest."""
-        parts = [(0, size)]
-        for axis in axes:
-            count = self.grid.ranks.shape[axis]
-            parts = [_chunk(part, count, i) for part in parts for i in range(count)]
-        return [stop - start for start, stop in parts]
-
-    def largest(self, dim: int) -> int:
-        """Return the most indices of a dim that any rank has."""
-        size = self.shape[dim]
-        for axis in self.cuts[dim]:
-            size = -(-size // self.grid.ranks.shape[axis])
-        return size
+    @cached_property
+    def largest(self) -> tuple[int, ...]:
+        """The most indices of each dim that any rank has."""
+        return tuple(max(stop - start for start, stop in self.parts(dim, axes)) for dim, axes in enumerate(self.cuts))
 
     def side(self, dim: int, *, share: bool, unsynced: bool) -> Side:
         """Return a dim of a matrix as a side of it, along which its tall factors lie.
@@ -116,7 +152,12 @@ class Layout:
         copies = self.copies if unsynced else self.copies + replicas
         summing = self.cuts[1 - dim] + (replicas if unsynced else ())
         sharing = copies if share else ()
+        spreading = self.cuts[1 - dim]
         start, stop = self.part(dim)
+        # Of a block among others, a rank holds as large a share as of all of them.
+        other = self.extents[1 - dim]
+        whole = replace(self, extents=(replace(other, window=None),))
+        opposite = whole.largest[0] * other.length / whole.shape[0]
         return Side(
             size=stop - start,
             copies=self.grid.along(sharing),
@@ -125,40 +166,46 @@ class Layout:
             ranks=self.grid.along(self.cuts[dim] + sharing + summing),
             averaged=self.grid.along(replicas if unsynced else ()).size,
             others=self.grid.along(self.cuts[1 - dim]),
-            pieces=self.cut_sizes(stop - start, self.cuts[1 - dim]),
-            opposite=self.largest(1 - dim),
+            pieces=[stop - start for start, stop in self.parts(dim, spreading, also=spreading)],
+            opposite=opposite,
         )
 
     def zeros_like(self, param: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return zeros that lie as a parameter of this layout does, in its own dtype or another."""
         zeros = torch.zeros_like(self.fit(local(param)), dtype=dtype, memory_format=torch.preserve_format)
-        return self._placed(zeros, self.placements, self.shape)
+        return zeros if self.mesh is None else _dtensor(zeros, self.mesh, self.placements, self.shape)
 
     def fit(self, part: Tensor) -> Tensor:
         """Return this rank's part with the extents that it should have, which an empty one may have lost."""
         return part if part.numel() else part.view(self.part_shape)
 
-    def factor_part(self, dim: int, rank: int) -> Part:
-        """Return which indices of `dim` this rank keeps of a state (size of `dim`, rank)."""
-        return self.cut((0, self.shape[dim]), self._factor_cuts(dim, rank))
+    def placed(self, part: Tensor, shape: Sequence[int], cuts: Mapping[int, Sequence[int]]) -> Tensor:
+        """Return a state of which `part` is this rank's part, as the parameter's kind.
 
-    def factor(self, part: Tensor, dim: int) -> Tensor:
-        """Return a state (size of `dim`, rank) of which `part` is this rank's part, as the parameter's kind."""
-        rank = part.shape[1]
+        Args:
+            part: of the state.
+            shape: of all of it.
+            cuts: for each dim of it that is cut the axes that do so, in the order of cutting.
+        """
+        if self.mesh is None:
+            return part
         placements: list[Placement] = [Replicate() for _ in self.placements]
-        order = self._factor_cuts(dim, rank)
-        for place, axis in enumerate(order):
-            # An axis that cuts after later axes of the mesh have done so is what DTensor calls strided.
-            later = math.prod(self.grid.ranks.shape[before] for before in order[:place] if before > axis)
-            placements[axis] = Shard(0) if later == 1 else _StridedShard(0, split_factor=later)
-        return self._placed(part, placements, (self.shape[dim], rank))
+        for dim, order in cuts.items():
+            for place, axis in enumerate(order):
+                # An axis that cuts after later axes of the mesh have done so is what DTensor calls strided.
+                later = math.prod(self.grid.ranks.shape[before] for before in order[:place] if before > axis)
+                placements[axis] = Shard(dim) if later == 1 else _StridedShard(dim, split_factor=later)
+        return _dtensor(part, self.mesh, placements, shape)
 
-    def _factor_cuts(self, dim: int, rank: int) -> tuple[int, ...]:
-        spread = self.side(dim, share=False, unsynced=False).spreads(rank)
-        return self.cuts[dim] + (self.cuts[1 - dim] if spread else ())
-
-    def _placed(self, part: Tensor, placements: Sequence[Placement], shape: Sequence[int]) -> Tensor:
-        return part if self.mesh is None else _dtensor(part, self.mesh, placements, shape)
+    def _part(self, dim: int, also: Sequence[int], at: Mapping[int, int]) -> Part:
+        """Return the part of the rank that differs from this one in being `at` other coordinates."""
+        extent = self.extents[dim]
+        part = (0, extent.size)
+        for axis in (*extent.axes, *also):
+            part = _chunk(part, self.grid.ranks.shape[axis], at.get(axis, self.grid.coordinate[axis]))
+        first, last = extent.range
+        start, stop = (min(max(edge * extent.unit, first), last) - first for edge in part)
+        return start, stop
 
 
 def cuts_of(param: DTensor) -> tuple[tuple[int, ...], ...]:
@@ -212,13 +259,14 @@ def make_layout(param: Tensor, grid: Grid) -> Layout:
         NotImplementedError: for a placement that cannot be served, or a local part that does not fit it.
     """
     if not isinstance(param, DTensor):
-        return Layout(tuple(param.shape), grid, tuple(() for _ in param.shape), param.device)
-    layout = Layout(tuple(param.shape), grid, cuts_of(param), param.device, param.device_mesh, param.placements)
+        return Layout(tuple(map(Extent, param.shape)), grid, param.device)
+    extents = tuple(map(Extent, param.shape, cuts_of(param)))
+    layout = Layout(extents, grid, param.device, param.device_mesh, param.placements)
     if any(grid.replicas in axes for axes in layout.cuts):
         raise ValueError(
             f"replicas should be ranks with copies of it, but its placements {param.placements} cut it over them"
         )
-    expected = layout.part_shape
+    expected = list(layout.part_shape)
     actual = list(param.to_local().shape)
     if actual != expected and (param.to_local().numel() or 0 not in expected):
         raise NotImplementedError(

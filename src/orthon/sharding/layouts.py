@@ -6,8 +6,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 
+from orthon.matrix_view import PLAIN, MatrixView
+
 from orthon.sharding.grid import Grid, make_grid
 from orthon.sharding.layout import Layout, make_layout, relocated
+from orthon.sharding.matrices import Matrices
 
 _Kind = tuple[tuple[int, ...], torch.device, DeviceMesh | None, tuple[Placement, ...]]
 
@@ -23,6 +26,7 @@ class Layouts:
         self._replicas = replicas
         self._grids: dict[DeviceMesh | None, Grid] = {}
         self._layouts: dict[_Kind, Layout] = {}
+        self._matrices: dict[tuple[Layout, MatrixView], Matrices] = {}
 
     def __call__(self, param: Tensor) -> Layout:
         """Return the layout of a parameter. All ranks that hold a part of it must ask for it in the same order.
@@ -37,6 +41,17 @@ class Layouts:
                 self._grids[mesh] = make_grid(mesh, self._replicas)
             self._layouts[kind] = make_layout(param, self._grids[mesh])
         return self._layouts[kind]
+
+    def matrices(self, layout: Layout, view: MatrixView | None) -> Matrices:
+        """Return how the matrices of a parameter of this layout lie.
+
+        Raises:
+            NotImplementedError: for a layout on which the view cannot be served.
+        """
+        key = layout, view or PLAIN
+        if key not in self._matrices:
+            self._matrices[key] = Matrices(layout, key[1].read(layout.shape))
+        return self._matrices[key]
 
 
 def placed_like(x: Tensor, like: Tensor) -> Tensor:

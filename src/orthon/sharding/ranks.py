@@ -1,5 +1,6 @@
 """Ranks that work together, and their collectives."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ class Message:
     """One collective.
 
     Attributes:
-        kind: "sum" (all-reduce), "scatter" (reduce-scatter) or "gather" (all-gather).
+        kind: "sum" (all-reduce), "scatter" (reduce-scatter), "gather" (all-gather) or "exchange" (all-to-all).
         ranks: how many take part.
-        numbers: of the tensor that is summed, scattered, or gathered, as a whole.
+        numbers: of the tensor that is summed, scattered, or gathered, as a whole; in an exchange, how many this rank
+            sends or receives, whichever is more.
         bytes: of these numbers.
     """
 
@@ -31,7 +33,7 @@ class Message:
 
     @property
     def share(self) -> float:
-        """What it counts: a sum as one, and a scattering and a gathering, which make a sum together, as one half."""
+        """What it counts: a sum as one; a scattering and a gathering, which make a sum together, or an exchange, half."""
         return 1.0 if self.kind == "sum" else 0.5
 
 
@@ -144,6 +146,32 @@ class Line:
             return parts.movedim(0, 1).reshape(b, self.size * longest, r)
         places = sorted(range(self.size), key=self._slots.__getitem__)  # of each part in the process group
         return torch.cat([parts[place, :, :size] for place, size in zip(places, sizes, strict=True)], dim=1)
+
+    def exchange(
+        self, outgoing: Sequence[Sequence[Tensor]], incoming: Sequence[Sequence[Sequence[int]]], like: Tensor
+    ) -> Step[list[list[Tensor]]]:
+        """Send tensors of any shapes to each of the ranks, and return what each has sent to this one.
+
+        Args:
+            outgoing: for each rank, in the order of the parts, the tensors to send to it.
+            incoming: the shapes of what it sends.
+            like: any tensor of the dtype and on the device of all of them.
+        """
+        lengths = [sum(x.numel() for x in outgoing[i]) for i in self._slots]
+        expected = [sum(map(math.prod, incoming[i])) for i in self._slots]
+        packed = torch.cat([like.new_empty(0), *(x.reshape(-1) for i in self._slots for x in outgoing[i])])
+        received = like.new_empty(sum(expected))
+
+        def send(group: dist.ProcessGroup) -> Any:
+            return dist.all_to_all_single(received, packed, expected, lengths, group=group, async_op=True)
+
+        yield from self._send("exchange", max(packed, received, key=Tensor.numel), send)
+        parts: list[list[Tensor]] = [[] for _ in incoming]
+        for i, place in zip(self._slots, torch.split(received, expected), strict=True):
+            shapes = incoming[i]
+            pieces = torch.split(place, list(map(math.prod, shapes)))
+            parts[i] = [piece.view(*shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        return parts
 
     def _send(self, kind: str, whole: Tensor, send: Any) -> Step[None]:
         if _log is not None:

@@ -25,7 +25,7 @@ class Side:
         averaged: how many of the summands' gradients are averaged instead of added.
         others: the ranks that hold the same indices of this side, and all of the other side.
         pieces: for each of them, the indices of this side that it keeps of a state spread over them.
-        opposite: the most indices of the other side that any rank holds.
+        opposite: the indices of the other side that a rank holds: the most that any does, and of a block its share.
     """
 
     size: int
@@ -36,7 +36,7 @@ class Side:
     averaged: int
     others: Ranks
     pieces: list[int]
-    opposite: int
+    opposite: float
 
     def part(self, x: Tensor) -> Tensor:
         """Return the rows (b, part, n) of x (b, size, n) that are not left to the copies."""

@@ -1,0 +1,55 @@
+"""Dion3, also called NorDion2: Dion2 with second moments of rows (arXiv 2608.11612)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from orthon.algorithms import dion2
+from orthon.algorithms.dion2 import Selection
+from orthon.algorithms.row_moments import ROW_OPTIONS, row_gains, row_moments
+from orthon.batch import Batch
+from orthon.linalg import factor_dtype
+from orthon.options import Group
+from orthon.sharding import Step
+from orthon.state import Entries
+
+
+def dion3(batch: Batch, group: Group) -> Step[None]:
+    """Make one step of Dion3: Dion2, whose O is divided by root mean squares v (b, m, 1) of the rows of X.
+
+    v ← beta2·v + (1 − beta2)·mean_j O²        of the rows S, or of all where S are columns
+    Ô ← O / (√v + eps)
+    Ô ← Ô·‖O‖ / ‖Ô‖                            Frobenius norms
+    """
+    yield from dion2.dion2(batch, group, _normalized)
+
+
+def _normalized(O: Tensor, S: Selection, batch: Batch, group: Group) -> Step[Tensor]:
+    """Return O with each row of the weights divided by its root mean square over time.
+
+    Args:
+        O: this rank's part of the selected rows of all matrices, or, where the batch is read transposed, columns.
+        S: which.
+        batch: of the matrices.
+        group: options.
+    """
+    O = O.to(factor_dtype(O.dtype))
+    b, rows = len(S.counts), batch.layout.part_shape[0]
+    squares = O.new_zeros(b, rows)
+    if batch.reads_transposed:
+        squares.index_add_(0, S.matrix, O.square())
+        gains = yield from row_gains(squares, S.selected, None, batch, group)
+        return O * gains[S.matrix]
+    squares[S.matrix, S.row] = O.square().sum(-1)
+    chosen = torch.zeros_like(squares)
+    chosen[S.matrix, S.row] = 1
+    gains = yield from row_gains(squares, batch.layout.shape[1], chosen, batch, group)
+    return O * gains[S.matrix, S.row].unsqueeze(-1)
+
+
+def _entries(shape: tuple[int, ...], group: Group) -> Entries:
+    return {**dion2.RULE.entries(shape, group), **row_moments()}
+
+
+RULE = replace(dion2.RULE, name="dion3", options={**dion2.RULE.options, **ROW_OPTIONS}, entries=_entries, update=dion3)

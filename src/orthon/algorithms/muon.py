@@ -1,0 +1,70 @@
+"""Muon: the polar factor of the momentum (Jordan et al., 2024, kellerjordan.github.io/posts/muon)."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from orthon.algorithms.momentum import accumulated
+from orthon.algorithms.polar_factor import POLAR_OPTIONS, goes_by, polar_cost, polar_factor
+from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
+from orthon.batch import Batch
+from orthon.lr_scale import lr_factor
+from orthon.options import Group, flag, number
+from orthon.sharding import Layout, Step
+from orthon.state import Entries, Entry
+
+
+def muon(
+    batch: Batch, group: Group, normalize: Callable[[Tensor, Batch, Group], Step[Tensor]] | None = None
+) -> Step[None]:
+    """Make one step of Muon on matrices X (b, m, n) with momentum M (b, m, n).
+
+    M ← momentum·M + G                        with ema: momentum·M + (1 − momentum)·G
+    U ← momentum·M + G                        with ema: momentum·M + (1 − momentum)·G; without nesterov: M
+    O ← polar(U)
+    X ← (1 − lr·weight_decay)·X − lr·scale·O
+    """
+    momentum = group["momentum"]
+    gain = 1 - momentum if group["ema"] else 1.0
+    with accumulated(batch, group, keep=momentum, gain=gain) as M:
+        U = M
+        if group["nesterov"]:
+            U = M * momentum
+            batch.add_gradients(U, -gain if group["maximize"] else gain)
+        O = yield from polar_factor(U, batch, group)  # (b, m, n)
+    if normalize is not None:
+        O = yield from normalize(O, batch, group)
+    lr = batch.gated_lr(group["lr"])
+    batch.decay(lr * group["weight_decay"], cautious=O.unbind() if group["cautious_weight_decay"] else None)
+    batch.subtract(O.unbind(), lr * lr_factor(group["lr_scale"], *batch.layout.shape))
+
+
+def entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
+    """Return a zero momentum (m, n)."""
+    return {"momentum": Entry(dtype=group["state_dtype"])}
+
+
+def largest(layout: Layout, group: Group) -> int:  # noqa: ARG001
+    """Return the numbers of a rank's part of a matrix."""
+    m, n = layout.largest
+    return m * n
+
+
+OPTIONS = {
+    **MATRIX_OPTIONS,
+    **POLAR_OPTIONS,
+    "momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
+    "nesterov": flag(True),
+    "ema": flag(False),
+}
+
+RULE = Rule(
+    name="muon",
+    options=OPTIONS,
+    entries=entries,
+    update=muon,
+    for_matrices=True,
+    largest=largest,
+    cost=polar_cost,
+    route=goes_by,
+)

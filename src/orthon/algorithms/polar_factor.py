@@ -1,0 +1,99 @@
+"""The polar factors of matrices of which each rank holds a part."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from orthon.batch import Batch
+from orthon.linalg import POLAR_METHODS, polar, polar_dtype, polar_flops, polar_on_shards, shard_cost
+from orthon.options import Group, choice, integer
+from orthon.sharding import Layout, Owners, Step, flops_per_number
+
+POLAR_OPTIONS = {
+    "polar": choice(*POLAR_METHODS),
+    "polar_steps": integer(5, at_least=1),
+    "polar_route": choice("auto", "owners", "shards"),
+}
+
+
+def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
+    """Return this rank's part (b, m, n) of the polar factors of matrices, in the dtype in which they are computed.
+
+    Args:
+        U: this rank's part of the matrices, (b, m, n).
+        batch: to which they belong.
+        group: with `POLAR_OPTIONS`.
+    """
+    layout, b = batch.layout, len(U)
+    U = U.to(polar_dtype(U.dtype, U.device))
+    if layout.everyone.size == 1:
+        return polar(U, method=group["polar"], steps=group["polar_steps"])
+    assert batch.owners is not None
+    owners = Owners(layout, batch.owners, unsynced=batch.unsynced)
+    if goes_by(layout, b, group) == "owners":
+        parts = yield from polar_by_owners(list(U.unbind()), owners, U, group)
+        return torch.stack(parts)
+    mine = yield from owners.take(U.unbind())
+    stacked = torch.stack(mine) if mine else U[:0]
+    cut = 0 if layout.cuts[0] else 1
+    tall = stacked if cut == 0 else stacked.mT  # what the ranks have is rows of it
+    found = yield from polar_on_shards(
+        tall, layout.grid.along(layout.cuts[cut]), method=group["polar"], steps=group["polar_steps"]
+    )
+    found = (found if cut == 0 else found.mT).to(U.dtype)
+    return torch.stack((yield from owners.share(found.unbind(), [U.shape[1:]] * b, U)))
+
+
+def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, group: Group) -> Step[list[Tensor]]:
+    """Return this rank's parts (m', n') of the polar factors of matrices, each computed by its owner.
+
+    Args:
+        parts: this rank's part of each matrix.
+        owners: of the matrices.
+        like: any tensor of the dtype and on the device of the parts.
+        group: with `POLAR_OPTIONS`.
+    """
+    shapes = [part.shape for part in parts]
+    taken = yield from owners.take(parts)
+    whole = yield from owners.bring(taken, like)
+    found = polar(torch.stack(whole), method=group["polar"], steps=group["polar_steps"]).unbind() if whole else ()
+    returned = yield from owners.send_back(found, like)
+    return (yield from owners.share(returned, shapes, like))
+
+
+def polar_cost(shape: tuple[int, ...], group: Group) -> float:
+    """Return the operations for the polar factor of one matrix."""
+    m, n = shape
+    return polar_flops(m, n, method=group["polar"], steps=group["polar_steps"])
+
+
+def goes_by(layout: Layout, count: int, group: Group) -> str:
+    """Return how the polar factors of matrices are computed: "alone", by "owners", or on "shards".
+
+    Owners: each matrix is sent to one rank and its polar factor back, twice the numbers of this rank's part. Shards:
+    where one side alone is cut, the ranks sum the Gram matrix of the other side and multiply their parts by a
+    polynomial in it, which each of them computes. The estimate weighs the operations of the busiest rank, and the
+    numbers that it sends with `flops_per_number`.
+
+    Raises:
+        ValueError: if the group asks for shards where both sides are cut, or none.
+    """
+    if layout.everyone.size == 1:
+        return "alone"
+    cuts = [dim for dim in (0, 1) if layout.cuts[dim]]
+    if group["polar_route"] == "shards" and len(cuts) != 1:
+        raise ValueError(
+            f"polar_route='shards' needs matrices of which one side alone is cut over ranks, but they lie as {layout}; "
+            "use 'auto' or 'owners'"
+        )
+    if group["polar_route"] != "auto" or len(cuts) != 1:
+        return "shards" if group["polar_route"] == "shards" else "owners"
+    long, short = layout.largest if cuts[0] == 0 else layout.largest[::-1]  # long is what is cut
+    ranks = layout.grid.along(layout.cuts[cuts[0]]).size
+    here, owned = -(-count * ranks // layout.everyone.size), -(-count // layout.everyone.size)
+    sums, flops = shard_cost(long, short, method=group["polar"], steps=group["polar_steps"])
+    per_number = flops_per_number(layout.device)
+    by_owners = owned * polar_cost(layout.shape, group) + here * long * short * per_number
+    on_shards = here * (flops + sums * short * (short + 1) / 2 * per_number)
+    return "shards" if on_shards < by_owners else "owners"

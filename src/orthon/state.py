@@ -1,0 +1,121 @@
+"""What a rule keeps of a parameter between steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthon.linalg import random_normal
+from orthon.sharding import Layout, Matrices, Stack, local
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a state.
+
+    Attributes:
+        side: None for a tensor that lies as the parameter does. Otherwise it lies along the rows (0) or the columns
+            (1) of the matrices.
+        width: how many numbers there are for each index of that side.
+        dtype: None for the parameter's.
+        std: standard deviation of the random numbers that it starts with; zeros if it is 0.
+        own: whether it differs between replicas where the rule averages over them.
+    """
+
+    side: int | None = None
+    width: int = 1
+    dtype: torch.dtype | None = None
+    std: float = 0.0
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Counter:
+    """The number of steps, a tensor without dims.
+
+    Attributes:
+        on_device: whether it is where the parameter is, instead of on the CPU.
+    """
+
+    on_device: bool = False
+
+
+Entries = Mapping[str, Entry | Counter]
+
+
+def matrix_name(name: str, matrices: Matrices, number: int) -> str:
+    """Return what one matrix of a parameter is called; one alone has the parameter's name."""
+    return name if matrices.reading.count == 1 else f"{name}[{number}]"
+
+
+def factor_key(key: str, side: int, matrices: Matrices, stack: Stack) -> tuple[str, int | None]:
+    """Return where a state keeps what lies along one side of a stack: its key, and the block if it has one of its own.
+
+    Blocks of unequal size that cut the other side have no tensor in common.
+    """
+    reading = matrices.reading
+    if not matrices.divides or matrices.has_equal_blocks or reading.blocked == side:
+        return key, None
+    return f"{key}.{stack.block}", stack.block
+
+
+def new_plain_state(entries: Entries, param: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Return the state of a parameter before the first step, for a rule that takes no matrices."""
+    state = {}
+    for key, entry in entries.items():
+        if isinstance(entry, Counter):
+            device = param.device if entry.on_device else "cpu"
+            state[key] = torch.zeros((), dtype=torch.float32, device=device)
+        else:
+            assert entry.side is None
+            state[key] = layout.zeros_like(param, entry.dtype)
+    return state
+
+
+def new_matrix_state(
+    entries: Mapping[Stack, Entries], name: str, seed: int, param: Tensor, matrices: Matrices
+) -> dict[str, Tensor]:
+    """Return the state of a parameter before the first step, for a rule that takes matrices.
+
+    Args:
+        entries: for each stack of the matrices what the rule keeps.
+        name: of the parameter.
+        seed: of random numbers. They are a function of it, the matrix's name, the row and the column.
+        param: the parameter.
+        matrices: how it is read.
+    """
+    state: dict[str, Tensor] = {}
+    for stack, of_stack in entries.items():
+        state.update(
+            new_plain_state(
+                {k: e for k, e in of_stack.items() if _is_whole(e) and k not in state}, param, matrices.layout
+            )
+        )
+        for key, entry in of_stack.items():
+            if isinstance(entry, Counter) or entry.side is None:
+                continue
+            place, block = factor_key(key, entry.side, matrices, stack)
+            if place not in state:
+                like = local(param.detach()).new_empty(0, dtype=entry.dtype)
+                state[place] = matrices.factor(entry.side, entry.width, block, like)
+            if entry.std:
+                _fill(local(state[place]), entry, stack, f"{seed}/{name}", matrices)
+    return state
+
+
+def _is_whole(entry: Entry | Counter) -> bool:
+    return isinstance(entry, Counter) or entry.side is None
+
+
+def _fill(part: Tensor, entry: Entry, stack: Stack, name: str, matrices: Matrices) -> None:
+    assert entry.side is not None
+    rows = torch.arange(*matrices.indices(entry.side, entry.width, stack), device=part.device)
+    cols = torch.arange(entry.width, device=part.device)
+    for_each = [
+        random_normal(matrix_name(name, matrices, number), rows, cols, dtype=torch.float32).mul_(entry.std)
+        for number in stack.numbers
+    ]
+    if for_each:
+        matrices.close_factor(part, entry.side, stack, torch.stack(for_each).to(part.dtype))
