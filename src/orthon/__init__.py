@@ -5,8 +5,9 @@ from importlib.metadata import version
 from orthon.explain import Explanation, explain
 from orthon.family import Dion
 from orthon.optimizer import MixedOptimizer
+from orthon.qk_clip import qk_clip_
 from orthon.routing import param_groups
 
-__all__ = ["Dion", "Explanation", "MixedOptimizer", "explain", "param_groups"]
+__all__ = ["Dion", "Explanation", "MixedOptimizer", "explain", "param_groups", "qk_clip_"]
 
 __version__ = version("orthon")
