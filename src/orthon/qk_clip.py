@@ -26,21 +26,23 @@ def qk_clip_(
     """Scale down, in place, the query and key rows of the attention heads whose logits exceed a threshold.
 
     To be called after each optimizer step, with the largest logits of the step's forward passes: the clip of
-    MuonClip (Kimi K2, arXiv 2507.20534, section 2.1). A logit is what the softmax is given, q·k/√d; it is linear in
-    the query rows of its head and in the key rows, also through rotary embeddings, though not where queries and keys
-    are normalized: there the clip would change nothing. With S the largest logit of a query head,
+    MuonClip (Kimi K2, arXiv 2507.20534, section 2.1). A logit is what the softmax is given where nothing hides the
+    key from the query, q·k/√d. It is linear in the query rows of its head and in the key rows, also through rotary
+    embeddings, but not through a normalization of queries or keys: there the clip would change nothing. With S the
+    largest logit of a query head,
 
         γ = min(1, threshold / S)                                     of a query head
         factor of a key head = √(largest γ of the query heads that share it)
         factor of a query head = γ / (factor of its key head)
 
     so that the logits of each query head become γ of what they were, on the same input at most the threshold (up to
-    the rounding of the weights' dtype). Where nothing is shared, both factors are the paper's √γ. A shared key head
-    shrinks by what all of its query heads have to, and the rest is each query's own: no factor is above 1, and query
-    heads that did not exceed the threshold keep their logits, and their query and key rows every bit.
+    the rounding of the weights' dtype). Where nothing is shared, both factors are the paper's √γ. The paper leaves a
+    key that all heads share alone, and gives γ to the queries; here a shared key shrinks by what all of its query
+    heads have to, and the rest is each query's own. No factor is above 1, and where a query head did not exceed the
+    threshold, its logits, its query rows and its key rows keep every bit.
 
-    A largest logit that is infinite or NaN leaves its query head as it is, with γ = 1: the training is broken then,
-    which the optimizer's `nonfinite` tells, and no factor mends it. So does -∞, of a head that saw no input.
+    A largest logit that is infinite or NaN gives γ = 1: no factor mends it, and the training is broken, which the
+    loss and the optimizer's `nonfinite` tell. So does −∞, that of a head that saw no input.
 
     The factors stay on the device, which nothing waits for. DTensors may be cut in any way, through heads as well:
     each rank scales the rows that it has, without communication. All ranks that hold a part must bring the same
@@ -71,16 +73,12 @@ def qk_clip_(
     query_factors = (gamma.view(kv_heads, -1) / key_factors[:, None]).flatten()
 
     scaled = [("query", query, query_factors), ("key", key, key_factors)]
-    for name, bias, (_, weight, factors) in zip(
-        ("query_bias", "key_bias"), (query_bias, key_bias), scaled[:], strict=True
+    for name, bias, weight, factors in (
+        ("query_bias", query_bias, query, query_factors),
+        ("key_bias", key_bias, key, key_factors),
     ):
         if bias is not None:
-            _check_tensor(name, bias)
-            if bias.shape != weight.shape[:1]:
-                raise ValueError(
-                    f"qk_clip_: {name} should have shape {tuple(weight.shape[:1])}, an entry for each row of the "
-                    f"weight, but has {tuple(bias.shape)}"
-                )
+            _check_bias(name, bias, len(weight))
             scaled.append((name, bias, factors))
     parts = [part for name, param, factors in scaled for part in _parts(name, param, factors)]
     for rows, factor in parts:
@@ -123,6 +121,15 @@ def _kv_heads(query: Tensor, key: Tensor, max_logits: Tensor) -> int:
             f"that divide its {heads} heads, but has {tuple(key.shape)}"
         )
     return len(key) // d
+
+
+def _check_bias(name: str, bias: Tensor, rows: int) -> None:
+    _check_tensor(name, bias)
+    if tuple(bias.shape) != (rows,):
+        raise ValueError(
+            f"qk_clip_: {name} should have shape {(rows,)}, an entry for each row of the weight, "
+            f"but has {tuple(bias.shape)}"
+        )
 
 
 def _check_tensor(name: str, x: object) -> None:
