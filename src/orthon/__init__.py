@@ -6,6 +6,7 @@ from orthon.explain import Explanation, explain
 from orthon.family import Dion, Dion2, Dion3, Muon, NorDion2, NorMuon
 from orthon.matrix_view import MatrixView
 from orthon.optimizer import MixedOptimizer
+from orthon.qk_clip import qk_clip_
 from orthon.routing import param_groups
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "NorMuon",
     "explain",
     "param_groups",
+    "qk_clip_",
 ]
 
 

@@ -127,6 +127,35 @@ def test_uneven_parts(tmp_path: Path, words: list[str], alone, numbers, layout: 
     assert_same_curve(numbers(tmp_path / "run"), numbers(alone(*more)))
 
 
+@pytest.mark.parametrize("optimizer", ["dion", pytest.param("adamw", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "layout",
+    ["TP and FSDP", *(pytest.param(layout, marks=pytest.mark.long) for layout in LAYOUTS if layout != "TP and FSDP")],
+)
+def test_qk_clip(tmp_path: Path, words: list[str], alone, numbers, layout: str, optimizer: str) -> None:
+    threshold = 0.05
+    more = [
+        "--model.heads=8",
+        f"--qk-clip={threshold}",
+        f"--optimizer.name={optimizer}",
+        "--accumulation=2",
+        "--steps=20",
+    ]
+    torchrun(4, "train", *words, *more, *mesh(LAYOUTS[layout]), f"--out={tmp_path / 'run'}")
+    many, one = numbers(tmp_path / "run"), numbers(alone(*more))
+    assert_same_curve(many, one)
+    assert one[0]["max_logit"] > 20 * threshold  # clipped at once, and again and again
+    assert all(threshold < record["max_logit"] < 4 * threshold for record in [*many[2:], *one[2:]])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["DDP", "FSDP", "TP and FSDP"])
+def test_qk_clip_of_uneven_parts(tmp_path: Path, words: list[str], alone, numbers, layout: str) -> None:
+    more = [*ODD, "--qk-clip=0.05", "--steps=20"]
+    torchrun(4, "train", *words, *more, *mesh(LAYOUTS[layout]), f"--out={tmp_path / 'run'}")
+    assert_same_curve(numbers(tmp_path / "run"), numbers(alone(*more)))
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     "layout",

@@ -90,6 +90,8 @@ def test_yaml_errors(tmp_path: Path, text: str, message: str) -> None:
         (lambda: TrainConfig(steps=0), "steps must be at least 1 but is 0"),
         (lambda: TrainConfig(accumulation=3), "accumulation must divide batch_size (8) but is 3"),
         (lambda: TrainConfig(clip=0.0, clip_matrices=True), "clip is 0 and clips nothing"),
+        (lambda: TrainConfig(qk_clip=0.0), "qk_clip must be above 0 but is 0.0"),
+        (lambda: CompareConfig(qk_clip=float("inf")), "qk_clip must be above 0 but is inf"),
         (lambda: TrainConfig(sample_tokens=256), "be at most 255 but is 256"),
     ],
 )

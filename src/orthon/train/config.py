@@ -230,6 +230,8 @@ class RunConfig:
     """Largest norm of the gradient of what is not orthonormalized; 0 clips nothing."""
     clip_matrices: bool = False
     """Clip the gradients of orthonormalized matrices as well."""
+    qk_clip: float | None = None
+    """After each step, scale queries and keys of heads whose attention logits exceed this, such as 100 (QK-clip)."""
     seed: int = 0
     """Seed of weights, order of the text, optimizer and sample."""
     device: DeviceName = "auto"
@@ -266,6 +268,7 @@ class RunConfig:
             raise UserError(f"accumulation must divide batch_size ({self.batch_size}) but is {self.accumulation}")
         if self.clip_matrices and not self.clip:
             raise UserError("clip_matrices is set, but clip is 0 and clips nothing")
+        _positive("qk_clip", self.qk_clip)
         room = self.model.shape.context - 1
         if self.sample_tokens > room:
             raise UserError(

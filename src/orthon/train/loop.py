@@ -61,6 +61,7 @@ def train(
                     val_loss=val_loss,
                     lr=numbers.lr,
                     grad_norm=numbers.grad_norm,
+                    max_logit=numbers.max_logit,
                     tokens_per_second=tokens / (clock.seconds - seconds_before),
                     optimizer_share=numbers.optimizer_share,
                     seconds=clock.seconds,

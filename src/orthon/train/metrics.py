@@ -19,6 +19,7 @@ class Record:
     val_loss: float | None = None  # on the held-out text, after the step
     lr: float  # of the hidden matrices
     grad_norm: float  # of all parameters, before clipping
+    max_logit: float | None = None  # of attention, over the step's heads and layers, before QK-clip; only with it
     tokens_per_second: float  # since the record before
     optimizer_share: float  # of the step's time
     seconds: float  # of training so far
@@ -50,6 +51,7 @@ class MetricsLog:
             "loss/validation": record.val_loss,
             "lr": record.lr,
             "grad_norm": record.grad_norm,
+            "max_logit": record.max_logit,
             "throughput(tps)": record.tokens_per_second,
             "optimizer_share": record.optimizer_share,
         }

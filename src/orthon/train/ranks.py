@@ -32,6 +32,10 @@ class Ranks:
         """Ranks along an axis of the mesh."""
         return 1 if self.mesh is None else self.mesh[axis].size()
 
+    def place(self, axis: str) -> int:
+        """Where this rank stands along an axis of the mesh."""
+        return 0 if self.mesh is None else self.mesh[axis].get_local_rank()
+
     @property
     def data_world(self) -> int:
         """Number of parts into which the batch is cut."""
@@ -63,6 +67,12 @@ class Ranks:
         """Replace a tensor on the device by its sum over all ranks."""
         if self.mesh is not None:
             dist.all_reduce(tensor)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor on the device by its largest entries over all ranks."""
+        if self.mesh is not None:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def together(self, function: Callable[[], T]) -> T:

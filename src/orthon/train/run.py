@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orthon.train.attention_logits import record_logits
 from orthon.train.checkpoint import restore, save_checkpoint
 from orthon.train.config import TrainConfig
 from orthon.train.config_file import write_config
@@ -57,6 +58,8 @@ class Run:
         self.text = Windows(corpus.train, context, corpus.vocab_size, "training")
         self.held_out = Windows(corpus.held_out, context, corpus.vocab_size, "held-out")
         self.model = build_model(config.model.shape, corpus.vocab_size, config.seed)
+        if config.qk_clip is not None:
+            record_logits(self.model)
         replica = parallelize(self.model, config, ranks, average=not config.optimizer.compressed_sync)
         optimizers = build_optimizers(self.model, config.optimizer, config.seed, ranks)
         self.training = Training(self.model, replica, optimizers, StepClock(ranks.device), ranks)

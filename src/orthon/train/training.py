@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from orthon.train.attention_logits import clip_logits
 from orthon.train.clipping import clip_gradients
 from orthon.train.config import TrainConfig
 from orthon.train.errors import TrainingError
@@ -60,6 +61,9 @@ class Training:
             self.optimizers.step()
         except FloatingPointError as error:  # a gradient that is not finite; weights and state are untouched
             raise TrainingError(f"step {self.step}: {error}") from error
+        max_logit = None
+        if config.qk_clip is not None:
+            max_logit = clip_logits(self.model, config.qk_clip, self.ranks)
         if not report:
             self.optimizers.zero_grad()
             return None
@@ -70,6 +74,7 @@ class Training:
             loss=mean_loss,
             lr=factor * full_lr(config.optimizer),
             grad_norm=norm.item(),
+            max_logit=None if max_logit is None else max_logit.item(),
             optimizer_share=share,
         )
 
@@ -81,6 +86,7 @@ class StepReport:
     loss: float  # nats per token
     lr: float  # of the hidden matrices
     grad_norm: float
+    max_logit: float | None  # before QK-clip, if there is one
     optimizer_share: float
 
 
