@@ -133,7 +133,7 @@ def _attention(name: str, module: nn.Module, per_head: bool) -> Iterator[_Findin
         if layer is None or role is None:
             continue
         fused = True
-        if heads is not None and heads.size is not None and layer.rows % heads.size == 0:
+        if heads is not None and layer.rows in heads.fused_rows and heads.size is not None:
             role = layer.role(HEADS, blocks=layer.rows // heads.size)  # in whatever order
         yield layer.weight, role
     if heads is None or heads.size is None or not (fused or hasattr(module, "k_proj")):
@@ -151,7 +151,8 @@ def _attention(name: str, module: nn.Module, per_head: bool) -> Iterator[_Findin
 def _fused(module: nn.Module, layer: "_Layer", child: str) -> Role | None:
     """Return the role of a weight in which query, key and value lie together, if it is one."""
     names = class_names(module)
-    if names & _THIRDS.get(child, set()) and layer.rows == 3 * layer.columns:
+    thirds = layer.rows == 3 * layer.columns or (child == "qkv" and layer.rows % 3 == 0)
+    if names & _THIRDS.get(child, set()) and thirds:
         return layer.role(FUSED_QKV, blocks=3)
     if child == "c_attn" and layer.transposed:  # GPT-2 and its like
         part = getattr(module, "split_size", 0)
@@ -280,8 +281,20 @@ class _Heads:
             size = width // known
         self.size: int | None = size if known else None
 
+    @property
+    def fused_rows(self) -> set[int]:
+        """How many rows a weight of all heads can have: query, key and value, or key and value alone."""
+        counts = (self.queries + 2 * self.keys, 3 * self.queries, 2 * self.keys)
+        return {count * self.size for count in counts} if self.size else set()
+
 
 def _first(owner: Any, *names: str) -> int | None:
     """Return the first of the attributes that is a number >= 1."""
-    values = (getattr(owner, name, None) for name in names)
-    return next((value for value in values if isinstance(value, int) and value >= 1), None)
+    for name in names:
+        try:
+            value = getattr(owner, name, None)
+        except RuntimeError:  # of a config in which the layers differ
+            continue
+        if isinstance(value, int) and value >= 1:
+            return value
+    return None

@@ -98,24 +98,22 @@ def param_groups(
                 own_lr = lr
             else:
                 own_lr = SCALAR_LR.get(chosen) if scalar_lr is None else scalar_lr
-            view = role.view if for_matrices else None
-            options: dict[str, Any] = {
-                "algorithm": chosen,
+            settled: dict[str, Any] = {
                 "lr": own_lr,
                 "weight_decay": weight_decay if role.decays else 0.0,
-                "view": view,
+                "view": role.view if for_matrices else None,
             }
-            options.update(changes)
-            if options["view"] is not None:
-                options["view"] = MatrixView.of(options["view"])
+            options = {option: value for option, value in settled.items() if value is not None} | changes
+            view = options.pop("view", None)
+            view = {} if view is None else {"view": MatrixView.of(view)}
             groups[key] = {
                 "params": [],
-                "name": ", ".join([role.name, *([str(view)] if view else []), *patterns]),
+                "name": ", ".join([role.name, *map(str, view.values()), *patterns]),
                 "reason": role.reason,
-                **{option: value for option, value in options.items() if value is not None or option in changes},
+                "algorithm": chosen,
+                **options,
+                **view,
             }
-            if options["view"] is None:
-                groups[key].pop("view", None)
         groups[key]["params"].append((name, parameters[name]))
     return list(groups.values())
 
@@ -184,7 +182,7 @@ def _role(
     if known is None and param.ndim > 2:
         return HIGHER
     matrix = known.view.read(param.shape).matrix(0) if known and known.view else param.shape
-    if 1 in matrix:
+    if 1 in matrix and (known is None or known.is_hidden_matrix):
         return ONE_LINE
     if (
         any(module in heads for module in modules)
