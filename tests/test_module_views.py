@@ -298,6 +298,21 @@ def test_wrappers_and_subclasses_keep_views() -> None:
     assert options_of(torch.compile(model, backend="eager"), per_head=True) == usual
 
 
+def test_nanogpt() -> None:
+    class CausalSelfAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c_attn, self.c_proj = nn.Linear(32, 96), nn.Linear(32, 32)
+            self.n_head, self.n_embd = 4, 32
+
+    model = nn.ModuleDict({"attn": CausalSelfAttention()})
+    assert views(model) == {"attn.c_attn.weight": QKV3}
+    assert views(model, per_head=True) == {
+        "attn.c_attn.weight": MatrixView(blocks=12),
+        "attn.c_proj.weight": columns(4),
+    }
+
+
 def test_unknown_modules_are_left_alone() -> None:
     class Attention(nn.Module):
         """Names as in transformers, but neither a known class nor a number of heads."""

@@ -34,7 +34,7 @@ _THIRDS = {
     "att_proj": {"BarkSelfAttention"},
     "qkv": {
         *("BlipAttention", "Blip2Attention", "InstructBlipAttention", "InstructBlipVideoAttention", "MgpstrAttention"),
-        *("VisionAttention", "Qwen2_5_VLVisionAttention", "Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention"),
+        *("Qwen2_5_VLVisionAttention", "Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention"),
         *("Qwen3_5VisionAttention", "Qwen3_5MoeVisionAttention", "Qwen3OmniMoeVisionAttention"),
         *("Glm4vVisionAttention", "Glm4vMoeVisionAttention", "GlmImageVisionAttention", "GlmOcrVisionAttention"),
         *("Ernie4_5_VLMoeVisionAttention", "Florence2VisionWindowAttention", "GotOcr2VisionAttention"),

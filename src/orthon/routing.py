@@ -65,8 +65,8 @@ def param_groups(
         "name", "reason" and "algorithm" beside the options. Groups of plain matrices have no "view".
 
     Raises:
-        ValueError: for an unknown algorithm, a pattern that matches nothing, a view that is none, or a model without
-            parameters.
+        ValueError: for an unknown algorithm, a pattern that matches nothing, a view that is not allowed, or a
+            model without parameters.
     """
     for argument, name in (("algorithm", algorithm), ("scalar_algorithm", scalar_algorithm)):
         if name not in RULES:
@@ -94,18 +94,15 @@ def param_groups(
             chosen = changes.get("algorithm", default)
             for_matrices = chosen in RULES and RULES[chosen].for_matrices
             # What an override sends to the other kind of algorithm takes the other learning rate.
-            if role.is_hidden_matrix if chosen == default else for_matrices:
-                own_lr = lr
-            else:
-                own_lr = SCALAR_LR.get(chosen) if scalar_lr is None else scalar_lr
+            takes_lr = role.is_hidden_matrix if chosen == default else for_matrices
             settled: dict[str, Any] = {
-                "lr": own_lr,
+                "lr": lr if takes_lr else SCALAR_LR.get(chosen) if scalar_lr is None else scalar_lr,
                 "weight_decay": weight_decay if role.decays else 0.0,
                 "view": role.view if for_matrices else None,
             }
             options = {option: value for option, value in settled.items() if value is not None} | changes
-            view = options.pop("view", None)
-            view = {} if view is None else {"view": MatrixView.of(view)}
+            given = options.pop("view", None)
+            view = {} if given is None else {"view": MatrixView.of(given)}
             groups[key] = {
                 "params": [],
                 "name": ", ".join([role.name, *map(str, view.values()), *patterns]),
