@@ -1,13 +1,16 @@
 """Which views the modules of torch and transformers get, and that they cut where the modules themselves do."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.functional import silu
 from transformers import (
     BloomConfig,
     DbrxConfig,
@@ -493,3 +496,32 @@ def test_matrices_are_what_the_experts_multiply_by(name: str) -> None:
             gate, up = (part[e] @ x[e] for part in parts["gate_up_proj"])
             inner = experts.act_fn(gate) * up
         torch.testing.assert_close(parts["down_proj"][0][e] @ inner, actual[e], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["LongcatFlashExperts", "Step3p7Experts", "InklingSharedExperts", "AriaExperts"])
+@torch.no_grad()
+def test_experts_outside_the_common_form(name: str) -> None:
+    family = {"Long": "longcat_flash", "Step": "step3p7", "Inkl": "inkling", "Aria": "aria"}[name[:4]]
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    sizes = dict.fromkeys(["hidden_size", "intermediate_size", "expert_ffn_hidden_size", "moe_intermediate_size"], D)
+    counts = dict.fromkeys(["n_routed_experts", "num_local_experts", "n_shared_experts", "moe_num_experts"], E)
+    config = SimpleNamespace(**sizes, **counts, zero_expert_num=0, hidden_act="silu", _experts_implementation="eager")
+    model = nn.ModuleDict({"experts": getattr(module, name)(config)})
+    parts = {}
+    for key, group in options_of(model).items():
+        param = model.get_parameter(key)
+        parts[key.split(".")[-1]] = matrices(param.copy_(torch.randn_like(param) / 4), group["view"])
+    x = torch.randn(E, D)
+    if name == "InklingSharedExperts":  # all of them get each token
+        actual, gates, ups = model["experts"](x, torch.ones(E, E)), parts["gate_proj"][0], parts["up_proj"][0]
+        used = [range(E)] * E
+    else:
+        chosen = torch.arange(E)
+        weights = torch.tensor([1.0, 0.0]).expand(E, 2)  # the second is there because Longcat cannot do with one
+        actual = model["experts"](x, torch.stack([chosen, chosen.roll(1)], dim=1), weights)
+        gates, ups = parts["gate_up_proj"]
+        used = [range(t, t + 1) for t in range(E)]
+    for token, expected in zip(x, actual, strict=True):
+        experts = used.pop(0)
+        ours = [parts["down_proj"][0][e] @ (silu(gates[e] @ token) * (ups[e] @ token)) for e in experts]
+        torch.testing.assert_close(sum(ours), expected, rtol=1e-4, atol=1e-4)

@@ -71,7 +71,12 @@ _GATED = {
 }
 
 # Experts that do not tell themselves whether they are stored as (expert, in, out).
-_PLAIN_EXPERTS = {"Llama4TextExperts": True, "LongcatFlashExperts": False, "InklingSharedExperts": False}
+_PLAIN_EXPERTS = {
+    "Llama4TextExperts": True,
+    "LongcatFlashExperts": False,
+    "InklingSharedExperts": False,
+    "Step3p7Experts": False,
+}
 _EXPERT_WEIGHTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
