@@ -1,13 +1,15 @@
 """Which parameter goes where, on models as people write them."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from orthon import Dion, explain, param_groups
+from orthon.matrix_view import MatrixView
 
 
 def routes(model: nn.Module) -> dict[str, tuple[str, str]]:
@@ -43,27 +45,6 @@ def test_tied_embeddings_appear_once() -> None:
     assert any(group["reason"].startswith("tied") for group in groups)
 
 
-def test_gpt2_stores_its_matrices_transposed() -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=96, n_positions=16))
-    groups = {name: group for group in param_groups(model) for name, _ in group["params"]}
-    assert groups["transformer.h.0.mlp.c_fc.weight"]["algorithm"] == "adamw"
-    assert "stored as (in, out)" in groups["transformer.h.0.mlp.c_fc.weight"]["reason"]
-    assert groups["transformer.wpe.weight"]["name"] == "embeddings"
-
-
-def test_experts_and_routers() -> None:
-    config = MixtralConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=4, num_local_experts=4,
-    )  # fmt: skip
-    found = routes(MixtralForCausalLM(config))
-    routers = [name for name, (_, group) in found.items() if group == "routers"]
-    assert len(routers) == 1
-    assert routers[0].endswith("gate.weight")
-    stacked = [name for name, (_, group) in found.items() if group == "other weights"]
-    assert all("experts" in name for name in stacked)
-
-
 class Odd(nn.Module):
     """Names that tell, names that mislead, and parameters without a module of their own."""
 
@@ -87,12 +68,12 @@ def test_names_and_types() -> None:
         "pos_embed": "embeddings",
         "mixing": "hidden matrices",
         "scale": "norms and biases",
-        "conv.weight": "other weights",
+        "conv.weight": "convolutions, MatrixView(kind='convolution')",
         "conv.bias": "norms and biases",
         "block.gate.weight": "hidden matrices",
         "block.gate.bias": "norms and biases",
         "block.router.weight": "routers",
-        "attn.in_proj_weight": "hidden matrices",
+        "attn.in_proj_weight": "hidden matrices, MatrixView(blocks=3)",
         "attn.in_proj_bias": "norms and biases",
         "attn.out_proj.weight": "hidden matrices",
         "attn.out_proj.bias": "norms and biases",
@@ -139,6 +120,67 @@ def test_overrides() -> None:
     assert groups["model.layers.0.self_attn.q_proj.weight"]["rank_fraction"] == 0.25
     assert groups["lm_head.weight"]["algorithm"] == "lion"
     assert groups["lm_head.weight"]["name"] == "output head, lm_head.*"
+
+
+def test_overrides_of_algorithm_and_view() -> None:
+    model = nn.ModuleDict(
+        {"inner": nn.Linear(8, 6), "stack": nn.ParameterDict({"w": nn.Parameter(torch.ones(3, 8, 6))})}
+    )
+    (unknown,) = (group for group in param_groups(model) if group["name"] == "other weights")
+    assert (unknown["algorithm"], unknown["params"][0][0]) == ("adamw", "stack.w")
+    assert "override its algorithm and view" in unknown["reason"]
+    assert "view" not in unknown
+
+    overrides: dict[str, Any] = {
+        "stack.*": {"algorithm": "dion", "view": {"transposed": True, "blocks": [4, 2]}},
+        "inner.weight": {"algorithm": "lion"},
+    }
+    groups = {name: g for g in param_groups(model, lr=0.5, overrides=overrides) for name, _ in g["params"]}
+    stack, inner = groups["stack.w"], groups["inner.weight"]
+    assert (stack["algorithm"], stack["lr"]) == ("dion", 0.5)
+    assert stack["view"] == MatrixView(transposed=True, blocks=(4, 2))
+    assert stack["view"].read((3, 8, 6)).count == 6
+    assert stack["name"] == "other weights, MatrixView(transposed=True, blocks=(4, 2)), stack.*"
+    assert (inner["algorithm"], inner["lr"]) == ("lion", 3e-4)
+
+    with pytest.raises(ValueError, match="MatrixView: takes blocks, kind, side, transposed, not 'block'"):
+        param_groups(model, overrides={"stack.*": {"algorithm": "dion", "view": {"block": 2}}})
+
+
+def test_overrides_of_a_view_that_was_found() -> None:
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2)})
+    name = "attn.in_proj_weight"
+
+    def view(**options: Any) -> dict[str, Any]:
+        groups = param_groups(model, overrides={"*.in_proj_weight": options})
+        (group,) = (g for g in groups if name in dict(g["params"]))
+        return {key: group.get(key) for key in ("algorithm", "view", "lr")}
+
+    assert view(lr=0.5) == {"algorithm": "dion", "view": MatrixView(blocks=3), "lr": 0.5}
+    assert view(view={"blocks": 6}) == {"algorithm": "dion", "view": MatrixView(blocks=6), "lr": None}
+    assert view(view=None) == {"algorithm": "dion", "view": None, "lr": None}
+    assert view(algorithm="adamw") == {"algorithm": "adamw", "view": None, "lr": 3e-3}
+
+
+def test_for_model_passes_per_head_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+
+    def groups(*args: Any, per_head: bool, **kwargs: Any) -> list[dict[str, Any]]:
+        given["per_head"] = per_head
+        return param_groups(*args, **kwargs)
+
+    monkeypatch.setattr("orthon.family.param_groups", groups)
+    Dion.for_model(llama())
+    assert not given["per_head"]
+    Dion.for_model(llama(), per_head=True)
+    assert given["per_head"]
+
+
+def test_algorithms_without_matrices_get_no_views() -> None:
+    model = nn.ModuleDict({"conv": nn.Conv1d(8, 8, 3), "attn": nn.MultiheadAttention(8, 2)})
+    groups = param_groups(model, algorithm="lion", per_head=True)
+    assert not any("view" in group for group in groups)
+    assert {g["name"]: g["algorithm"] for g in groups}["convolutions"] == "lion"
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "lion"])

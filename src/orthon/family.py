@@ -77,6 +77,7 @@ class _Named(MixedOptimizer):
         scalar_algorithm: str = "adamw",
         scalar_lr: float | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        per_head: bool = False,
         **options: Any,
     ) -> Self:
         """Return an optimizer for all parameters of a model: this one for its hidden matrices, another for the rest.
@@ -88,6 +89,7 @@ class _Named(MixedOptimizer):
             scalar_algorithm: "adamw" or "lion", for what is no hidden matrix.
             scalar_lr: its learning rate; None for the algorithm's usual one.
             overrides: options by name pattern, see `orthon.param_groups`.
+            per_head: whether each attention head is a matrix of its own, see `orthon.param_groups`.
             options: of the constructor.
         """
         inner = getattr(model, "_orig_mod", model)  # of torch.compile
@@ -100,6 +102,7 @@ class _Named(MixedOptimizer):
             lr=lr,
             scalar_lr=scalar_lr,
             overrides=overrides,
+            per_head=per_head,
             weight_decay=options.get("weight_decay"),
         )
         return cls(groups, lr, **options)  # type: ignore[arg-type]

@@ -51,8 +51,9 @@ class MatrixView:
             raise refuse("side", f"one of {', '.join(map(repr, SIDES))}")
         if not isinstance(self.transposed, bool):
             raise refuse("transposed", "True or False")
-        if isinstance(self.blocks, list):  # as read from a file
-            object.__setattr__(self, "blocks", tuple(self.blocks))
+        given: Any = self.blocks
+        if isinstance(given, list):  # as read from a file
+            object.__setattr__(self, "blocks", tuple(given))
         sizes = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,)
         if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
             raise refuse("blocks", "an integer >= 1, the number of equal blocks, or a tuple of their sizes")
@@ -68,9 +69,13 @@ class MatrixView:
         """
         if isinstance(value, MatrixView):
             return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"MatrixView: should be a MatrixView or a mapping of its fields, but is {value!r}")
         known = {field.name for field in fields(cls)}
         if unknown := value.keys() - known:
-            raise ValueError(f"MatrixView: takes {', '.join(sorted(known))}, not {', '.join(map(repr, unknown))}")
+            raise ValueError(
+                f"MatrixView: takes {', '.join(sorted(known))}, not {', '.join(map(repr, sorted(unknown)))}"
+            )
         return cls(**value)
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,18 +88,22 @@ class MatrixView:
         Raises:
             ValueError: if a parameter of this shape cannot be read so.
         """
+        shape = tuple(shape)
         least = 2 if self.kind == "linear" else 3
         if len(shape) < least or 0 in shape:
             raise ValueError(
                 f"its view {self} needs a shape of {least} dims or more, none of them 0, but it is {shape}"
             )
-        dims = tuple(range(len(shape)))
-        if self.kind == "linear":
-            batch, (rows, cols) = dims[:-2], ((dims[-2],), (dims[-1],))
-        else:
-            batch, rows, cols = (), (0,), dims[1:]
-        if self.transposed:
-            rows, cols = ((1,), (0, *dims[2:])) if self.kind == "convolution" else (cols, rows)
+        batch: tuple[int, ...] = tuple(range(len(shape) - 2))
+        rows: tuple[int, ...] = (len(shape) - 2,)
+        cols: tuple[int, ...] = (len(shape) - 1,)
+        if self.kind == "convolution":
+            first, second, *places = range(len(shape))
+            batch, rows, cols = (), (first,), (second, *places)
+            if self.transposed:
+                rows, cols = (second,), (first, *places)
+        elif self.transposed:
+            rows, cols = cols, rows
         on_inputs = self.transposed if self.kind == "convolution" else self.side == "columns"
         blocked = int(on_inputs)
         # A convolution's groups cut its channels, which are the slowest of the dims that make a side.
