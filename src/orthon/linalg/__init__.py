@@ -1,7 +1,21 @@
 """Linear algebra on batches of matrices whose rows may be spread over ranks."""
 
 from orthon.linalg.orthonormalize import Columns, orthonormalize, unit_columns
+from orthon.linalg.polar import METHODS, ROUTES, polar, polar_dtype, polar_flops, polar_on_shards
 from orthon.linalg.precision import compute_dtype, factor_dtype
 from orthon.linalg.random import random_normal
 
-__all__ = ["Columns", "compute_dtype", "factor_dtype", "orthonormalize", "random_normal", "unit_columns"]
+__all__ = [
+    "METHODS",
+    "ROUTES",
+    "Columns",
+    "compute_dtype",
+    "factor_dtype",
+    "orthonormalize",
+    "polar",
+    "polar_dtype",
+    "polar_flops",
+    "polar_on_shards",
+    "random_normal",
+    "unit_columns",
+]

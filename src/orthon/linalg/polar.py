@@ -1,0 +1,284 @@
+"""Polar factors of batches of matrices, by odd polynomials of them or exactly."""
+
+import math
+from functools import cache
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from orthon.linalg.gram import gram_sum
+from orthon.linalg.polynomials import SAFETY, Polynomial, polynomials
+from orthon.linalg.precision import factor_dtype, full_precision, rounding_noise
+from orthon.sharding import Ranks, Step
+
+METHODS = ("polar_express", "newton_schulz", "svd")
+ROUTES = ("auto", "direct", "gram")
+
+# From this ratio of the long to the short side, polynomials of the small Gram matrix are faster than polynomials of
+# the matrix itself: they break even at 1.5 by their operations.
+GRAM_ASPECT = 1.5
+
+# How many polynomials the Gram route composes before it applies them to the matrix and starts again. Rounding leaves
+# small negative eigenvalues in the Gram matrix, which each of them multiplies by up to a² = 68.
+STEPS_PER_GRAM = 2
+
+# Temporaries of more bytes are avoided by taking the matrices of a batch in turn.
+TEMPORARY_BYTES = 256 << 20
+
+T = TypeVar("T")
+
+_ALONE = Ranks((0,), ())
+
+
+def polar(
+    U: Tensor,
+    *,
+    method: str = "polar_express",
+    steps: int = 5,
+    route: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the polar factor W Vᵀ of each matrix U = W S Vᵀ, over the directions that U has.
+
+    A zero matrix gives zero. So do, exactly or up to rounding, the directions that U does not have: the iterations
+    multiply what rounding leaves in them by the slopes of all polynomials, up to 1000 in 5 steps.
+
+    Args:
+        U: (..., m, n), of any scale and floating dtype. It is not overwritten.
+        method: "polar_express" (Amsel et al., arXiv 2505.16932), with the best polynomial for each step;
+            "newton_schulz", with Keller Jordan's; or "svd", exactly, in float32 or float64.
+        steps: of an iteration.
+        route: "direct" computes polynomials of the matrix, "gram" of its small Gram matrix; "auto" takes the faster.
+        dtype: of the computation and the result, by default `polar_dtype`'s for U.
+
+    Returns:
+        (..., m, n), in `dtype`; for "svd" in float32 where that is wider.
+
+    Raises:
+        ValueError: if there is no such method or route, or `steps` is less than 1.
+    """
+    _check(method, steps, route)
+    m, n = U.shape[-2:]
+    dtype = dtype or polar_dtype(U.dtype, U.device)
+    batch = U.reshape(math.prod(U.shape[:-2]), m, n)
+    result = torch.empty(batch.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
+    if result.numel() > 0:
+        segments = _segments(polynomials(method, steps, dtype), _route(m, n, steps, route))
+        per_chunk = _per_chunk(m * n, min(m, n), result.dtype)
+        for part, out in zip(torch.split(batch, per_chunk), torch.split(result, per_chunk), strict=True):
+            if method == "svd":
+                out.copy_(_by_svd(part, result.dtype))
+            else:
+                _end_of(_iterate(part, out, _ALONE, segments, tighten=method == "polar_express"))
+    return result.view(U.shape)
+
+
+def polar_on_shards(
+    U: Tensor, ranks: Ranks, *, method: str = "polar_express", steps: int = 5, dtype: torch.dtype | None = None
+) -> Step[Tensor]:
+    """Return this rank's rows of the polar factors of matrices whose rows are spread over ranks.
+
+    Only sums of n × n Gram matrices are communicated, one for every two steps; all ranks repeat what is computed from
+    them. "svd" takes the eigenvectors of one, in float64, which leaves an error of epsilon times the square of the
+    condition number.
+
+    Args:
+        U: this rank's rows of the matrices, (b, m/ranks, n), as for `polar`.
+        ranks: the ranks that together hold all m rows.
+        method: as for `polar`.
+        steps: as for `polar`.
+        dtype: as for `polar`; the same on all ranks, and so to be given where their processors may differ.
+
+    Returns:
+        (b, m/ranks, n), in the dtype of `polar`.
+
+    Raises:
+        ValueError: if there is no such method, or `steps` is less than 1.
+    """
+    _check(method, steps, "gram")
+    b, m, n = U.shape
+    dtype = dtype or polar_dtype(U.dtype, U.device)
+    result = torch.empty(U.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
+    if b == 0 or n == 0:
+        return result
+    segments = _segments(polynomials(method, steps, dtype), "gram")
+    per_chunk = _per_chunk(n * n, n, result.dtype)  # the same on all ranks, however many rows each has
+    for part, out in zip(torch.split(U, per_chunk), torch.split(result, per_chunk), strict=True):
+        if method == "svd":
+            out.copy_((yield from _by_eigenvectors(part, ranks)))
+        else:
+            yield from _iterate(part, out, ranks, segments, tighten=method == "polar_express")
+    return result
+
+
+def polar_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype in which the polar factor of a tensor is computed fastest, and well enough for a training step.
+
+    That is bfloat16 on GPUs and on CPUs that multiply matrices of it in hardware, and float32 on other CPUs; float64
+    for float64.
+    """
+    if storage == torch.float64:
+        return torch.float64
+    return torch.bfloat16 if device.type != "cpu" or _cpu_multiplies_bfloat16() else torch.float32
+
+
+def polar_flops(m: int, n: int, method: str = "polar_express", steps: int = 5, route: str = "auto") -> float:
+    """Return how many floating-point operations the polar factor of one m × n matrix takes, about."""
+    short, long = float(min(m, n)), float(max(m, n))
+    if method == "svd":  # Golub and Van Loan, "Matrix Computations": R-SVD, and the product of the factors
+        return 6 * long * short**2 + 20 * short**3 + 2 * short**2 * long
+    flops = 2 * short**3 if method == "polar_express" else 0.0  # the norm of the squared Gram matrix
+    for segment in _segments([(1.0, 0.0, 0.0)] * steps, _route(m, n, steps, route)):
+        products = 1 + 4 * (len(segment) - 1)  # of small matrices
+        flops += 4 * short**2 * long + 2 * short**3 * products
+    return flops
+
+
+@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Return whether this CPU has AMX tiles for bfloat16: other instructions for it are no faster than float32's."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if capabilities := getattr(torch.cpu, "get_capabilities", None):  # not in all releases of torch
+        return bool(capabilities().get("amx_bf16", False))
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
+def _check(method: str, steps: int, route: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method should be one of {', '.join(METHODS)}, but is {method!r}")
+    if route not in ROUTES:
+        raise ValueError(f"route should be one of {', '.join(ROUTES)}, but is {route!r}")
+    if steps < 1:
+        raise ValueError(f"steps should be at least 1, but is {steps}")
+
+
+def _route(m: int, n: int, steps: int, route: str) -> str:
+    if route != "auto":
+        return route
+    return "gram" if steps > 1 and max(m, n) >= GRAM_ASPECT * min(m, n) else "direct"
+
+
+def _segments(steps: list[Polynomial], route: str) -> list[list[Polynomial]]:
+    """Return the polynomials, cut into those that are composed before they are applied to the matrix."""
+    length = STEPS_PER_GRAM if route == "gram" else 1
+    return [steps[i : i + length] for i in range(0, len(steps), length)]
+
+
+def _per_chunk(numel: int, side: int, dtype: torch.dtype) -> int:
+    """Return of how many matrices the temporaries stay within the limit: one like it, and up to 5 of the small side."""
+    return max(1, TEMPORARY_BYTES // ((numel + 5 * side * side) * dtype.itemsize))
+
+
+def _iterate(U: Tensor, out: Tensor, ranks: Ranks, segments: list[list[Polynomial]], *, tighten: bool) -> Step[None]:
+    """Write what the polynomials make of U into `out`.
+
+    Args:
+        U: this rank's rows, (b, m/ranks, n).
+        out: of the same shape, in the dtype of the iteration.
+        ranks: that hold rows. If there are several, Gram matrices are n × n; if one, of the shorter side.
+        segments: the polynomials; those of a segment are composed first.
+        tighten: scale the largest singular value closer to 1 than the Frobenius norm does.
+    """
+    rows = ranks.size == 1 and U.shape[-2] <= U.shape[-1]  # whether Gram matrices are of rows
+    X, spare = torch.empty_like(out), out
+    if len(segments) % 2 == 0:
+        X, spare = spare, X
+    size = yield from _frobenius(U, ranks)
+    X.copy_(U).mul_(_inverse(size).to(X.dtype))
+    for i, segment in enumerate(segments):
+        gram = yield from _gram(X, ranks, rows)
+        with full_precision():
+            if tighten and i == 0:
+                _tighten_(X, gram)
+            slope, R = _compose(gram, segment)
+            A, B = (R, X) if rows else (X, R)
+            torch.baddbmm(X, A, B, beta=slope, out=spare)
+        X, spare = spare, X
+
+
+def _gram(X: Tensor, ranks: Ranks, rows: bool) -> Step[Tensor]:
+    """Return the Gram matrices of the rows of X, or of its columns, which all ranks sum."""
+    if ranks.size == 1:
+        with full_precision():
+            return X @ X.mT if rows else X.mT @ X
+    upper = (yield from gram_sum(X, ranks)).triu_()
+    return upper.add_(upper.triu(1).mT)
+
+
+def _compose(G: Tensor, steps: list[Polynomial]) -> tuple[float, Tensor]:
+    """Return s and R such that the polynomials, one after the other, take X to s X + X R, where G is XᵀX.
+
+    The part of the identity stays apart: beside it, 16-bit numbers would hold nothing of a small R.
+    """
+    slope, R = 1.0, None
+    for i, (a, b, c) in enumerate(steps):
+        P = torch.baddbmm(G, G, G, beta=b, alpha=c)  # X becomes a X + X P
+        # (s I + R) (a I + P)
+        R = P if R is None else torch.baddbmm(R, R, P, beta=a).add_(P, alpha=slope)
+        slope *= a
+        if i + 1 < len(steps):
+            half = torch.baddbmm(G, P, G, beta=a)
+            G = torch.baddbmm(half, half, P, beta=a)
+    assert R is not None
+    return slope, R
+
+
+def _tighten_(X: Tensor, gram: Tensor) -> None:
+    """Divide by a closer bound of the largest singular value than the Frobenius norm: by that of the singular
+    values' fourth powers, to 1/4.
+
+    For a Gaussian square matrix of a thousand rows it is 1.6 times the largest, and the Frobenius norm 16 times: the
+    same steps raise singular values that are ten times smaller. X has a Frobenius norm of about 1.
+    """
+    bound = torch.linalg.vector_norm(gram @ gram, dim=(-2, -1), dtype=factor_dtype(gram.dtype)) ** 0.25
+    inverse = _inverse(bound * SAFETY if gram.dtype.itemsize == 2 else bound).to(gram.dtype)
+    X.mul_(inverse)
+    gram.mul_(inverse.square())
+
+
+def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
+    """Return the Frobenius norms of the whole matrices, (b,), without overflow, in float64 where that is needed."""
+    wide = factor_dtype(U.dtype)
+    size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=wide)
+    # CPUs take long to sum up in float64, and GPUs to tell whether it is needed.
+    if U.device.type != "cpu" or not bool(((size > 1e-15) & (size < 1e15)).all()):
+        size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
+    if ranks.size > 1:
+        size = (yield from ranks.sum(size.double().square())).sqrt()
+    return size
+
+
+def _inverse(size: Tensor) -> Tensor:
+    """Return 1/size (b, 1, 1), and zero where there is nothing, or less than float32 can invert."""
+    return torch.where(size < 4 * torch.finfo(torch.float32).tiny, 0, 1 / size)[:, None, None]
+
+
+def _by_svd(U: Tensor, dtype: torch.dtype) -> Tensor:
+    size = _end_of(_frobenius(U, _ALONE))
+    W, S, Vt = torch.linalg.svd(U.to(dtype) * _inverse(size).to(dtype), full_matrices=False)
+    live = S > rounding_noise(U.dtype).of_matrix
+    with full_precision():
+        factor: Tensor = (W * live[:, None]) @ Vt
+    return factor
+
+
+def _by_eigenvectors(U: Tensor, ranks: Ranks) -> Step[Tensor]:
+    size = yield from _frobenius(U, ranks)
+    X = U.double() * _inverse(size).double()
+    gram = yield from _gram(X, ranks, rows=False)
+    squares, V = torch.linalg.eigh(gram)
+    # Rounding leaves that much in the Gram matrix itself.
+    noise = max(rounding_noise(U.dtype).of_matrix, 16 * math.sqrt(torch.finfo(torch.float64).eps))
+    weight = torch.where(squares > noise**2, squares.clamp(min=noise**2).rsqrt(), 0)
+    return X @ ((V * weight[:, None]) @ V.mT)
+
+
+def _end_of(step: Step[T]) -> T:
+    """Return what a computation that waits for nobody returns."""
+    try:
+        next(step)
+    except StopIteration as end:
+        return cast(T, end.value)
+    raise AssertionError("nothing should be in flight with one rank")
