@@ -7,10 +7,10 @@ have brought them into [l, u], the best next p is the one that comes closest to 
 each best in this way are also best together (Amsel et al., "The Polar Express", arXiv 2505.16932), so that the first
 k rows of the table are the best k steps, whatever k is.
 
-The best p of three terms errs by the same E at four points, with alternating signs: at l, at its own maximum, at its own
-minimum, and at u. Remez's algorithm finds it: solve for a, b, c and E with the four points as they are, then move the
-inner two to where p' is zero, until they stay. Decimals of 60 digits leave no question of rounding, which for l close
-to u would otherwise eat everything.
+The best p of three terms errs by the same E at four points, with alternating signs: at l, at its own maximum, at its
+own minimum, and at u. Remez's algorithm finds it: solve for a, b, c and E with the four points as they are, then move
+the inner two to where p' is zero, until they stay. Decimals of 60 digits leave no question of rounding, which for l
+close to u would otherwise eat everything.
 """
 
 import argparse

@@ -19,8 +19,9 @@ ROUTES = ("auto", "direct", "gram")
 # the matrix itself: they break even at 1.5 by their operations.
 GRAM_ASPECT = 1.5
 
-# How many polynomials the Gram route composes before it applies them to the matrix and starts again. Rounding leaves
-# small negative eigenvalues in the Gram matrix, which each of them multiplies by up to a² = 68.
+# How many polynomials the Gram route composes, after the first, before it applies them and computes the Gram matrix
+# anew. What rounding has left in it is multiplied by up to a² in each: by 68 in the first, which therefore stays
+# alone, and by 16 and less later. Three instead of two make the error in float32 five times larger.
 STEPS_PER_GRAM = 2
 
 # Temporaries of more bytes are avoided by taking the matrices of a batch in turn.
@@ -64,7 +65,7 @@ def polar(
     batch = U.reshape(math.prod(U.shape[:-2]), m, n)
     result = torch.empty(batch.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
     if result.numel() > 0:
-        segments = _segments(polynomials(method, steps, dtype), _route(m, n, steps, route))
+        segments = _segments(method, steps, dtype, _route(m, n, steps, route))
         per_chunk = _per_chunk(m * n, min(m, n), result.dtype)
         for part, out in zip(torch.split(batch, per_chunk), torch.split(result, per_chunk), strict=True):
             if method == "svd":
@@ -97,12 +98,12 @@ def polar_on_shards(
         ValueError: if there is no such method, or `steps` is less than 1.
     """
     _check(method, steps, "gram")
-    b, m, n = U.shape
+    b, _, n = U.shape
     dtype = dtype or polar_dtype(U.dtype, U.device)
     result = torch.empty(U.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
     if b == 0 or n == 0:
         return result
-    segments = _segments(polynomials(method, steps, dtype), "gram")
+    segments = _segments(method, steps, dtype, "gram")
     per_chunk = _per_chunk(n * n, n, result.dtype)  # the same on all ranks, however many rows each has
     for part, out in zip(torch.split(U, per_chunk), torch.split(result, per_chunk), strict=True):
         if method == "svd":
@@ -129,7 +130,7 @@ def polar_flops(m: int, n: int, method: str = "polar_express", steps: int = 5, r
     if method == "svd":  # Golub and Van Loan, "Matrix Computations": R-SVD, and the product of the factors
         return 6 * long * short**2 + 20 * short**3 + 2 * short**2 * long
     flops = 2 * short**3 if method == "polar_express" else 0.0  # the norm of the squared Gram matrix
-    for segment in _segments([(1.0, 0.0, 0.0)] * steps, _route(m, n, steps, route)):
+    for segment in _segments(method, steps, torch.float32, _route(m, n, steps, route)):
         products = 1 + 4 * (len(segment) - 1)  # of small matrices
         flops += 4 * short**2 * long + 2 * short**3 * products
     return flops
@@ -138,8 +139,6 @@ def polar_flops(m: int, n: int, method: str = "polar_express", steps: int = 5, r
 @cache
 def _cpu_multiplies_bfloat16() -> bool:
     """Return whether this CPU has AMX tiles for bfloat16: other instructions for it are no faster than float32's."""
-    if not torch.backends.mkldnn.is_available():
-        return False
     if capabilities := getattr(torch.cpu, "get_capabilities", None):  # not in all releases of torch
         return bool(capabilities().get("amx_bf16", False))
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
@@ -157,13 +156,15 @@ def _check(method: str, steps: int, route: str) -> None:
 def _route(m: int, n: int, steps: int, route: str) -> str:
     if route != "auto":
         return route
-    return "gram" if steps > 1 and max(m, n) >= GRAM_ASPECT * min(m, n) else "direct"
+    return "gram" if steps > 2 and max(m, n) >= GRAM_ASPECT * min(m, n) else "direct"
 
 
-def _segments(steps: list[Polynomial], route: str) -> list[list[Polynomial]]:
+def _segments(method: str, steps: int, dtype: torch.dtype, route: str) -> list[list[Polynomial]]:
     """Return the polynomials, cut into those that are composed before they are applied to the matrix."""
-    length = STEPS_PER_GRAM if route == "gram" else 1
-    return [steps[i : i + length] for i in range(0, len(steps), length)]
+    composed = route == "gram" and steps > 2
+    first, *rest = polynomials(method, steps, dtype, composed=composed)
+    length = STEPS_PER_GRAM if composed else 1
+    return [[first], *(rest[i : i + length] for i in range(0, len(rest), length))]
 
 
 def _per_chunk(numel: int, side: int, dtype: torch.dtype) -> int:
@@ -204,7 +205,8 @@ def _gram(X: Tensor, ranks: Ranks, rows: bool) -> Step[Tensor]:
         with full_precision():
             return X @ X.mT if rows else X.mT @ X
     upper = (yield from gram_sum(X, ranks)).triu_()
-    return upper.add_(upper.triu(1).mT)
+    mirrored: Tensor = upper.add_(upper.triu(1).mT)
+    return mirrored
 
 
 def _compose(G: Tensor, steps: list[Polynomial]) -> tuple[float, Tensor]:
@@ -258,9 +260,9 @@ def _inverse(size: Tensor) -> Tensor:
 def _by_svd(U: Tensor, dtype: torch.dtype) -> Tensor:
     size = _end_of(_frobenius(U, _ALONE))
     W, S, Vt = torch.linalg.svd(U.to(dtype) * _inverse(size).to(dtype), full_matrices=False)
-    live = S > rounding_noise(U.dtype).of_matrix
+    noise = rounding_noise(U.dtype).of_matrix
     with full_precision():
-        factor: Tensor = (W * live[:, None]) @ Vt
+        factor: Tensor = (W * (S > noise)[:, None]) @ Vt
     return factor
 
 
@@ -272,7 +274,8 @@ def _by_eigenvectors(U: Tensor, ranks: Ranks) -> Step[Tensor]:
     # Rounding leaves that much in the Gram matrix itself.
     noise = max(rounding_noise(U.dtype).of_matrix, 16 * math.sqrt(torch.finfo(torch.float64).eps))
     weight = torch.where(squares > noise**2, squares.clamp(min=noise**2).rsqrt(), 0)
-    return X @ ((V * weight[:, None]) @ V.mT)
+    factor: Tensor = X @ ((V * weight[:, None]) @ V.mT)
+    return factor
 
 
 def _end_of(step: Step[T]) -> T:
