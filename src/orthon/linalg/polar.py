@@ -183,27 +183,38 @@ def _iterate(U: Tensor, out: Tensor, ranks: Ranks, segments: list[list[Polynomia
         tighten: scale the largest singular value closer to 1 than the Frobenius norm does.
     """
     rows = ranks.size == 1 and U.shape[-2] <= U.shape[-1]  # whether Gram matrices are of rows
-    X, spare = torch.empty_like(out), out
-    if len(segments) % 2 == 0:
-        X, spare = spare, X
     size = yield from _frobenius(U, ranks)
-    X.copy_(U).mul_(_inverse(size).to(X.dtype))
+    if tighten and _is_moderate(size):  # scaled together with the first step
+        X = U.to(out.dtype)
+    else:
+        X = torch.empty_like(out).copy_(U).mul_(_inverse(size).to(out.dtype))
+        size = torch.ones_like(size)
+    into, other = (out, None) if len(segments) % 2 else (torch.empty_like(out), out)
     for i, segment in enumerate(segments):
         gram = yield from _gram(X, ranks, rows)
         with full_precision():
-            if tighten and i == 0:
-                _tighten_(X, gram)
+            scale = _tighten_(gram, size) if tighten and i == 0 else None
             slope, R = _compose(gram, segment)
-            A, B = (R, X) if rows else (X, R)
-            torch.baddbmm(X, A, B, beta=slope, out=spare)
-        X, spare = spare, X
+            if scale is None:
+                A, B = (R, X) if rows else (X, R)
+                torch.baddbmm(X, A, B, beta=slope, out=into)
+            else:
+                R.mul_(scale)
+                A, B = (R, X) if rows else (X, R)
+                torch.mul(X, scale, out=into).baddbmm_(A, B, beta=slope)
+        if other is None and i + 1 < len(segments):
+            other = torch.empty_like(out) if X.data_ptr() == U.data_ptr() else X
+        X = into
+        if other is not None:
+            into, other = other, into
 
 
 def _gram(X: Tensor, ranks: Ranks, rows: bool) -> Step[Tensor]:
     """Return the Gram matrices of the rows of X, or of its columns, which all ranks sum."""
     if ranks.size == 1:
         with full_precision():
-            return X @ X.mT if rows else X.mT @ X
+            gram: Tensor = X @ X.mT if rows else X.mT @ X
+            return gram
     upper = (yield from gram_sum(X, ranks)).triu_()
     mirrored: Tensor = upper.add_(upper.triu(1).mT)
     return mirrored
@@ -227,17 +238,42 @@ def _compose(G: Tensor, steps: list[Polynomial]) -> tuple[float, Tensor]:
     return slope, R
 
 
-def _tighten_(X: Tensor, gram: Tensor) -> None:
-    """Divide by a closer bound of the largest singular value than the Frobenius norm: by that of the singular
-    values' fourth powers, to 1/4.
+def _tighten_(gram: Tensor, size: Tensor) -> Tensor:
+    """Divide Gram matrices so that the singular values of X are at most 1, but closer to it than by the Frobenius norm.
 
-    For a Gaussian square matrix of a thousand rows it is 1.6 times the largest, and the Frobenius norm 16 times: the
-    same steps raise singular values that are ten times smaller. X has a Frobenius norm of about 1.
+    The bound is the fourth root of the Frobenius norm of the squared Gram matrix. For a Gaussian square matrix of a
+    thousand rows it is 1.6 times the largest singular value, and the Frobenius norm 16 times: the same steps raise
+    singular values that are ten times smaller.
+
+    Args:
+        gram: Xᵀ X, which is overwritten.
+        size: the Frobenius norm of X, (b,).
+
+    Returns:
+        what X is to be multiplied by, (b, 1, 1). Its square is exact in `gram`'s dtype, so that X and the Gram matrix
+        still belong together: the polynomials amplify what parts them.
     """
-    bound = torch.linalg.vector_norm(gram @ gram, dim=(-2, -1), dtype=factor_dtype(gram.dtype)) ** 0.25
-    inverse = _inverse(bound * SAFETY if gram.dtype.itemsize == 2 else bound).to(gram.dtype)
-    X.mul_(inverse)
-    gram.mul_(inverse.square())
+    wide = factor_dtype(gram.dtype)
+    rough = _rounded_down(_inverse(size).to(wide), bits=1)
+    gram.mul_(rough.square().to(gram.dtype))
+    bound = torch.linalg.vector_norm(gram @ gram, dim=(-2, -1), dtype=wide) ** 0.25
+    fine = _rounded_down(_inverse(bound * SAFETY), bits=4)
+    gram.mul_(fine.square().to(gram.dtype))
+    return (rough * fine).to(gram.dtype)
+
+
+def _rounded_down(x: Tensor, bits: int) -> Tensor:
+    """Return numbers with so many significant bits that are at most x ≥ 0."""
+    fraction, exponent = torch.frexp(x)
+    return torch.ldexp((fraction * 2**bits).floor(), exponent - bits)
+
+
+def _is_moderate(size: Tensor) -> bool:
+    """Return whether Gram matrices of matrices with these Frobenius norms can be formed in any dtype but float16.
+
+    GPUs would have to wait for the answer, and scale a matrix in less time.
+    """
+    return size.device.type == "cpu" and bool(((size > 1e-12) & (size < 1e12)).all())
 
 
 def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
@@ -262,7 +298,7 @@ def _by_svd(U: Tensor, dtype: torch.dtype) -> Tensor:
     W, S, Vt = torch.linalg.svd(U.to(dtype) * _inverse(size).to(dtype), full_matrices=False)
     noise = rounding_noise(U.dtype).of_matrix
     with full_precision():
-        factor: Tensor = (W * (S > noise)[:, None]) @ Vt
+        factor: Tensor = (W * (noise < S)[:, None]) @ Vt
     return factor
 
 
