@@ -40,7 +40,8 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float, case: object
     assert error <= tolerance, f"{case}: off by {error:.1e}"
 
 
-# How close to 1 the iteration brings singular values, by its steps. 5 of them leave 0.124 in exact arithmetic already.
+# How close to 1 the iteration brings singular values, by its steps. In exact arithmetic, 5 of them leave 0.124 of those
+# that are 1e-3 of the bound; with a condition of 1000 they are less than that, and take 7.
 @pytest.mark.parametrize("route", ["direct", "gram"])
 @pytest.mark.parametrize("shape", [(256, 256), (128, 512), (512, 128)], ids=str)
 def test_singular_values_in_bfloat16(shape: tuple[int, int], route: str) -> None:
@@ -106,14 +107,14 @@ DEFICIENT = {
 def null_part(U: Tensor, X: Tensor) -> float:
     """Return the largest singular value of X outside of the rows and columns that U spans."""
     W, S, Vt = torch.linalg.svd(U.double(), full_matrices=False)
-    live = S > 1e-10 * S[0]
-    W, V = W[:, live], Vt[live].T
+    rank = int((S / S[0] > 1e-10).sum())
+    W, V = W[:, :rank], Vt[:rank].T
     left = X - W @ (W.T @ X)
     return float(torch.linalg.matrix_norm(left - left @ V @ V.T, 2))
 
 
-# The bounds are what rounding of U and X leaves there, times the slopes: 1e3 in 5 steps, 1e5 in 12. Measured: at most
-# 3e-4 and 2e-2 in float32, and up to 1 in bfloat16, where noise is as large as singular values may be.
+# What rounding of U and X leaves there is multiplied by the slopes: by 1e3 in 5 steps, by 1e5 in 12. Measured: at most
+# 6e-5 and 5e-3 in float32; in bfloat16 0.9 and 1, where the noise is as large as the singular values may be.
 @pytest.mark.parametrize("route", ["direct", "gram"])
 @pytest.mark.parametrize("name", DEFICIENT)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -123,8 +124,8 @@ def test_null_directions(shape: str, name: str, route: str) -> None:
     for dtype, steps, bound in (
         (F64, 5, 1e-11),
         (F64, 12, 1e-9),
-        (F32, 5, 1e-3),
-        (F32, 12, 5e-2),
+        (F32, 5, 2e-4),
+        (F32, 12, 2e-2),
         (BF16, 5, 1.0),
         (BF16, 12, 1.05),
     ):
@@ -142,9 +143,16 @@ def test_null_directions(shape: str, name: str, route: str) -> None:
 @pytest.mark.parametrize("dtype", [BF16, F32, F64], ids=str)
 def test_scale_does_not_matter(method: str, dtype: torch.dtype) -> None:
     U = randn(3, 24, 40).float()
-    for route, scale in product(ROUTES, (1e-30, 1e-13, 1e-5, 1e5, 1e13, 1e25)):
-        expected, actual = (polar(x, method=method, steps=6, route=route, dtype=dtype) for x in (U, U * scale))
-        assert_near(actual, expected, 2e-2 if dtype == BF16 and method != "svd" else 2e-5, (route, scale))
+    for route, power in product(ROUTES, (-100, -43, -17, 17, 43, 83)):
+        # By powers of two, which leave the bits of U alone.
+        expected, actual = (
+            polar(U * scale, method=method, steps=8, route=route, dtype=dtype) for scale in (1.0, 2.0**power)
+        )
+        assert_near(actual, expected, 4e-2 if dtype == BF16 else 1e-5, (route, power))
+    for route, scale in product(ROUTES, (1e-30, 1e25)):
+        if dtype != BF16:
+            expected, actual = (polar(x, method=method, route=route, dtype=dtype) for x in (U, U * scale))
+            assert_near(actual, expected, 1e-4, (route, scale))
 
 
 @pytest.mark.parametrize("storage", [F16, BF16, F32, F64], ids=str)
@@ -232,7 +240,7 @@ def test_the_table_is_the_scripts() -> None:
 
 
 def test_the_steps_are_the_best_ones() -> None:
-    """A step errs from 1 by no more than 2 − l on its interval, and the next one begins where it ends."""
+    """Each step leaves errors as large above 1 as below."""
     x = torch.logspace(-3, 0, 20_000, dtype=F64)
     for i, (a, b, c) in enumerate(POLAR_EXPRESS):
         x = a * x + b * x**3 + c * x**5

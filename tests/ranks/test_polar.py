@@ -25,6 +25,7 @@ def on_shards(rows: tuple[int, ...]) -> None:
         for n in (1, 7, 12, 20)
         for method in ("polar_express", "newton_schulz", "svd")
         for dtype in (torch.float64, torch.bfloat16)
+        if dtype == torch.float64 or n <= 7  # bfloat16 fills the null directions with noise
     ]:
         U = torch.randn(3, 12, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         U[1] *= 1e-30

@@ -44,8 +44,12 @@ def polar(
 ) -> Tensor:
     """Return the polar factor W Vᵀ of each matrix U = W S Vᵀ, over the directions that U has.
 
-    A zero matrix gives zero. So do, exactly or up to rounding, the directions that U does not have: the iterations
-    multiply what rounding leaves in them by the slopes of all polynomials, up to 1000 in 5 steps.
+    A zero matrix gives zero. So do the directions that U does not have, up to rounding: the iterations multiply what it
+    leaves in them by the slopes of all polynomials, up to 1000 in 5 steps. In float32 that remains below 1e-4; in
+    bfloat16 it can reach 1, but for rows and columns that are zero or equal.
+
+    5 steps of the Polar Express bring all singular values from 1/1000 of the largest, or a little more, into
+    [0.87, 1.13]; 6 into [0.99, 1.01]. The "gram" route in bfloat16 goes up to 1.2 after 5.
 
     Args:
         U: (..., m, n), of any scale and floating dtype. It is not overwritten.
@@ -253,14 +257,16 @@ def _tighten_(gram: Tensor, size: Tensor) -> Tensor:
         size: the Frobenius norm of X, (b,).
 
     Returns:
-        what X is to be multiplied by, (b, 1, 1). Its square is exact in `gram`'s dtype, so that X and the Gram matrix
-        still belong together: the polynomials amplify what parts them.
+        what X is to be multiplied by, (b, 1, 1). In 16 bits its square is exact, so that X and the Gram matrix still
+        belong together: the polynomials amplify what parts them.
     """
     wide = factor_dtype(gram.dtype)
     rough = _rounded_down(_inverse(size).to(wide), bits=1)
     gram.mul_(rough.square().to(gram.dtype))
     bound = torch.linalg.vector_norm(gram @ gram, dim=(-2, -1), dtype=wide) ** 0.25
-    fine = _rounded_down(_inverse(bound * SAFETY), bits=4)
+    fine = _inverse(bound)
+    if gram.dtype.itemsize == 2:
+        fine = _rounded_down(fine / SAFETY, bits=4)
     gram.mul_(fine.square().to(gram.dtype))
     return (rough * fine).to(gram.dtype)
 
@@ -283,12 +289,13 @@ def _is_moderate(size: Tensor) -> bool:
 def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
     """Return the Frobenius norms of the whole matrices, (b,), without overflow, in float64 where that is needed."""
     wide = factor_dtype(U.dtype)
-    size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=wide)
+    size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=wide)
     # CPUs take long to sum up in float64, and GPUs to tell whether it is needed.
     if U.device.type != "cpu" or not bool(((size > 1e-15) & (size < 1e15)).all()):
         size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
     if ranks.size > 1:
-        size = (yield from ranks.sum(size.double().square())).sqrt()
+        squares: Tensor = yield from ranks.sum(size.double().square())
+        size = squares.sqrt()
     return size
 
 
