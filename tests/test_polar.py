@@ -262,6 +262,7 @@ def test_operations() -> None:
         ({"method": "qr"}, "method should be one of polar_express, newton_schulz, svd, but is 'qr'"),
         ({"route": "long"}, "route should be one of auto, direct, gram, but is 'long'"),
         ({"steps": 0}, "steps should be at least 1, but is 0"),
+        ({"dtype": F16}, "dtype should be bfloat16, float32 or float64, but is torch.float16"),
     ],
 )
 def test_options_that_do_not_exist(options: dict[str, object], message: str) -> None:
