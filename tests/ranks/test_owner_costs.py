@@ -111,7 +111,11 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
         if averaged:
             messages += [("scatter", size, len(sending) * numbers) for size in lines(averaged)]
         held = [j for j in sending if all(places[j][a] == place[a] for a in averaged)]
-        order = [*reversed(cut[side]), *cut[1 - side]] if kind.inner_first else [*reversed(cut[side]), *reversed(cut[1 - side])]
+        order = (
+            [*reversed(cut[side]), *cut[1 - side]]
+            if kind.inner_first
+            else [*reversed(cut[side]), *reversed(cut[1 - side])]
+        )
         if kind.inner_first:
             order = [*cut[side], *cut[1 - side]]
         back = []

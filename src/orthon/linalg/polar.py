@@ -44,8 +44,12 @@ def polar(
 ) -> Tensor:
     """Return the polar factor W Vᵀ of each matrix U = W S Vᵀ, over the directions that U has.
 
-    A zero matrix gives zero. So do, exactly or up to rounding, the directions that U does not have: the iterations
-    multiply what rounding leaves in them by the slopes of all polynomials, up to 1000 in 5 steps.
+    A zero matrix gives zero. So do the directions that U does not have, up to rounding: the iterations multiply what it
+    leaves in them by the slopes of all polynomials, up to 1000 in 5 steps. In float32 that remains below 1e-4; in
+    bfloat16 it can reach 1, but for rows and columns that are zero or equal.
+
+    The Polar Express brings the singular values of matrices with condition numbers to 100 into [0.87, 1.13] in 5 steps,
+    and into [0.99, 1.01] in 6; a condition number of 1000 takes 7. The "gram" route in bfloat16 reaches 1.2 after 5.
 
     Args:
         U: (..., m, n), of any scale and floating dtype. It is not overwritten.
@@ -53,17 +57,18 @@ def polar(
             "newton_schulz", with Keller Jordan's; or "svd", exactly, in float32 or float64.
         steps: of an iteration.
         route: "direct" computes polynomials of the matrix, "gram" of its small Gram matrix; "auto" takes the faster.
-        dtype: of the computation and the result, by default `polar_dtype`'s for U.
+        dtype: of the computation and the result, by default `polar_dtype`'s for U. Not float16, whose range is too
+            short.
 
     Returns:
         (..., m, n), in `dtype`; for "svd" in float32 where that is wider.
 
     Raises:
-        ValueError: if there is no such method or route, or `steps` is less than 1.
+        ValueError: if there is no such method or route, `steps` is less than 1, or `dtype` is none for it.
     """
-    _check(method, steps, route)
     m, n = U.shape[-2:]
     dtype = dtype or polar_dtype(U.dtype, U.device)
+    _check(method, steps, route, dtype)
     batch = U.reshape(math.prod(U.shape[:-2]), m, n)
     result = torch.empty(batch.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
     if result.numel() > 0:
@@ -104,11 +109,11 @@ def polar_on_shards(
         (b, m/ranks, n), in the dtype of `polar`.
 
     Raises:
-        ValueError: if there is no such method, or `steps` is less than 1.
+        ValueError: if there is no such method, `steps` is less than 1, or `dtype` is none for it.
     """
-    _check(method, steps, "gram")
     b, _, n = U.shape
     dtype = dtype or polar_dtype(U.dtype, U.device)
+    _check(method, steps, "gram", dtype)
     result = torch.empty(U.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
     segments = _segments(method, steps, dtype, "gram")
     per_chunk = _per_chunk(n * n, n, result.dtype)  # the same on all ranks, however many rows each has
@@ -164,13 +169,15 @@ def _cpu_multiplies_bfloat16() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
-def _check(method: str, steps: int, route: str) -> None:
+def _check(method: str, steps: int, route: str, dtype: torch.dtype) -> None:
     if method not in METHODS:
         raise ValueError(f"method should be one of {', '.join(METHODS)}, but is {method!r}")
     if route not in ROUTES:
         raise ValueError(f"route should be one of {', '.join(ROUTES)}, but is {route!r}")
     if steps < 1:
         raise ValueError(f"steps should be at least 1, but is {steps}")
+    if dtype not in (torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype should be bfloat16, float32 or float64, but is {dtype}")
 
 
 def _route(m: int, n: int, steps: int, route: str) -> str:
@@ -271,14 +278,16 @@ def _tighten_(gram: Tensor, size: Tensor) -> Tensor:
         size: the Frobenius norm of X, (b,).
 
     Returns:
-        what X is to be multiplied by, (b, 1, 1). Its square is exact in `gram`'s dtype, so that X and the Gram matrix
-        still belong together: the polynomials amplify what parts them.
+        what X is to be multiplied by, (b, 1, 1). In 16 bits its square is exact, so that X and the Gram matrix still
+        belong together: the polynomials amplify what parts them.
     """
     wide = factor_dtype(gram.dtype)
     rough = _rounded_down(_inverse(size).to(wide), bits=1)
     gram.mul_(rough.square().to(gram.dtype))
     bound = torch.linalg.vector_norm(gram @ gram, dim=(-2, -1), dtype=wide) ** 0.25
-    fine = _rounded_down(_inverse(bound * SAFETY), bits=4)
+    fine = _inverse(bound)
+    if gram.dtype.itemsize == 2:
+        fine = _rounded_down(fine / SAFETY, bits=4)
     gram.mul_(fine.square().to(gram.dtype))
     return (rough * fine).to(gram.dtype)
 
@@ -291,7 +300,7 @@ def _rounded_down(x: Tensor, bits: int) -> Tensor:
 
 
 def _is_moderate(size: Tensor) -> bool:
-    """Return whether Gram matrices of matrices with these Frobenius norms can be formed in any dtype but float16.
+    """Return whether Gram matrices of matrices with these Frobenius norms can be formed.
 
     GPUs would have to wait for the answer, and scale a matrix in less time.
     """
@@ -301,12 +310,13 @@ def _is_moderate(size: Tensor) -> bool:
 def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
     """Return the Frobenius norms of the whole matrices, (b,), without overflow, in float64 where that is needed."""
     wide = factor_dtype(U.dtype)
-    size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=wide)
+    size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=wide)
     # CPUs take long to sum up in float64, and GPUs to tell whether it is needed.
     if U.device.type != "cpu" or not bool(((size > 1e-15) & (size < 1e15)).all()):
         size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
     if ranks.size > 1:
-        size = (yield from ranks.sum(size.double().square())).sqrt()
+        squares: Tensor = yield from ranks.sum(size.double().square())
+        size = squares.sqrt()
     return size
 
 
