@@ -17,7 +17,7 @@ from orthon.sharding.grid import Grid
 from tests.ranks import layouts
 from tests.ranks.layouts import LAYOUTS, layouts_on
 from tests.ranks.pool import Pool
-from tests.ranks.test_costs import MORE, counting
+from tests.ranks.test_costs import MORE, counting, triangle
 
 COUNT = 3  # matrices, which are one batch
 SHAPES = [(192, 192), (192, 384), (384, 192)]
@@ -65,72 +65,154 @@ def on_this_rank(layout: str, shape: tuple[int, int], rule: str) -> dict[str, An
 
 
 def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: str) -> Counted:
-    """Return the collectives of a batch, as docs/design.md states them."""
-    kind = LAYOUTS[layout]
-    sizes = kind.meshes[world]
-    place = layouts.coordinates(layout, world)[rank]
-    axes = range(len(sizes))
-    cut = {dim: [a for a in axes if kind.dims[a] == dim and sizes[a] > 1] for dim in (0, 1)}
-    averaged = [a for a in axes if kind.compressed and kind.axes[a] == kind.replicas]
-    copies = [a for a in axes if kind.dims[a] is None and sizes[a] > 1 and (not kind.plain or kind.replicas)]
+    """Return the collectives of a batch on one rank, as docs/design.md states them."""
+    kind, name = LAYOUTS[layout], RULES[rule][0]
+    sizes, place = kind.meshes[world], layouts.coordinates(layout, world)[rank]
+    axes = [a for a in range(len(sizes)) if sizes[a] > 1]
+    order = axes[::-1] if kind.inner_first else axes  # in which they cut
+    cut = [[a for a in order if kind.dims[a] == dim] for dim in (0, 1)]
+    copies = [a for a in axes if kind.dims[a] is None and (not kind.plain or kind.replicas)]
+    averaged = [a for a in copies if kind.compressed and kind.axes[a] == kind.replicas]
     local = [shape[dim] // math.prod(sizes[a] for a in cut[dim]) for dim in (0, 1)]
-    name = RULES[rule][0]
+    owner = [dict(zip(copies_and_cuts, where, strict=True)) for copies_and_cuts, where in _owners(axes, sizes)]
     messages: Counted = []
 
     def lines(where: list[int]) -> list[int]:
-        found = [sizes[a] for a in where]
+        """Return over how many ranks each collective runs: all at once, or along one axis after the other."""
+        found = [sizes[a] for a in sorted(where)]
         return [world] if len(found) > 1 and math.prod(found) == world else found
 
-    if averaged and "random" not in rule:  # nothing smaller than the gradient would do
+    if averaged and rule != "dion2 random":  # nothing smaller than the gradients would do
         messages += [("sum", size, COUNT * math.prod(local)) for size in lines(averaged)]
         averaged = []
-    part, turned = list(local), name == "Dion2" and shape[0] > shape[1]
-    side = 1 if turned else 0  # of which Dion2 takes a quarter
+    side = 1 if name == "Dion2" and shape[0] > shape[1] else 0  # of which Dion2 takes a quarter
+    part = list(local)
     if name == "Dion2":
-        if "random" not in rule:
-            messages += [("sum", size, COUNT * local[side]) for size in lines(cut[1 - side])]
-        if "random" not in rule and "local" not in rule and cut[side]:
-            part_size = COUNT * shape[side] // math.prod(lines(cut[side]))
-            for size in reversed(lines(cut[side])):
-                part_size *= size
-                messages.append(("gather", size, part_size))
         part[side] //= 4
+        if rule != "dion2 random":
+            messages += [("sum", size, COUNT * local[side]) for size in lines(cut[1 - side])]
+        if rule == "dion2":
+            messages += _gathers([COUNT * local[side]] * math.prod(sizes[a] for a in cut[side]), lines(cut[side]))
+
+    def mine(held: list[int], where: list[int]) -> list[int]:
+        return [j for j in held if all(owner[j][a] == place[a] for a in where)]
+
+    numbers = math.prod(part)
+    sending = mine(list(range(COUNT)), [a for a in copies if a not in averaged])
+    messages += [("scatter", size, len(sending) * numbers) for size in lines(averaged)]
+    held = mine(sending, averaged)
     if rule == "muon on shards":
-        short = shape[1] if cut[0] else shape[0]
-        mine = [j for j in range(COUNT) if all(_place(j, sizes, axes, layout)[a] == place[a] for a in copies)]
-        triangle = _triangle(short)
-        for _ in range(2):  # the first step, and the other two together
-            pass
-        for size in lines(cut[0] or cut[1]):
-            messages += [("sum", size, len(mine))] + [("sum", size, len(mine) * triangle)] * 2
+        n = shape[1] if cut[0] else shape[0]
+        for size in lines(cut[0] or cut[1]):  # norms, and the Gram matrix once, and again after the first step
+            messages += [("sum", size, len(held)), *[("sum", size, len(held) * triangle(n))] * 2]
     else:
-        held = [j for j in range(COUNT)]
-        places = [_place(j, sizes, axes, layout) for j in range(COUNT)]
-        numbers = math.prod(part)
-        sending = [j for j in held if all(places[j][a] == place[a] for a in copies if a not in averaged)]
-        if averaged:
-            messages += [("scatter", size, len(sending) * numbers) for size in lines(averaged)]
-        held = [j for j in sending if all(places[j][a] == place[a] for a in averaged)]
-        order = (
-            [*reversed(cut[side]), *cut[1 - side]]
-            if kind.inner_first
-            else [*reversed(cut[side]), *reversed(cut[1 - side])]
-        )
-        if kind.inner_first:
-            order = [*cut[side], *cut[1 - side]]
         back = []
-        for axis in order:
-            mine = [j for j in held if places[j][axis] == place[axis]]
-            message = ("scatter", sizes[axis], max(len(held) * numbers, len(mine) * numbers * sizes[axis]))
-            messages.append(message)
-            back.append(message)
-            held, numbers = mine, numbers * sizes[axis]
+        for axis in [*reversed(cut[side]), *reversed(cut[1 - side])]:
+            to = [j for j in held if owner[j][axis] == place[axis]]
+            messages.append(("scatter", sizes[axis], len(held) * numbers))
+            back.append(("scatter", sizes[axis], len(to) * numbers * sizes[axis]))
+            held, numbers = to, numbers * sizes[axis]
         messages += reversed(back)
-    gathered = COUNT * math.prod(part) // math.prod(lines(copies))
-    shares = [len([j for j in range(COUNT) if True])]
-    del gathered, shares
-    messages += _gathers(layout, world, sizes, copies, place, math.prod(part), lines(copies))
+    if copies:
+        where = sorted(copies)
+        shares = [0] * math.prod(sizes[a] for a in where)
+        for j in range(COUNT):
+            index = 0
+            for a in where:
+                index = index * sizes[a] + owner[j][a]
+            shares[index] += math.prod(part)
+        along = lines(where)
+        messages += _gathers(shares, along, [place[a] for a in where] if len(along) == len(where) else None)
     if name == "NorMuon":
         messages += [("sum", size, COUNT * local[0]) for size in lines(cut[1])]
         messages += [("sum", size, COUNT * 2) for size in lines(cut[0])]
     return messages
+
+
+def _owners(axes: list[int], sizes: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Return for each matrix where its owner is along the axes: they are dealt out in turn."""
+    places = list(product(*(range(sizes[a]) for a in axes)))
+    return [(axes, list(places[j % len(places)])) for j in range(COUNT)]
+
+
+def _gathers(shares: list[int], along: list[int], place: list[int] | None = None) -> Counted:
+    """Return the gatherings of shares, along the last axis first; each is as long as its longest share allows."""
+    place = place or [0] * len(along)
+    messages: Counted = []
+    for i in reversed(range(len(along))):
+        inner = math.prod(along[i + 1 :])
+        start = 0
+        for size, index in zip(along[:i], place[:i], strict=True):
+            start = start * size + index
+        start *= along[i] * inner
+        blocks = [sum(shares[start + k * inner : start + (k + 1) * inner]) for k in range(along[i])]
+        messages.append(("gather", along[i], along[i] * max(blocks)))
+    return messages
+
+
+def _table() -> list[object]:
+    """Return all cases in the order of world sizes; every thirteenth belongs to the short run."""
+    cases = [case for case in product((2, 4, 8), LAYOUTS, SHAPES, RULES) if case[1] in layouts_on(case[0])]
+    cases = [case for case in cases if case[3] != "muon on shards" or _has_one_cut_side(case[1], case[0])]
+    return [pytest.param(*case, marks=[] if i % 13 == 0 else [pytest.mark.long]) for i, case in enumerate(cases)]
+
+
+def _has_one_cut_side(layout: str, world: int) -> bool:
+    kind = LAYOUTS[layout]
+    cut = {dim for dim, size in zip(kind.dims, kind.meshes[world], strict=True) if dim is not None and size > 1}
+    return len(cut) == 1
+
+
+@pytest.mark.parametrize(("world", "layout", "shape", "rule"), _table())
+def test_costs(ranks: Pool, world: int, layout: str, shape: tuple[int, int], rule: str) -> None:
+    results = ranks.run(world, on_this_rank, layout, shape, rule)
+    depends_on_data = rule in ("dion2", "dion2 random") and _is_cut(layout, world, int(shape[0] > shape[1]))
+    for rank, result in enumerate(results):
+        expected = formula(layout, world, rank, shape, rule)
+        if depends_on_data:  # how many of the chosen rows lie where
+            for seen in (result["calls"], result["explained"]):
+                assert [message[:2] for message in seen] == [message[:2] for message in expected], f"rank {rank}"
+            continue
+        assert result["calls"] == expected, f"rank {rank}: not the collectives of the formula"
+        assert result["explained"] == expected, f"rank {rank}: explain does not tell the collectives of the formula"
+    if layout == "unaware":
+        return
+    route = "shards" if rule == "muon on shards" else "owners"
+    assert results[0]["routes"] == [route]
+    if route == "owners":
+        most = -(-COUNT // world)
+        assert max(result["flops"] for result in results) == most * results[0]["alone"]
+        assert sum(result["flops"] for result in results) == COUNT * results[0]["alone"]
+
+
+def _is_cut(layout: str, world: int, side: int) -> bool:
+    kind = LAYOUTS[layout]
+    return any(dim == side and size > 1 for dim, size in zip(kind.dims, kind.meshes[world], strict=True))
+
+
+# Owners
+
+
+LLAMA_8B = [(4096, 4096)] * 64 + [(1024, 4096)] * 64 + [(14336, 4096)] * 64 + [(4096, 14336)] * 32
+
+
+@pytest.mark.parametrize("world", [2, 8, 24, 32])
+def test_owners_are_even(world: int) -> None:
+    grid = Grid(torch.arange(world), (0,), (None,))
+    costs = {shape: 10.0 * min(shape) ** 2 * max(shape) for shape in set(LLAMA_8B)}
+    grid._made[(0,)] = _Anyone(world)  # type: ignore[assignment]
+    work = [
+        (Layout((Extent(m), Extent(n)), grid, torch.device("cpu")), LLAMA_8B.count((m, n)), costs[m, n])
+        for m, n in dict.fromkeys(LLAMA_8B)
+    ]
+    loads = [0.0] * world
+    for (layout, count, cost), owners in zip(work, deal(work), strict=True):
+        assert len(owners) == count, layout
+        for owner in owners:
+            loads[owner] += cost
+    assert max(loads) <= 1.1 * sum(loads) / world
+
+
+class _Anyone:
+    def __init__(self, size: int) -> None:
+        self.size, self.ranks = size, tuple(range(size))

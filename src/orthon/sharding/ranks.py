@@ -21,8 +21,8 @@ class Message:
     Attributes:
         kind: "sum" (all-reduce), "scatter" (reduce-scatter), "gather" (all-gather) or "exchange" (all-to-all).
         ranks: how many take part.
-        numbers: of the tensor that is summed, scattered, or gathered, as a whole; in an exchange, how many this rank
-            sends or receives, whichever is more.
+        numbers: of the tensor that is summed, scattered, or gathered, as a whole; in an exchange, of all that this rank
+            sends.
         bytes: of these numbers.
     """
 
@@ -33,7 +33,7 @@ class Message:
 
     @property
     def share(self) -> float:
-        """What it counts: a sum as one; a scattering and a gathering, which together make one, half; an exchange too."""
+        """What it counts: a sum as one; a scattering and a gathering, which together make one, and an exchange half."""
         return 1.0 if self.kind == "sum" else 0.5
 
 
@@ -165,7 +165,7 @@ class Line:
         def send(group: dist.ProcessGroup) -> Any:
             return dist.all_to_all_single(received, packed, expected, lengths, group=group, async_op=True)
 
-        yield from self._send("exchange", max(packed, received, key=Tensor.numel), send)
+        yield from self._send("exchange", packed, send)
         parts: list[list[Tensor]] = [[] for _ in incoming]
         for i, place in zip(self._slots, torch.split(received, expected), strict=True):
             shapes = incoming[i]
