@@ -1,7 +1,7 @@
 """Dion2: the polar factor of the rows of the momentum that have grown most (arXiv 2512.16928)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from orthon.algorithms.muon import largest
 from orthon.algorithms.polar_factor import POLAR_OPTIONS, in_polar_dtype, polar_by_owners, polar_cost
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.linalg import polar, random_normal
+from orthon.linalg import l1_norms, polar, random_normal
 from orthon.lr_scale import lr_factor
 from orthon.options import Group, choice, flag, number
 from orthon.sharding import Extent, Layout, Owners, Step
@@ -39,22 +39,21 @@ def dion2(batch: Batch, group: Group, normalize: "Normalize | None" = None) -> S
         batch = batch.transposed()
     with accumulated(batch, group, keep=1.0) as M:
         S = yield from _selected(M, batch, group)
-        U = M[S.matrix, S.row]  # (all selected rows of all matrices, n)
+        U = [_take(matrix, rows) for matrix, rows in zip(M.unbind(), S.rows, strict=True)]  # each (selected, n)
         O = yield from _polar_of_rows(U, S, batch, group)
-        M[S.matrix, S.row] = U * (1 - batch.gated(1 - group["momentum"]))
+        keep = 1 - batch.gated(1 - group["momentum"])
+        for matrix, rows, part in zip(M.unbind(), S.rows, U, strict=True):
+            _put_(matrix, rows, part.mul_(keep))
     if normalize is not None:
         O = yield from normalize(O, S, batch, group)
+    O = [part.to(X.dtype) for part, X in zip(O, batch.weights, strict=True)]
     lr = batch.gated_lr(group["lr"])
-    rate, parts = lr * group["weight_decay"], torch.split(O.to(batch.weights[0].dtype), S.counts)
-    rows = torch.split(S.row, S.counts)
     directions = None
     if group["cautious_weight_decay"]:
-        directions = [
-            torch.zeros_like(X).index_copy_(0, i, part) for X, i, part in zip(batch.weights, rows, parts, strict=True)
-        ]
-    batch.decay(rate, cautious=directions)
-    for X, i, part in zip(batch.weights, rows, parts, strict=True):
-        X.index_add_(0, i, part.mul(-lr * scale))
+        directions = [_put_(torch.zeros_like(X), i, part) for X, i, part in zip(batch.weights, S.rows, O, strict=True)]
+    batch.decay(lr * group["weight_decay"], cautious=directions)
+    for X, rows, part in zip(batch.weights, S.rows, O, strict=True):
+        _add_(X, rows, part * (-lr * scale))
 
 
 @dataclass(frozen=True)
@@ -62,24 +61,36 @@ class Selection:
     """Which rows of the matrices of a batch are updated.
 
     Attributes:
-        matrix: of each selected row that this rank has a part of, which of the batch it belongs to, ascending.
-        row: its index among this rank's rows of that matrix, ascending in each.
-        counts: how many there are of each matrix.
-        selected: how many rows of each matrix are selected on all ranks together.
+        rows: for each matrix their indices among this rank's rows of it, ascending.
+        count: how many rows of each matrix are selected on all ranks together.
         layout: of the selected rows as matrices of their own, or of the whole ones where `everywhere` is given.
         everywhere: for each matrix the selected rows of all ranks, as indices of its rows, where other ranks have other
             rows; for "local" any that are as many in each rank's part.
     """
 
-    matrix: Tensor
-    row: Tensor
-    counts: list[int]
-    selected: int
+    rows: Sequence[Tensor]
+    count: int
     layout: Layout
     everywhere: list[list[int]] | None = None
 
 
-Normalize = Callable[[Tensor, Selection, Batch, Group], Step[Tensor]]
+def _take(X: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows of X, as a copy that lies in memory as X does."""
+    return X.index_select(0, rows) if X.is_contiguous() else X.mT.index_select(1, rows).mT
+
+
+def _put_(X: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Overwrite some rows of X."""
+    X.index_copy_(0, rows, values) if X.is_contiguous() else X.mT.index_copy_(1, rows, values.mT)
+    return X
+
+
+def _add_(X: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Add to some rows of X."""
+    X.index_add_(0, rows, values) if X.is_contiguous() else X.mT.index_add_(1, rows, values.mT)
+
+
+Normalize = Callable[[list[Tensor], Selection, Batch, Group], Step[list[Tensor]]]
 
 
 def _selected(M: Tensor, batch: Batch, group: Group) -> Step[Selection]:
@@ -100,8 +111,7 @@ def _selected(M: Tensor, batch: Batch, group: Group) -> Step[Selection]:
         norms = torch.stack(values)
         chosen = norms.sort(dim=-1, descending=True, stable=True).indices[:, :k].to(M.device)
     else:
-        norms = torch.linalg.vector_norm(M, 1, dim=-1, dtype=torch.float64)  # (b, m)
-        norms = yield from layout.grid.along(layout.cuts[1]).sum(norms)
+        norms = yield from layout.grid.along(layout.cuts[1]).sum(l1_norms(M))  # (b, m)
         if not local:
             sizes = [last - first for first, last in layout.parts(0, layout.cuts[0])]
             norms = (yield from layout.grid.along(layout.cuts[0]).gather(norms.unsqueeze(-1), sizes)).squeeze(-1)
@@ -109,34 +119,28 @@ def _selected(M: Tensor, batch: Batch, group: Group) -> Step[Selection]:
     chosen = chosen.sort(dim=-1).values  # (b, k)
 
     if not layout.cuts[0]:
-        matrix = torch.arange(b, device=M.device).repeat_interleave(k)
-        rows = replace(layout, extents=(Extent(k), layout.extents[1]), _sides={})
-        return Selection(matrix, chosen.flatten(), [k] * b, k, rows)
+        selected = replace(layout, extents=(Extent(k), layout.extents[1]), _sides={})
+        return Selection(chosen.unbind(), k, selected)
     if local:
-        matrix = torch.arange(b, device=M.device).repeat_interleave(k)
-        as_many = [
-            row
-            for first, last in layout.parts(0, layout.cuts[0])
-            for row in range(first, first + math.ceil(group["fraction"] * (last - first)))
-        ]
-        return Selection(matrix, chosen.flatten(), [k] * b, len(as_many), layout, [sorted(as_many)] * b)
+        parts = layout.parts(0, layout.cuts[0])
+        counts = [(first, math.ceil(group["fraction"] * (last - first))) for first, last in parts]
+        as_many = sorted(row for first, count in counts for row in range(first, first + count))
+        return Selection(chosen.unbind(), len(as_many), layout, [as_many] * b)
     # Waits for an accelerator: the lengths of what is sent depend on it. On "meta" it tells what any rows cost.
     everywhere = [[i * m // k for i in range(k)]] * b if M.is_meta else chosen.tolist()
     mine = [[row - start for row in rows if start <= row < stop] for rows in everywhere]
-    matrix = torch.tensor([j for j, rows in enumerate(mine) for _ in rows], dtype=torch.long, device=M.device)
-    row = torch.tensor([row for rows in mine for row in rows], dtype=torch.long, device=M.device)
-    return Selection(matrix, row, [len(rows) for rows in mine], k, layout, everywhere)
+    return Selection([torch.tensor(rows, dtype=torch.long, device=M.device) for rows in mine], k, layout, everywhere)
 
 
-def _polar_of_rows(U: Tensor, S: Selection, batch: Batch, group: Group) -> Step[Tensor]:
-    """Return this rank's part of the polar factors of the selected rows, one matrix after the other, as U has them."""
-    U = in_polar_dtype(U, S.layout, group)
+def _polar_of_rows(U: list[Tensor], S: Selection, batch: Batch, group: Group) -> Step[list[Tensor]]:
+    """Return this rank's part of the polar factors of the selected rows, as U has them."""
+    U = [in_polar_dtype(part, S.layout, group) for part in U]
     if S.layout.everyone.size == 1:
-        stacked = U.view(len(S.counts), -1, U.shape[-1])
-        return polar(stacked, method=group["polar"], steps=group["polar_steps"], dtype=U.dtype).flatten(0, 1)
+        found = polar(torch.stack(U), method=group["polar"], steps=group["polar_steps"], dtype=U[0].dtype)
+        return list(found.unbind())
     assert batch.owners is not None
     owners = Owners(S.layout, batch.owners, unsynced=batch.unsynced, rows=S.everywhere)
-    return torch.cat((yield from polar_by_owners(torch.split(U, S.counts), owners, U, group)))
+    return (yield from polar_by_owners(U, owners, U[0], group))
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001

@@ -25,27 +25,27 @@ def dion3(batch: Batch, group: Group) -> Step[None]:
     yield from dion2.dion2(batch, group, _normalized)
 
 
-def _normalized(O: Tensor, S: Selection, batch: Batch, group: Group) -> Step[Tensor]:
+def _normalized(O: list[Tensor], S: Selection, batch: Batch, group: Group) -> Step[list[Tensor]]:
     """Return O with each row of the weights divided by its root mean square over time.
 
     Args:
-        O: this rank's part of the selected rows of all matrices, or, where the batch is read transposed, columns.
+        O: for each matrix this rank's part of the selected rows; of the columns, where the batch is read transposed.
         S: which.
         batch: of the matrices.
         group: options.
     """
-    O = O.to(factor_dtype(O.dtype))
-    b, rows = len(S.counts), batch.layout.part_shape[0]
-    squares = O.new_zeros(b, rows)
+    O = [part.to(factor_dtype(part.dtype)) for part in O]
     if batch.reads_transposed:
-        squares.index_add_(0, S.matrix, O.square())
-        gains = yield from row_gains(squares, S.selected, None, batch, group)
-        return O * gains[S.matrix]
-    squares[S.matrix, S.row] = O.square().sum(-1)
+        squares = torch.stack([part.square().sum(0) for part in O])  # (b, m)
+        gains = yield from row_gains(squares, S.count, None, batch, group)
+        return [part * gain for part, gain in zip(O, gains, strict=True)]
+    squares = O[0].new_zeros(len(O), batch.layout.part_shape[0])
     chosen = torch.zeros_like(squares)
-    chosen[S.matrix, S.row] = 1
+    for part, rows, of_matrix, mask in zip(O, S.rows, squares, chosen, strict=True):
+        of_matrix.index_copy_(0, rows, part.square().sum(-1))
+        mask.index_fill_(0, rows, 1)
     gains = yield from row_gains(squares, batch.layout.shape[1], chosen, batch, group)
-    return O * gains[S.matrix, S.row].unsqueeze(-1)
+    return [part * gain[rows].unsqueeze(-1) for part, rows, gain in zip(O, S.rows, gains, strict=True)]
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:
