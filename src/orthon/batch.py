@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.linalg import in_cache
 from orthon.sharding import Layout, Side, local, relocated
 
 # Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
@@ -133,6 +134,25 @@ class Batch:
             return
         for X, update in zip(self.weights, updates, strict=True):
             X.sub_(update, alpha=by)
+
+    def decay_and_subtract(
+        self, updates: Sequence[Tensor], *, rate: float | Tensor, by: float | Tensor, cautious: bool
+    ) -> None:
+        """Decay the weights and subtract a multiple of an update (m, n) from each: X ← (1 − rate)·X − by·update.
+
+        Args:
+            updates: one for each weight, in any floating dtype.
+            rate: lr·weight_decay.
+            by: factor of the updates.
+            cautious: see `decay`.
+        """
+        if cautious or isinstance(by, Tensor):
+            self.decay(rate, cautious=updates if cautious else None)
+            self.subtract(updates, by)
+            return
+        for whole in zip(self.weights, updates, strict=True):
+            for X, update in in_cache(*whole):
+                X.mul_(1 - rate).sub_(update, alpha=by)
 
     def decay_and_subtract_product(
         self, P: Tensor, Q: Tensor, *, rate: float | Tensor, by: float | Tensor, cautious: bool

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from orthon.algorithms.momentum import accumulated
 from orthon.algorithms.muon import largest
-from orthon.algorithms.polar_factor import POLAR_OPTIONS, in_polar_dtype, polar_by_owners, polar_cost
+from orthon.algorithms.polar_factor import POLAR_OPTIONS, dtype_of_polar, polar_by_owners, polar_cost
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.linalg import l1_norms, polar, random_normal
@@ -37,13 +36,16 @@ def dion2(batch: Batch, group: Group, normalize: "Normalize | None" = None) -> S
     m, n = batch.layout.shape
     if m > n:
         batch = batch.transposed()
-    with accumulated(batch, group, keep=1.0) as M:
-        S = yield from _selected(M, batch, group)
-        U = [_take(matrix, rows) for matrix, rows in zip(M.unbind(), S.rows, strict=True)]  # each (selected, n)
-        O = yield from _polar_of_rows(U, S, batch, group)
-        keep = 1 - batch.gated(1 - group["momentum"])
-        for matrix, rows, part in zip(M.unbind(), S.rows, U, strict=True):
-            _put_(matrix, rows, part.mul_(keep))
+    M = batch.stacked_like_weights("momentum")
+    batch.add_gradients(M, -1.0 if group["maximize"] else 1.0)
+    if M.dtype == torch.float16:  # whose range the sum may leave
+        M.clamp_(-torch.finfo(M.dtype).max, torch.finfo(M.dtype).max)
+    S = yield from _selected(M, batch, group)
+    U = [_take(matrix, rows) for matrix, rows in zip(M.unbind(), S.rows, strict=True)]  # each (selected, n)
+    O = yield from _polar_of_rows(U, S, batch, group)
+    keep = 1 - batch.gated(1 - group["momentum"])
+    for matrix, rows, part in zip(M.unbind(), S.rows, U, strict=True):
+        _put_(matrix, rows, part.mul_(keep))
     if normalize is not None:
         O = yield from normalize(O, S, batch, group)
     O = [part.to(X.dtype) for part, X in zip(O, batch.weights, strict=True)]
@@ -134,7 +136,8 @@ def _selected(M: Tensor, batch: Batch, group: Group) -> Step[Selection]:
 
 def _polar_of_rows(U: list[Tensor], S: Selection, batch: Batch, group: Group) -> Step[list[Tensor]]:
     """Return this rank's part of the polar factors of the selected rows, as U has them."""
-    U = [in_polar_dtype(part, S.layout, group) for part in U]
+    dtype = dtype_of_polar(U[0].dtype, S.layout, group)
+    U = [part.to(dtype) for part in U]
     if S.layout.everyone.size == 1:
         found = polar(torch.stack(U), method=group["polar"], steps=group["polar_steps"], dtype=U[0].dtype)
         return list(found.unbind())

@@ -1,33 +1,35 @@
-"""Sums of gradients in the stored momentum, for the rules that take its polar factor."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Momentum of the rules that take its polar factor."""
 
 import torch
 from torch import Tensor
 
 from orthon.batch import Batch
-from orthon.linalg import compute_dtype
+from orthon.linalg import compute_dtype, in_cache
 from orthon.options import Group
 
 
-@contextmanager
-def accumulated(batch: Batch, group: Group, *, keep: float, gain: float = 1.0) -> Iterator[Tensor]:
-    """Give M ← keep·M + gain·G (b, m, n) in a dtype to compute in; what is done to it within is stored.
+def updated_momentum(batch: Batch, group: Group, dtype: torch.dtype) -> Tensor:
+    """Update the momentum, M ← momentum·M + gain·G, and return M, or with Nesterov's look ahead momentum·M + gain·G.
 
     Args:
-        batch: with a state "momentum", a sum of gradients.
-        group: with the option "maximize".
-        keep: what is left of the momentum.
-        gain: weight of the new gradient.
+        batch: with a state "momentum".
+        group: with the options "momentum", "nesterov", "ema" and "maximize". gain is 1, or 1 − momentum with `ema`.
+        dtype: of the result.
+
+    Returns:
+        (b, m, n).
     """
-    stored = batch.stacked_like_weights("momentum")
-    M = stored.to(compute_dtype(stored.dtype))
-    if keep != 1.0:
-        M.mul_(1 - batch.gated(1 - keep))
-    batch.add_gradients(M, -gain if group["maximize"] else gain)
-    yield M
-    if M is not stored:
-        # A sum may leave the range of 16 bits.
-        limits = torch.finfo(stored.dtype)
-        stored.copy_(M.clamp_(limits.min, limits.max))
+    stored = batch.stacked("momentum")
+    limits = torch.finfo(stored.dtype)
+    momentum = group["momentum"]
+    gain = (1 - momentum if group["ema"] else 1.0) * (-1 if group["maximize"] else 1)
+    keep = 1 - batch.gated(1 - momentum)
+    result = torch.empty_like(stored, dtype=dtype)
+    for whole in zip(stored.unbind(), batch.grads, result.unbind(), strict=True):
+        for kept, G, U in in_cache(*whole):
+            M = kept.to(compute_dtype(kept.dtype))
+            M.mul_(keep).add_(G, alpha=gain)
+            U.copy_((M * momentum).add_(G, alpha=gain) if group["nesterov"] else M)
+            if M is not kept:  # float16, whose range a sum may leave
+                kept.copy_(M.clamp_(limits.min, limits.max))
+    return result

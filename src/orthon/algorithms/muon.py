@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from orthon.algorithms.momentum import accumulated
-from orthon.algorithms.polar_factor import POLAR_OPTIONS, goes_by, polar_cost, polar_factor
+from orthon.algorithms.momentum import updated_momentum
+from orthon.algorithms.polar_factor import POLAR_OPTIONS, dtype_of_polar, goes_by, polar_cost, polar_factor
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.lr_scale import lr_factor
@@ -24,19 +24,14 @@ def muon(
     O ← polar(U)
     X ← (1 − lr·weight_decay)·X − lr·scale·O
     """
-    momentum = group["momentum"]
-    gain = 1 - momentum if group["ema"] else 1.0
-    with accumulated(batch, group, keep=momentum, gain=gain) as M:
-        U = M
-        if group["nesterov"]:
-            U = M * momentum
-            batch.add_gradients(U, -gain if group["maximize"] else gain)
-        O = yield from polar_factor(U, batch, group)  # (b, m, n)
+    dtype = dtype_of_polar(batch.state[0]["momentum"].dtype, batch.layout, group)
+    U = updated_momentum(batch, group, dtype)  # (b, m, n)
+    O = yield from polar_factor(U, batch, group)
     if normalize is not None:
         O = yield from normalize(O, batch, group)
     lr = batch.gated_lr(group["lr"])
-    batch.decay(lr * group["weight_decay"], cautious=O.unbind() if group["cautious_weight_decay"] else None)
-    batch.subtract(O.unbind(), lr * lr_factor(group["lr_scale"], *batch.layout.shape))
+    scale, cautious = lr_factor(group["lr_scale"], *batch.layout.shape), group["cautious_weight_decay"]
+    batch.decay_and_subtract(O.unbind(), rate=lr * group["weight_decay"], by=lr * scale, cautious=cautious)
 
 
 def entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001

@@ -22,12 +22,11 @@ def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
     """Return this rank's part (b, m, n) of the polar factors of matrices, in the dtype in which they are computed.
 
     Args:
-        U: this rank's part of the matrices, (b, m, n).
+        U: this rank's part of the matrices, (b, m, n), in `dtype_of_polar`.
         batch: to which they belong.
         group: with `POLAR_OPTIONS`.
     """
     layout, b = batch.layout, len(U)
-    U = in_polar_dtype(U, layout, group)
     if layout.everyone.size == 1:
         return polar(U, method=group["polar"], steps=group["polar_steps"], dtype=U.dtype)
     assert batch.owners is not None
@@ -48,9 +47,9 @@ def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
     return torch.stack((yield from owners.share(found.unbind(), [U.shape[1:]] * b, U)))
 
 
-def in_polar_dtype(U: Tensor, layout: Layout, group: Group) -> Tensor:
-    """Return matrices in the dtype in which their polar factors are computed, which is also the one that is sent."""
-    return U.to(factor_dtype(U.dtype) if group["polar"] == "svd" else polar_dtype(U.dtype, layout.device))
+def dtype_of_polar(storage: torch.dtype, layout: Layout, group: Group) -> torch.dtype:
+    """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
+    return factor_dtype(storage) if group["polar"] == "svd" else polar_dtype(storage, layout.device)
 
 
 def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, group: Group) -> Step[list[Tensor]]:

@@ -1,5 +1,6 @@
 """Linear algebra on batches of matrices whose rows may be spread over ranks."""
 
+from orthon.linalg.in_cache import in_cache
 from orthon.linalg.norms import l1_norms
 from orthon.linalg.orthonormalize import Columns, orthonormalize, unit_columns
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
@@ -10,6 +11,7 @@ __all__ = [
     "Columns",
     "compute_dtype",
     "factor_dtype",
+    "in_cache",
     "l1_norms",
     "orthonormalize",
     "polar",

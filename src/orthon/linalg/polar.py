@@ -310,7 +310,7 @@ def _is_moderate(size: Tensor) -> bool:
 def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
     """Return the Frobenius norms of the whole matrices, (b,), without overflow, in float64 where that is needed."""
     wide = factor_dtype(U.dtype)
-    size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=wide)
+    size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1)).to(wide)  # a dtype given to it would be slow
     # CPUs take long to sum up in float64, and GPUs to tell whether it is needed.
     if U.device.type != "cpu" or not bool(((size > 1e-15) & (size < 1e15)).all()):
         size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
