@@ -344,7 +344,7 @@ def _by_eigenvectors(U: Tensor, ranks: Ranks) -> Step[Tensor]:
     noise = max(rounding_noise(U.dtype).of_matrix, 16 * math.sqrt(torch.finfo(torch.float64).eps))
     weight = torch.where(squares > noise**2, squares.clamp(min=noise**2).rsqrt(), 0)
     factor: Tensor = X @ ((V * weight[:, None]) @ V.mT)
-    return factor
+    return factor.mul_((gram.diagonal(dim1=-2, dim2=-1) > 0)[:, None])  # columns of zeros, as above
 
 
 def _end_of(step: Step[T]) -> T:

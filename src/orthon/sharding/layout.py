@@ -59,6 +59,8 @@ class Layout:
         mesh: of the parameter and its state, if they are DTensors.
         placements: on that mesh.
         apart: the axes along which ranks have other matrices.
+        unspread: a side of the matrices along which no state is spread over the ranks that cut the other; None if any
+            may be.
     """
 
     extents: tuple[Extent, ...]
@@ -67,6 +69,7 @@ class Layout:
     mesh: DeviceMesh | None = None
     placements: tuple[Placement, ...] = ()
     apart: tuple[int, ...] = ()
+    unspread: int | None = None
     _sides: dict[tuple[int, bool, bool], Side] = field(default_factory=dict)
 
     @cached_property
@@ -82,7 +85,9 @@ class Layout:
     @cached_property
     def transposed(self) -> "Layout":
         """The layout of the transposed matrices."""
-        return replace(self, extents=self.extents[::-1], mesh=None, placements=(), _sides={})
+        unspread = None if self.unspread is None else 1 - self.unspread
+        extents = self.extents[::-1]
+        return replace(self, extents=extents, mesh=None, placements=(), unspread=unspread, _sides={})
 
     @property
     def copies(self) -> tuple[int, ...]:
@@ -152,7 +157,7 @@ class Layout:
         copies = self.copies if unsynced else self.copies + replicas
         summing = self.cuts[1 - dim] + (replicas if unsynced else ())
         sharing = copies if share else ()
-        spreading = self.cuts[1 - dim]
+        spreading = () if dim == self.unspread else self.cuts[1 - dim]
         start, stop = self.part(dim)
         # Of a block among others, a rank holds as large a share as of all of them.
         other = self.extents[1 - dim]
@@ -165,7 +170,7 @@ class Layout:
             holders=self.grid.along(sharing + summing),
             ranks=self.grid.along(self.cuts[dim] + sharing + summing),
             averaged=self.grid.along(replicas if unsynced else ()).size,
-            others=self.grid.along(self.cuts[1 - dim]),
+            others=self.grid.along(spreading),
             pieces=[stop - start for start, stop in self.parts(dim, spreading, also=spreading)],
             opposite=opposite,
         )

@@ -107,7 +107,14 @@ class Matrices:
                 window = first * unit, last * unit
             extents.append(replace(extent, unit=unit, window=window))
         return replace(
-            self.layout, extents=tuple(extents), mesh=None, placements=(), apart=tuple(sorted(apart)), _sides={}
+            self.layout,
+            extents=tuple(extents),
+            mesh=None,
+            placements=(),
+            apart=tuple(sorted(apart)),
+            # What lies along whole blocks is one tensor, of which a rank has those of its blocks.
+            unspread=reading.blocked if self.has_whole_blocks else None,
+            _sides={},
         )
 
     def _window(self, block: int) -> tuple[int, int]:
