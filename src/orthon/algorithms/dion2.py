@@ -9,10 +9,10 @@ from torch import Tensor
 
 from orthon.algorithms.momentum import accumulated
 from orthon.algorithms.muon import largest
-from orthon.algorithms.polar_factor import POLAR_OPTIONS, polar_by_owners, polar_cost
+from orthon.algorithms.polar_factor import POLAR_OPTIONS, polar_by_owners, polar_cost, to_polar_dtype
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.linalg import polar, polar_dtype, random_normal
+from orthon.linalg import polar, random_normal
 from orthon.lr_scale import lr_factor
 from orthon.options import Group, choice, flag, number
 from orthon.sharding import Extent, Layout, Owners, Step
@@ -133,7 +133,7 @@ def _selected(M: Tensor, batch: Batch, group: Group) -> Step[Selection]:
 
 def _polar_of_rows(U: Tensor, S: Selection, batch: Batch, group: Group) -> Step[Tensor]:
     """Return this rank's part of the polar factors of the selected rows, one matrix after the other, as U has them."""
-    U = U.to(polar_dtype(U.dtype, U.device))
+    U = to_polar_dtype(U, group)
     if S.layout.everyone.size == 1:
         stacked = U.view(len(S.counts), -1, U.shape[-1])
         return polar(stacked, method=group["polar"], steps=group["polar_steps"]).flatten(0, 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.batch import Batch
-from orthon.linalg import POLAR_METHODS, polar, polar_dtype, polar_flops, polar_on_shards, shard_cost
+from orthon.linalg import POLAR_METHODS, factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shard_cost
 from orthon.options import Group, choice, integer
 from orthon.sharding import Layout, Owners, Step, flops_per_number
 
@@ -26,7 +26,7 @@ def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
         group: with `POLAR_OPTIONS`.
     """
     layout, b = batch.layout, len(U)
-    U = U.to(polar_dtype(U.dtype, U.device))
+    U = to_polar_dtype(U, group)
     if layout.everyone.size == 1:
         return polar(U, method=group["polar"], steps=group["polar_steps"])
     assert batch.owners is not None
@@ -43,6 +43,11 @@ def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
     )
     found = (found if cut == 0 else found.mT).to(U.dtype)
     return torch.stack((yield from owners.share(found.unbind(), [U.shape[1:]] * b, U)))
+
+
+def to_polar_dtype(U: Tensor, group: Group) -> Tensor:
+    """Return U in the dtype in which its polar factor is computed: float32 or float64 where that is exact."""
+    return U.to(factor_dtype(U.dtype) if group["polar"] == "svd" else polar_dtype(U.dtype, U.device))
 
 
 def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, group: Group) -> Step[list[Tensor]]:
