@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from orthon import Dion
-from orthon.algorithms import RULES
-from orthon.sharding import Layouts
 from tests import reference
 from tests.gradients import KINDS, sequence
 

@@ -127,9 +127,9 @@ class Batch:
     def subtract(self, updates: Sequence[Tensor], by: float | Tensor) -> None:
         """Subtract a multiple of an update (m, n) from each weight."""
         if isinstance(by, Tensor):
-            updates, by = torch._foreach_mul(updates, by), 1.0
+            updates, by = torch._foreach_mul(list(updates), by), 1.0
         if updates[0].dtype == self.weights[0].dtype:
-            torch._foreach_sub_(self.weights, updates, alpha=by)
+            torch._foreach_sub_(self.weights, list(updates), alpha=by)
             return
         for X, update in zip(self.weights, updates, strict=True):
             X.sub_(update, alpha=by)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthon.algorithms import RULES
 from orthon.lr_scale import lr_factor
 from orthon.member import Member
 from orthon.optimizer import MixedOptimizer

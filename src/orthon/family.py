@@ -61,9 +61,8 @@ class _Named(MixedOptimizer):
     def __init__(self, params: Params, lr: float | Tensor, common: CommonOptions, **own: Any) -> None:
         if unknown := common.keys() - CommonOptions.__annotations__.keys():
             allowed = ", ".join(sorted({"lr", *own, *CommonOptions.__annotations__}))
-            raise TypeError(
-                f"{type(self).__name__}: unexpected keyword argument {', '.join(map(repr, sorted(unknown)))}; it takes {allowed}"
-            )
+            names = ", ".join(map(repr, sorted(unknown)))
+            raise TypeError(f"{type(self).__name__}: unexpected keyword argument {names}; it takes {allowed}")
         options: dict[str, Any] = {"lr": lr, **own, **common}
         run = {key: options.pop(key) for key in ("nonfinite", "replicas", "sync_gradients") if key in options}
         super().__init__(params, algorithm=self.algorithm, options=options, **run)
@@ -105,7 +104,7 @@ class _Named(MixedOptimizer):
             per_head=per_head,
             weight_decay=options.get("weight_decay"),
         )
-        return cls(groups, lr, **options)  # type: ignore[arg-type]
+        return cls(groups, lr, **options)
 
 
 class Dion(_Named):

@@ -147,7 +147,8 @@ class _Opened:
         if self._is_plain:
             self.names, self.weights, self.grads, self.states = [member.name], [self._weight], [grad], [state]
             return
-        assert self._stack is not None and self._matrices is not None
+        assert self._stack is not None
+        assert self._matrices is not None
         stack, matrices = self._stack, self._matrices
         self.names = [matrix_name(member.name, matrices, number) for number in stack.numbers]
         self._open_weight = matrices.open(self._weight, stack)
@@ -174,7 +175,8 @@ class _Opened:
         """Bring what lies elsewhere back into the parameter and its state."""
         if self._is_plain:
             return
-        assert self._stack is not None and self._matrices is not None
+        assert self._stack is not None
+        assert self._matrices is not None
         if not _shares(self._open_weight, self._weight):
             self._matrices.close(self._weight, self._stack, self._open_weight)
         for key, (kept, entry, opened) in self._open.items():

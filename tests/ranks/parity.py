@@ -1,5 +1,6 @@
-"""Dion on ranks against Dion in one process: the cases, how one is run, and how it is judged."""
+"""An optimizer on ranks against itself in one process: the cases, how one is run, and how it is judged."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from orthon import Dion
+import orthon
+from orthon import MatrixView
 from tests.ranks import layouts
 from tests.ranks.layouts import LAYOUTS
 
@@ -38,6 +40,40 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "power_iterations": 2,
         "rank_fraction": 0.5,
     },
+}
+EXACT = {"polar": "svd"}
+# The other rules, with the exact polar factor: optimizer and options.
+FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
+    "muon": ("Muon", {**EXACT}),
+    "muon by owners, no nesterov": ("Muon", {**EXACT, "polar_route": "owners", "nesterov": False}),
+    "muon ema, cautious": ("Muon", {**EXACT, "ema": True, "cautious_weight_decay": True, "weight_decay": 0.5}),
+    "normuon": ("NorMuon", {**EXACT}),
+    "dion2": ("Dion2", {**EXACT}),
+    "dion2 half, cautious": (
+        "Dion2",
+        {**EXACT, "fraction": 0.5, "cautious_weight_decay": True, "weight_decay": 0.5, "lr_scale_by_fraction": True},
+    ),
+    "dion2 random": ("Dion2", {**EXACT, "selection": "random", "fraction": 0.5}),
+    "dion3": ("Dion3", {**EXACT, "fraction": 0.5}),
+    "dion3 random": ("Dion3", {**EXACT, "selection": "random"}),
+}
+# Parameters that are not one plain matrix each. Layouts cut their first two dims.
+VIEWS: dict[str, tuple[tuple[int, ...], MatrixView]] = {
+    "experts": ((4, 6, 10), MatrixView()),
+    "few experts": ((3, 8, 5), MatrixView()),
+    "experts (in, out), gate and up": ((4, 9, 12), MatrixView(transposed=True, blocks=2)),
+    "(in, out)": ((12, 20), MatrixView(transposed=True)),
+    "query, key, value": ((16, 12), MatrixView(blocks=(8, 4, 4))),
+    "tall blocks": ((20, 5), MatrixView(blocks=(12, 8))),
+    "blocks of both sides": ((15, 6), MatrixView(blocks=(12, 3))),
+    "heads": ((16, 12), MatrixView(blocks=4)),
+    "three heads": ((12, 10), MatrixView(blocks=3)),
+    "tall heads": ((18, 4), MatrixView(blocks=3)),
+    "heads of columns": ((10, 16), MatrixView(blocks=4, side="columns")),
+    "unequal columns": ((10, 15), MatrixView(blocks=(9, 6), side="columns")),
+    "convolution": ((8, 5, 2, 2), MatrixView(kind="convolution")),
+    "convolution, groups": ((12, 3, 3), MatrixView(kind="convolution", blocks=2)),
+    "transposed convolution, groups": ((8, 3, 2), MatrixView(kind="convolution", transposed=True, blocks=2)),
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}  # of the largest entry, at least
 COPIES = 3  # matrices of the first shape
@@ -108,6 +144,46 @@ class Case:
         return f"{p.world} ranks, {self.layout}, {p.shapes}, gradients {p.gradients}, {p.options}, {dtype}"
 
 
+def family_cases(world: int) -> list[Case]:
+    """Return every layout with every other rule, shapes, gradients and dtypes in turn."""
+    result = []
+    for i, layout in enumerate(layouts.layouts_on(world)):
+        for j, rule in enumerate(FAMILY):
+            for k in range(3):
+                turn = i + 5 * j + 7 * k
+                shapes, gradients = list(SHAPES)[turn % len(SHAPES)], _gradients(rule, layout, i + k)
+                # Float32 tells small singular values of low rank from noise, but not well.
+                dtype = torch.float32 if turn % 5 == 4 and gradients == "full rank" else torch.float64
+                result.append(Case(layout, Problem(shapes, gradients, rule, dtype, world)))
+    return result
+
+
+def _gradients(rule: str, layout: str, turn: int, *, views: bool = False) -> str:
+    """Return a kind of gradients in turn.
+
+    NorMuon and Dion3 divide rows by their size, of at least 1e-8. The mean of replicas' gradients leaves rounding in
+    rows of zeros, and they make an update of that, as they should. So does every rule of a head or expert of zeros.
+    """
+    if LAYOUTS[layout].compressed and (views or rule.startswith(("normuon", "dion3"))):
+        return "full rank"
+    return list(GRADIENTS)[turn % len(GRADIENTS)]
+
+
+def view_cases(world: int) -> list[Case]:
+    """Return every layout with every view, rules and gradients in turn."""
+    rules = [*OPTIONS, *FAMILY]
+    result = []
+    for i, layout in enumerate(layouts.layouts_on(world)):
+        for j, view in enumerate(VIEWS):
+            for k in range(2):
+                rule = rules[(i + 3 * j + 5 * k) % len(rules)]
+                if VIEWS[view][1].blocks != 1 and "long" in rule:
+                    rule = "defaults"
+                gradients = _gradients(rule, layout, i + j + k, views=True)
+                result.append(Case(layout, Problem(view, gradients, rule, torch.float64, world)))
+    return result
+
+
 def cases(world: int) -> list[Case]:
     """Return every layout with every shape and every kind of gradient, the options and dtypes in turn."""
     result = []
@@ -132,15 +208,26 @@ def representative_cases(world: int) -> list[Case]:
 
 @cache
 def matrices(problem: Problem) -> list[tuple[str, Tensor, list[Tensor]]]:
-    """Return name, start and gradients of every matrix, the same in every process."""
+    """Return name, start and gradients of every parameter, the same in every process."""
     generator = torch.Generator().manual_seed(0)
-    first, other = SHAPES[problem.shapes]
+    if problem.shapes in VIEWS:
+        shapes = [VIEWS[problem.shapes][0]] * (COPIES - 1)
+    else:
+        first, other = SHAPES[problem.shapes]
+        shapes = [*[first] * (COPIES - 1), other, first]
     result = []
-    for i, shape in enumerate([first] * (COPIES - 1) + [other, first]):
+    for i, shape in enumerate(shapes):
         start = (0.1 * _randn(generator, *shape)).to(problem.dtype)
-        gradients = GRADIENTS[problem.gradients](generator, shape, problem.world)
-        result.append((f"w{i}", start, [gradient.to(problem.dtype) for gradient in gradients]))
+        gradients = GRADIENTS[problem.gradients](generator, (shape[0], math.prod(shape[1:])), problem.world)
+        result.append((f"w{i}", start, [gradient.to(problem.dtype).view(shape) for gradient in gradients]))
     return result
+
+
+def optimizer_of(problem: Problem, named: Any, **distributed: Any) -> orthon.MixedOptimizer:
+    name, options = FAMILY.get(problem.options) or ("Dion", OPTIONS[problem.options])
+    view = VIEWS[problem.shapes][1] if problem.shapes in VIEWS else None
+    made: orthon.MixedOptimizer = getattr(orthon, name)(named, lr=LR, view=view, **options, **distributed)
+    return made
 
 
 @cache
@@ -148,11 +235,15 @@ def in_one_process(problem: Problem, noise: float = 0.0) -> Result:
     """Return the right result, or that of gradients with relative noise of this size."""
     generator = torch.Generator().manual_seed(2)
     named = [(name, nn.Parameter(start.clone())) for name, start, _ in matrices(problem)]
-    optimizer = Dion(named, lr=LR, **OPTIONS[problem.options])
+    optimizer = optimizer_of(problem, named)
     for step in range(STEPS):
         for (_, param), (_, _, gradients) in zip(named, matrices(problem), strict=True):
             gradient = gradients[step]
-            param.grad = gradient + noise * gradient.abs().max() * _randn(generator, *gradient.shape).to(problem.dtype)
+            error = noise * gradient.abs().max() * _randn(generator, *gradient.shape).to(problem.dtype)
+            if problem.options in FAMILY or problem.shapes in VIEWS:
+                # A row that is nearly zero counts in NorMuon, and a head of zeros in every rule; zeros stay zeros.
+                error *= gradient != 0
+            param.grad = gradient + error
         optimizer.step()
     return [(param.detach(), optimizer.state[param]["momentum"]) for _, param in named]
 
@@ -186,7 +277,7 @@ def on_this_rank(case: Case, wrong_on: int | None = None) -> Result:
         distributed["replicas"] = layouts.replica_group(layout, world)
     if LAYOUTS[layout].compressed:
         distributed["sync_gradients"] = True
-    optimizer = Dion(named, lr=LR, **OPTIONS[problem.options], **distributed)
+    optimizer = optimizer_of(problem, named, **distributed)
     generator = torch.Generator().manual_seed(1)
     for step in range(STEPS):
         for (_, param), (_, _, gradients) in zip(named, matrices(problem), strict=True):

@@ -1,5 +1,6 @@
-"""Dion on any layout computes what it computes in one process."""
+"""Every rule on any layout computes what it computes in one process."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,26 @@ def _table() -> list[object]:
 
 @pytest.mark.parametrize("case", _table())
 def test_ranks_compute_what_one_process_computes(ranks: Pool, case: Case) -> None:
+    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+
+
+def _short(cases: Callable[[int], list[Case]], every: int) -> list[object]:
+    """Return all cases in the order of world sizes; some belong to the short run."""
+    table, i = [], 0
+    for world in WORLDS:
+        for case in cases(world):
+            i += 1
+            table.append(pytest.param(case, marks=[] if i % every == 0 else [pytest.mark.long], id=str(case)))
+    return table
+
+
+@pytest.mark.parametrize("case", _short(parity.family_cases, 19))
+def test_the_family(ranks: Pool, case: Case) -> None:
+    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+
+
+@pytest.mark.parametrize("case", _short(parity.view_cases, 19))
+def test_views(ranks: Pool, case: Case) -> None:
     parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
 
 

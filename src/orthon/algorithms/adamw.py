@@ -1,7 +1,6 @@
 """AdamW (arXiv 1711.05101): PyTorch's own, so that its results are the same to the bit."""
 
 import torch
-from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule

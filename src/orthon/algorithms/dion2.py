@@ -1,7 +1,7 @@
 """Dion2: the polar factor of the rows of the momentum that have grown most (arXiv 2512.16928)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orthon.algorithms.momentum import accumulated
 from orthon.algorithms.muon import largest
-from orthon.algorithms.polar_factor import POLAR_OPTIONS, polar_by_owners, polar_cost, to_polar_dtype
+from orthon.algorithms.polar_factor import POLAR_OPTIONS, in_polar_dtype, polar_by_owners, polar_cost
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.linalg import polar, random_normal
@@ -45,8 +45,8 @@ def dion2(batch: Batch, group: Group, normalize: "Normalize | None" = None) -> S
     if normalize is not None:
         O = yield from normalize(O, S, batch, group)
     lr = batch.gated_lr(group["lr"])
-    rate, parts = lr * group["weight_decay"], O.to(batch.weights[0].dtype).split(S.counts)
-    rows = S.row.split(S.counts)
+    rate, parts = lr * group["weight_decay"], torch.split(O.to(batch.weights[0].dtype), S.counts)
+    rows = torch.split(S.row, S.counts)
     directions = None
     if group["cautious_weight_decay"]:
         directions = [
@@ -121,10 +121,8 @@ def _selected(M: Tensor, batch: Batch, group: Group) -> Step[Selection]:
             for row in range(first, first + math.ceil(group["fraction"] * (last - first)))
         ]
         return Selection(matrix, chosen.flatten(), [k] * b, len(as_many), layout, [sorted(as_many)] * b)
-    if M.is_meta:  # some rows, for what they cost
-        everywhere = [[i * m // k for i in range(k)] for _ in range(b)]
-    else:
-        everywhere = chosen.tolist()  # waits for an accelerator: the lengths of what is sent depend on it
+    # Waits for an accelerator: the lengths of what is sent depend on it. On "meta" it tells what any rows cost.
+    everywhere = [[i * m // k for i in range(k)]] * b if M.is_meta else chosen.tolist()
     mine = [[row - start for row in rows if start <= row < stop] for rows in everywhere]
     matrix = torch.tensor([j for j, rows in enumerate(mine) for _ in rows], dtype=torch.long, device=M.device)
     row = torch.tensor([row for rows in mine for row in rows], dtype=torch.long, device=M.device)
@@ -133,13 +131,13 @@ def _selected(M: Tensor, batch: Batch, group: Group) -> Step[Selection]:
 
 def _polar_of_rows(U: Tensor, S: Selection, batch: Batch, group: Group) -> Step[Tensor]:
     """Return this rank's part of the polar factors of the selected rows, one matrix after the other, as U has them."""
-    U = to_polar_dtype(U, group)
+    U = in_polar_dtype(U, S.layout, group)
     if S.layout.everyone.size == 1:
         stacked = U.view(len(S.counts), -1, U.shape[-1])
-        return polar(stacked, method=group["polar"], steps=group["polar_steps"]).flatten(0, 1)
+        return polar(stacked, method=group["polar"], steps=group["polar_steps"], dtype=U.dtype).flatten(0, 1)
     assert batch.owners is not None
     owners = Owners(S.layout, batch.owners, unsynced=batch.unsynced, rows=S.everywhere)
-    return torch.cat((yield from polar_by_owners(U.split(S.counts), owners, U, group)))
+    return torch.cat((yield from polar_by_owners(torch.split(U, S.counts), owners, U, group)))
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001

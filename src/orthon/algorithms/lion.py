@@ -1,7 +1,6 @@
 """Lion: the sign of a momentum (arXiv 2302.06675, algorithm 2)."""
 
 import torch
-from torch import Tensor
 
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 from orthon.batch import Batch

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from orthon.batch import Batch
-from orthon.linalg import POLAR_METHODS, factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shard_cost
+from orthon.linalg import factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
+from orthon.linalg.polar import METHODS
 from orthon.options import Group, choice, integer
 from orthon.sharding import Layout, Owners, Step, flops_per_number
 
 POLAR_OPTIONS = {
-    "polar": choice(*POLAR_METHODS),
+    "polar": choice(*METHODS),
     "polar_steps": integer(5, at_least=1),
     "polar_route": choice("auto", "owners", "shards"),
 }
@@ -26,9 +27,9 @@ def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
         group: with `POLAR_OPTIONS`.
     """
     layout, b = batch.layout, len(U)
-    U = to_polar_dtype(U, group)
+    U = in_polar_dtype(U, layout, group)
     if layout.everyone.size == 1:
-        return polar(U, method=group["polar"], steps=group["polar_steps"])
+        return polar(U, method=group["polar"], steps=group["polar_steps"], dtype=U.dtype)
     assert batch.owners is not None
     owners = Owners(layout, batch.owners, unsynced=batch.unsynced)
     if goes_by(layout, b, group) == "owners":
@@ -38,16 +39,18 @@ def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
     stacked = torch.stack(mine) if mine else U[:0]
     cut = 0 if layout.cuts[0] else 1
     tall = stacked if cut == 0 else stacked.mT  # what the ranks have is rows of it
+    ranks = layout.grid.along(layout.cuts[cut])
+    # Copies with more and with fewer matrices pause equally often, so that their collectives keep one order.
     found = yield from polar_on_shards(
-        tall, layout.grid.along(layout.cuts[cut]), method=group["polar"], steps=group["polar_steps"]
+        tall, ranks, method=group["polar"], steps=group["polar_steps"], dtype=U.dtype, most=b
     )
-    found = (found if cut == 0 else found.mT).to(U.dtype)
+    found = found if cut == 0 else found.mT
     return torch.stack((yield from owners.share(found.unbind(), [U.shape[1:]] * b, U)))
 
 
-def to_polar_dtype(U: Tensor, group: Group) -> Tensor:
-    """Return U in the dtype in which its polar factor is computed: float32 or float64 where that is exact."""
-    return U.to(factor_dtype(U.dtype) if group["polar"] == "svd" else polar_dtype(U.dtype, U.device))
+def in_polar_dtype(U: Tensor, layout: Layout, group: Group) -> Tensor:
+    """Return matrices in the dtype in which their polar factors are computed, which is also the one that is sent."""
+    return U.to(factor_dtype(U.dtype) if group["polar"] == "svd" else polar_dtype(U.dtype, layout.device))
 
 
 def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, group: Group) -> Step[list[Tensor]]:
@@ -62,7 +65,9 @@ def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, group
     shapes = [part.shape for part in parts]
     taken = yield from owners.take(parts)
     whole = yield from owners.bring(taken, like)
-    found = polar(torch.stack(whole), method=group["polar"], steps=group["polar_steps"]).unbind() if whole else ()
+    found: Sequence[Tensor] = ()
+    if whole:
+        found = polar(torch.stack(whole), method=group["polar"], steps=group["polar_steps"], dtype=like.dtype).unbind()
     returned = yield from owners.send_back(found, like)
     return (yield from owners.share(returned, shapes, like))
 
@@ -97,7 +102,7 @@ def goes_by(layout: Layout, count: int, group: Group) -> str:
     long, short = layout.largest if cuts[0] == 0 else layout.largest[::-1]  # long is what is cut
     ranks = layout.grid.along(layout.cuts[cuts[0]]).size
     here, owned = -(-count * ranks // layout.everyone.size), -(-count // layout.everyone.size)
-    sums, flops = shard_cost(long, short, method=group["polar"], steps=group["polar_steps"])
+    sums, flops = shards_cost(long, short, method=group["polar"], steps=group["polar_steps"])
     per_number = flops_per_number(layout.device)
     by_owners = owned * polar_cost(layout.shape, group) + here * long * short * per_number
     on_shards = here * (flops + sums * short * (short + 1) / 2 * per_number)

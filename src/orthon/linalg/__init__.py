@@ -1,21 +1,20 @@
 """Linear algebra on batches of matrices whose rows may be spread over ranks."""
 
 from orthon.linalg.orthonormalize import Columns, orthonormalize, unit_columns
-from orthon.linalg.polar import POLAR_METHODS, polar, polar_dtype, polar_flops, polar_on_shards, shard_cost
+from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.precision import compute_dtype, factor_dtype
 from orthon.linalg.random import random_normal
 
 __all__ = [
-    "POLAR_METHODS",
-    "polar",
-    "polar_dtype",
-    "polar_flops",
-    "polar_on_shards",
-    "shard_cost",
     "Columns",
     "compute_dtype",
     "factor_dtype",
     "orthonormalize",
+    "polar",
+    "polar_dtype",
+    "polar_flops",
+    "polar_on_shards",
     "random_normal",
+    "shards_cost",
     "unit_columns",
 ]

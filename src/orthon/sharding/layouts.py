@@ -7,7 +7,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 
 from orthon.matrix_view import PLAIN, MatrixView
-
 from orthon.sharding.grid import Grid, make_grid
 from orthon.sharding.layout import Layout, make_layout, relocated
 from orthon.sharding.matrices import Matrices

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from math import prod
 
+import torch
 from torch import Tensor
 
 from orthon.matrix_view import Reading
@@ -202,7 +203,8 @@ class Matrices:
     def _blocks(self, x: Tensor, dim: int, stack: Stack, *, also: Sequence[int] = ()) -> Tensor:
         """Return the blocks of a stack, of which x has all in `dim`; their number comes after the batch dims."""
         if self.has_whole_blocks:
-            return x.unflatten(dim, (-1, self.reading.blocks[0])).movedim(dim, len(self.reading.batch))
+            blocks: Tensor = torch.unflatten(x, dim, (-1, self.reading.blocks[0]))
+            return blocks.movedim(dim, len(self.reading.batch))
         if stack.block is None:
             return x
         start, stop = self.layout.part(self._blocked_dim, also=also)

@@ -129,7 +129,7 @@ class Owners:
         held = dict(zip(self.mine, wholes, strict=True))
         for place, (dim, k) in reversed(list(enumerate(self._stages))):
             line, dealt = self._stage(dim, k, before[place])
-            split = [part.split(self._sizes(j, dim, k), dim) for j, part in held.items()]
+            split = [torch.split(part, self._sizes(j, dim, k), dim) for j, part in held.items()]
             incoming = [[self._shape_at(j, place) for j in js] for js in dealt]
             pieces = yield from line.exchange([[each[i] for each in split] for i in range(line.size)], incoming, like)
             held = {j: piece for js, own in zip(dealt, pieces, strict=True) for j, piece in zip(js, own, strict=True)}
@@ -161,7 +161,7 @@ class Owners:
         extent = self.layout.extents[dim]
         return replace(self.layout, extents=(replace(extent, axes=extent.axes[:axes]),))
 
-    def _stage(self, dim: int, k: int, held: Sequence[int]) -> tuple[Line, list[list[int]]]:
+    def _stage(self, dim: int, k: int, held: Iterable[int]) -> tuple[Line, list[list[int]]]:
         """Return the ranks along an axis, and which matrices go to each."""
         axis = self.layout.cuts[dim][k]
         (line,) = self.layout.grid.along((axis,)).lines
@@ -197,5 +197,5 @@ def _shape(dim: int, size: int, other: int) -> tuple[int, int]:
 
 
 def _split(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    pieces = flat.split([prod(shape) for shape in shapes]) if shapes else ()
+    pieces = torch.split(flat, [prod(shape) for shape in shapes]) if shapes else ()
     return [piece.view(*shape) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -33,7 +33,7 @@ class Message:
 
     @property
     def share(self) -> float:
-        """What it counts: a sum as one; a scattering and a gathering, which make a sum together, or an exchange, half."""
+        """What it counts: a sum as one; a scattering and a gathering, which together make one, half; an exchange too."""
         return 1.0 if self.kind == "sum" else 0.5
 
 
