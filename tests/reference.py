@@ -43,11 +43,13 @@ def lr_factor(kind: str, m: int, n: int) -> float:
 
 
 def polar(U: Tensor, noise: float) -> Tensor:
-    """Return W Vᵀ of U = W S Vᵀ, over the directions that U has."""
-    if not U.any():
-        return torch.zeros_like(U)
-    W, S, Vt = torch.linalg.svd(U / U.abs().max(), full_matrices=False)
-    return W @ torch.diag((noise * S[0] < S).to(U.dtype)) @ Vt
+    """Return W Vᵀ of U = W S Vᵀ, over the directions that U has; rows and columns of zeros are none."""
+    O = torch.zeros_like(U)
+    rows, cols = U.any(dim=1).nonzero().flatten(), U.any(dim=0).nonzero().flatten()
+    if len(rows) > 0:
+        W, S, Vt = torch.linalg.svd(U[rows][:, cols] / U.abs().max(), full_matrices=False)
+        O[rows[:, None], cols] = W @ torch.diag((noise * S[0] < S).to(U.dtype)) @ Vt
+    return O
 
 
 def decayed(X: Tensor, direction: Tensor, rate: float, cautious: bool) -> Tensor:
@@ -171,7 +173,7 @@ class Dion2:
         self.M = torch.zeros_like(self.X)
         self.selected: list[list[int]] = []
 
-    def normalize(self, O: Tensor, S: list[int], columns: bool) -> Tensor:
+    def normalize(self, O: Tensor, rows: list[int]) -> Tensor:  # noqa: ARG002
         return O
 
     def step(self, G: Tensor) -> None:
@@ -188,7 +190,7 @@ class Dion2:
         self.selected.append(S)
         O = polar(M[S], self.noise)
         M[S] *= self.momentum
-        O = self.normalize(O.T, S, columns).T if columns else self.normalize(O, S, columns)
+        O = self.normalize(O.T, list(range(m))).T if columns else self.normalize(O, S)
         update = torch.zeros_like(M)
         update[S] = O
         update = update.T if columns else update
@@ -208,8 +210,7 @@ class Dion3(Dion2):
         super().__post_init__()
         self.v = torch.zeros(len(self.X), 1, dtype=torch.float64)
 
-    def normalize(self, O: Tensor, S: list[int], columns: bool) -> Tensor:
-        rows = list(range(len(self.X))) if columns else S
+    def normalize(self, O: Tensor, rows: list[int]) -> Tensor:
         self.v[rows] = self.beta2 * self.v[rows] + (1 - self.beta2) * O.square().mean(dim=1, keepdim=True)
         N = O / (self.v[rows].sqrt() + self.eps)
         return N * O.norm() / N.norm() if O.any() else O

@@ -1,6 +1,7 @@
 """Muon, NorMuon, Dion2 and Dion3 against their float64 references, and Muon against torch's."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -122,8 +123,8 @@ def test_row_moments_in_float32(shape: str, rule: str, kind: str) -> None:
     assert_close(state["row_moment"], expected.v, 1e-6, f"{rule}, {shape}, {kind}: row moments")
 
 
-# A small direction beside one that is 10⁴ times larger is known to three digits in float32.
-TOLERANCE_32 = {"one_huge_singular_value": 1e-3, "uneven_rows": 1e-3}
+# In float32 a small direction beside one that is 10⁵ times larger is known to two digits.
+TOLERANCE_32 = {"one_huge_singular_value": 2e-2, "uneven_rows": 1e-3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,7 +277,7 @@ def test_skipped_steps_leave_weights_and_state_as_they_are(rule: str) -> None:
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let both iterate in float32, torch's where it asks for bfloat16, ours also on CPUs that are fast at that."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.float().clone())  # which is then divided in place
-    monkeypatch.setattr("orthon.algorithms.polar_factor.polar_dtype", lambda dtype, device: torch.float32)
+    monkeypatch.setattr("orthon.algorithms.polar_factor.polar_dtype", lambda *_: torch.float32)
 
 
 @pytest.mark.usefixtures("in_float32")
@@ -381,10 +382,10 @@ def test_random_rows_are_a_function_of_seed_name_and_step() -> None:
     assert selections(["a"], (40, 50), 8, seed=1, **options) != [step[:1] for step in found]
     for i in range(2):
         rows = [step[i] for step in found]
-        for earlier, later in zip(rows, rows[1:], strict=False):
+        for earlier, later in pairwise(rows):
             assert earlier != later
         # 80 draws of 10 in 40: each row is expected twice, and a row that never comes is rare.
-        assert len(set(sum(rows, []))) > 30
+        assert len({row for of_step in rows for row in of_step}) > 30
     assert all(step[0] != step[1] for step in found)
 
 

@@ -56,7 +56,9 @@ OTHERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", ["full_rank", "zero", "live_rows", "tiny", "huge"])
-@pytest.mark.parametrize("options", [CAUTIOUS, {**CAUTIOUS, "maximize": True, "lr": torch.tensor(0.1, dtype=torch.float64)}])
+@pytest.mark.parametrize(
+    "options", [CAUTIOUS, {**CAUTIOUS, "maximize": True, "lr": torch.tensor(0.1, dtype=torch.float64)}]
+)
 def test_adamw_with_cautious_decay_agrees_with_the_reference(options: dict[str, Any], kind: str) -> None:
     gradients = sequence(kind, 6, 5, 6)
     param = nn.Parameter(torch.randn(6, 5, dtype=torch.float64))
