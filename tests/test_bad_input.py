@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from orthon import Dion, explain, param_groups
+import orthon
+from orthon import Dion, MatrixView, explain, param_groups
 
 
-def matrix(**kwargs: Any) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(4, 3), **kwargs)
+def matrix(shape: tuple[int, ...] = (4, 3)) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
 
 
 BAD_OPTIONS = [

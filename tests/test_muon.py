@@ -188,6 +188,26 @@ def test_a_zero_gradient_changes_nothing_but_by_decay(rule: str) -> None:
     assert not any(value.any() for value in optimizer.state[param].values())
 
 
+@pytest.mark.parametrize("polar", ["polar_express", "newton_schulz", "svd"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_and_columns_without_gradients_decay_also_if_that_is_cautious(
+    rule: str, dtype: torch.dtype, polar: str
+) -> None:
+    """No rounding noise takes them for updated ones, and NorMuon does not raise it to their size."""
+    for shape in ((9, 14), (14, 9), (10, 10)):
+        param = nn.Parameter(start(shape, dtype))
+        optimizer = getattr(orthon, rule)([param], lr=0.25, weight_decay=0.5, cautious_weight_decay=True, polar=polar)
+        expected = param.detach().clone()
+        for gradient in sequence("full_rank", *shape, 4):
+            gradient[::3] = gradient[:, 1] = 0
+            param.grad = gradient.to(dtype)
+            optimizer.step()
+            expected -= 0.125 * expected
+        for part, its in ((param[::3], expected[::3]), (param[:, 1], expected[:, 1])):
+            torch.testing.assert_close(part.detach(), its, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_matrices_of_one_shape_are_updated_as_if_each_were_alone(rule: str) -> None:
     starts = [torch.randn(8, 6, dtype=torch.float64) for _ in range(5)]

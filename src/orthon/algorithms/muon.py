@@ -27,16 +27,21 @@ def muon(
     momentum = group["momentum"]
     gain = 1 - momentum if group["ema"] else 1.0
     with accumulated(batch, group, keep=momentum, gain=gain) as M:
-        U = M
-        if group["nesterov"]:
-            U = M * momentum
-            batch.add_gradients(U, -gain if group["maximize"] else gain)
-        O = yield from polar_factor(U, batch, group)  # (b, m, n)
+        O = yield from polar_factor(_seen(M, batch, group, gain), batch, group)  # (b, m, n)
     if normalize is not None:
         O = yield from normalize(O, batch, group)
     lr = batch.gated_lr(group["lr"])
     batch.decay(lr * group["weight_decay"], cautious=O.unbind() if group["cautious_weight_decay"] else None)
     batch.subtract(O.unbind(), lr * lr_factor(group["lr_scale"], *batch.layout.shape))
+
+
+def _seen(M: Tensor, batch: Batch, group: Group, gain: float) -> Tensor:
+    """Return U (b, m, n). The caller keeps no name for it: where its polar factor is computed in 16 bits, it goes."""
+    if not group["nesterov"]:
+        return M
+    U: Tensor = M * group["momentum"]
+    batch.add_gradients(U, -gain if group["maximize"] else gain)
+    return U
 
 
 def entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
