@@ -296,3 +296,28 @@ def test_explained_bytes_are_those_of_the_state(rule: str) -> None:
         train(rule, optimizer, params, range(1))
         for name, p in params.items():
             assert explained[name] == sum(value.nbytes for value in optimizer.state[p].values()), (view, name)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.startswith("Dion,") or rule == "NorMuon"])
+def test_states_of_blocks(rule: str) -> None:
+    """Equal blocks have one tensor; unequal ones have their own where it lies along the other side, or by its width."""
+    shapes = {}
+    for view in ("heads of columns", "blocks of unequal inputs", "fused, of unequal ranks", "experts' gate and up"):
+        params, optimizer = in_a_view(rule, view, torch.float32)
+        train(rule, optimizer, params, range(1))
+        state = optimizer.state[params["w"]]
+        shapes[view] = {key: tuple(value.shape) for key, value in state.items() if key != "momentum"}
+    if rule == "NorMuon":
+        assert shapes == {
+            "heads of columns": {"row_moment": (10, 4, 1)},
+            "blocks of unequal inputs": {"row_moment.0": (6, 1), "row_moment.1": (6, 1)},
+            "fused, of unequal ranks": {"row_moment": (11, 1)},
+            "experts' gate and up": {"row_moment": (3, 12, 1)},
+        }
+    else:  # P belongs to the long side, Q to the short one
+        assert shapes == {
+            "heads of columns": {"Q": (12, 2)},
+            "blocks of unequal inputs": {"Q": (10, 2), "Q.1": (6, 3)},
+            "fused, of unequal ranks": {"Q.0": (11, 1), "Q.1": (11, 3), "Q.2": (11, 2)},
+            "experts' gate and up": {"Q": (3, 5, 2, 3)},
+        }

@@ -327,7 +327,10 @@ class MixedOptimizer(torch.optim.Optimizer):
                 given = state_dict["state"].get(i)
                 if not given or not takes_part(param):
                     continue
-                expected = self._expected_state(name, param, {**group, **saved})
+                try:
+                    expected = self._expected_state(name, param, {**group, **saved})
+                except (ValueError, NotImplementedError) as error:  # of a view that does not fit
+                    raise type(error)(f"{where}parameter {name!r}: {error}") from error
                 everything[i] = expected
                 if given.keys() != expected.keys():
                     raise ValueError(
