@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from orthon import Dion, explain, param_groups
+import orthon
+from orthon import Dion, MatrixView, explain, param_groups
 
 
-def matrix(**kwargs: Any) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(4, 3), **kwargs)
+def matrix(shape: tuple[int, ...] = (4, 3)) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
 
 
 BAD_OPTIONS = [
@@ -48,6 +49,106 @@ BAD_OPTIONS = [
 def test_options_of_the_constructor(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Dion([matrix()], **options)
+
+
+FRACTION = r"fraction should be a number in \(0, 1\], but is"
+POLAR = "polar should be one of 'polar_express', 'newton_schulz', 'svd', but is 'qr'"
+BAD_OPTIONS_OF: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    *[(rule, {"polar": "qr"}, ValueError, POLAR) for rule in ("Muon", "NorMuon", "Dion2", "Dion3")],
+    ("Muon", {"polar": None}, TypeError, "polar should be one of"),
+    ("Muon", {"polar_steps": 0}, ValueError, "polar_steps should be an integer >= 1, but is 0"),
+    ("Dion2", {"polar_steps": 2.5}, TypeError, "polar_steps should be an integer >= 1, but is 2.5"),
+    ("Muon", {"polar_route": "gather"}, ValueError, "polar_route should be one of 'auto', 'owners', 'shards', but is"),
+    ("Muon", {"momentum": 1.0}, ValueError, r"momentum should be a number in \[0, 1\), but is 1.0"),
+    ("Muon", {"nesterov": 1}, TypeError, "nesterov should be True or False, but is 1"),
+    ("NorMuon", {"ema": "yes"}, TypeError, "ema should be True or False, but is 'yes'"),
+    ("NorMuon", {"beta2": 1.0}, ValueError, r"beta2 should be a number in \[0, 1\), but is 1.0"),
+    ("Dion3", {"beta2": -0.5}, ValueError, r"beta2 should be a number in \[0, 1\), but is -0.5"),
+    ("Dion3", {"beta2": (0.9, 0.95)}, TypeError, "beta2 should be a number"),
+    ("NorMuon", {"eps": 0.0}, ValueError, "eps should be a number > 0, but is 0.0"),
+    ("Dion2", {"fraction": 0}, ValueError, f"{FRACTION} 0"),
+    ("Dion2", {"fraction": 1.5}, ValueError, f"{FRACTION} 1.5"),
+    ("Dion3", {"fraction": -1}, ValueError, f"{FRACTION} -1"),
+    ("Dion3", {"fraction": float("nan")}, ValueError, f"{FRACTION} nan"),
+    ("Dion2", {"fraction": "a"}, TypeError, f"{FRACTION} 'a'"),
+    ("Dion2", {"selection": "top"}, ValueError, "selection should be one of 'global', 'local', 'random', but is 'top'"),
+    ("Dion2", {"lr_scale_by_fraction": 1}, TypeError, "lr_scale_by_fraction should be True or False, but is 1"),
+    ("Dion2", {"cautious_weight_decay": 1}, TypeError, "cautious_weight_decay should be True or False, but is 1"),
+    ("Muon", {"view": "heads"}, TypeError, "view should be a MatrixView, .* but is 'heads'"),
+    ("Muon", {"view": {"head": 4}}, ValueError, "view: MatrixView: takes blocks, kind, side, transposed, not 'head'"),
+    ("Muon", {"view": {"blocks": 0}}, ValueError, "view: MatrixView: blocks should be an integer >= 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "error", "message"), BAD_OPTIONS_OF, ids=[f"{r}, {o}" for r, o, *_ in BAD_OPTIONS_OF]
+)
+def test_options_of_the_family(rule: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    make = getattr(orthon, rule)
+    with pytest.raises(error, match=f"{rule}: (param group 0: )?{message}"):
+        make([matrix()], **options)
+    optimizer = make([matrix()])
+    with pytest.raises(error, match=f"{rule}: param group 1: {message}"):
+        optimizer.add_param_group({"params": [matrix()], **options})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "option", "some"),
+    [
+        ("Dion", "fraction", "power_iterations, rank_fraction, rank_multiple_of"),
+        ("Muon", "ns_steps", "nesterov, nonfinite, polar, polar_route, polar_steps"),
+        ("NorMuon", "betas2", "beta2, betas"),
+        ("Dion2", "rank_fraction", "fraction, lr, lr_scale, lr_scale_by_fraction"),
+        ("Dion2", "nesterov", "selection"),
+        ("Dion2", "polar_route", "polar, polar_steps"),
+        ("Dion3", "mu", "beta2, betas, cautious_weight_decay, eps, fraction"),
+    ],
+)
+def test_unknown_keywords(rule: str, option: str, some: str) -> None:
+    with pytest.raises(TypeError, match=f"{rule}: unexpected keyword argument '{option}'; it takes .*{some}"):
+        getattr(orthon, rule)([matrix()], **{option: 1})
+
+
+BAD_VIEWS = [
+    (None, (6, 4, 3), r"updates matrices, .* but is \(6, 4, 3\); tell by view=MatrixView"),
+    (None, (6, 4, 3, 3), r"updates matrices, .* but is \(6, 4, 3, 3\); tell by view=MatrixView"),
+    (None, (6,), r"updates matrices, .* but is \(6,\)"),
+    (MatrixView(blocks=3), (8, 4), r"its view MatrixView\(blocks=3\) should have a number of blocks that divides 8"),
+    (MatrixView(blocks=3, side="columns"), (6, 4), "a number of blocks that divides 4"),
+    (MatrixView(blocks=(4, 2)), (8, 4), "has blocks of 6 in all, but should have 8"),
+    (MatrixView(), (6,), r"needs a shape of 2 dims or more, none of them 0, but it is \(6,\)"),
+    (MatrixView(), (), "needs a shape of 2 dims"),
+    (MatrixView(), (0, 3), "none of them 0"),
+    (MatrixView(kind="convolution"), (6, 4), "needs a shape of 3 dims"),
+    (MatrixView(kind="convolution", blocks=6), (6, 1, 3, 3), "depthwise .* give it to another algorithm"),
+]
+
+
+@pytest.mark.parametrize(("view", "shape", "message"), BAD_VIEWS, ids=[f"{v}, {s}" for v, s, _ in BAD_VIEWS])
+@pytest.mark.parametrize("rule", ["Dion", "Muon", "NorMuon", "Dion2", "Dion3"])
+def test_views_that_do_not_fit(rule: str, view: MatrixView | None, shape: tuple[int, ...], message: str) -> None:
+    params = [("a", matrix()), ("layer.w", matrix(shape))]
+    with pytest.raises(ValueError, match=f"{rule}: parameter 'layer.w': .*{message}"):
+        getattr(orthon, rule)([{"params": params[:1]}, {"params": params[1:], "view": view}])
+    optimizer = getattr(orthon, rule)(params[:1])
+    with pytest.raises(ValueError, match=f"{rule}: parameter 'layer.w': .*{message}"):
+        optimizer.add_param_group({"params": params[1:], "view": None if view is None else view.as_dict()})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_state_of_another_view() -> None:
+    w = matrix((8, 4))
+    optimizer = orthon.NorMuon([("w", w)], view=MatrixView(side="columns", blocks=2))
+    w.grad = torch.ones_like(w)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["view"] = {"side": "columns", "blocks": (3, 1)}
+    with pytest.raises(ValueError, match=r"'w': entries should be \['momentum', 'row_moment.0', 'row_moment.1'\]"):
+        optimizer.load_state_dict(saved)
+    saved["param_groups"][0]["view"] = {"side": "columns", "blocks": 3}
+    with pytest.raises(ValueError, match="parameter 'w': .*a number of blocks that divides 4"):
+        optimizer.load_state_dict(saved)
 
 
 BAD_GROUPS: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no decay, original": {"weight_decay": 0.0, "lr_scale": "original"},
     "much decay, match_rms_adamw": {"weight_decay": 0.5, "lr": 0.05, "lr_scale": "match_rms_adamw"},
     "unscaled": {"lr_scale": "none"},
+    "cautious decay": {"cautious_weight_decay": True, "weight_decay": 0.5, "lr": 0.1},
 }
 # Without momentum, error feedback takes all of a rank-1 gradient out of M but for amplified rounding noise, which
 # the next step cannot tell from a small gradient.

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from orthon import Dion, param_groups
+from orthon import Dion, Dion2, Dion3, Muon, NorMuon, param_groups
 from orthon.algorithms import RULES
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 
@@ -276,10 +276,10 @@ class Peak(TorchDispatchMode):
         return result
 
 
-def extra_memory(shapes: list[tuple[int, int]], **options: Any) -> int:
+def extra_memory(shapes: list[tuple[int, int]], make: Any = Dion, **options: Any) -> int:
     """Return the most bytes that a step holds beside weights, gradients and state."""
     params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    optimizer = Dion(params, **options)
+    optimizer = make(params, **options)
     for p in params:
         p.grad = torch.randn_like(p)
     optimizer.step()
@@ -305,3 +305,36 @@ def test_extra_memory_at_full_rank_is_at_most_three_of_the_largest_batch() -> No
     extra = extra_memory(shapes, rank_fraction=1.0)
     largest = 4 * 4 * 4 * d * d
     assert extra <= 3 * largest, f"{extra / largest:.2f} batches"
+
+
+# In batches of float32. A polar factor in bfloat16 takes half of one for each of the matrix, the result, and for square
+# matrices four more of the size of a Gram matrix; in float32, on CPUs without products of bfloat16, twice that.
+# (256 MiB at a time: what is beyond that waits.) Dion2 does so with the selected rows alone.
+MEMORY = [
+    (Muon, {}, torch.bfloat16, 3.01),
+    (Muon, {"nesterov": False}, torch.bfloat16, 3.01),
+    (Muon, {}, torch.float32, 6.01),
+    (NorMuon, {}, torch.bfloat16, 3.01),
+    (NorMuon, {}, torch.float32, 6.01),
+    (Dion2, {}, torch.bfloat16, 1.25),
+    (Dion2, {}, torch.float32, 1.25),
+    (Dion2, {"cautious_weight_decay": True}, torch.float32, 2),
+    (Dion3, {}, torch.bfloat16, 1.25),
+    (Dion3, {}, torch.float32, 1.25),
+]
+
+
+@pytest.mark.parametrize("shape", [(128, 384), (384, 128), (256, 256)])
+@pytest.mark.parametrize(("make", "options", "dtype", "batches"), MEMORY)
+def test_extra_memory_of_polar_factors(
+    make: Any,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    batches: float,
+    shape: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orthon.algorithms.polar_factor.polar_dtype", lambda *_: dtype)
+    extra = extra_memory([shape] * 4, make, **options)
+    batch = 4 * 4 * math.prod(shape)
+    assert extra <= batches * batch, f"{make.__name__}, {options}, {dtype}: {extra / batch:.2f} batches"

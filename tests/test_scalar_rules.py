@@ -45,8 +45,34 @@ def test_adamw_is_torchs_to_the_bit(flags: str, dtype: torch.dtype) -> None:
             assert torch.equal(state_a[key], state_b[key]), key
 
 
+CAUTIOUS = {"cautious_weight_decay": True, "weight_decay": 0.5, "lr": 0.1}
+OTHERS: list[dict[str, Any]] = [
+    {},
+    {"maximize": True},
+    {"betas": (0.5, 0.99), "weight_decay": 0.5, "lr": 0.1},
+    CAUTIOUS,
+    {**CAUTIOUS, "maximize": True},
+]
+
+
 @pytest.mark.parametrize("kind", ["full_rank", "zero", "live_rows", "tiny", "huge"])
-@pytest.mark.parametrize("options", [{}, {"maximize": True}, {"betas": (0.5, 0.99), "weight_decay": 0.5, "lr": 0.1}])
+@pytest.mark.parametrize(
+    "options", [CAUTIOUS, {**CAUTIOUS, "maximize": True, "lr": torch.tensor(0.1, dtype=torch.float64)}]
+)
+def test_adamw_with_cautious_decay_agrees_with_the_reference(options: dict[str, Any], kind: str) -> None:
+    gradients = sequence(kind, 6, 5, 6)
+    param = nn.Parameter(torch.randn(6, 5, dtype=torch.float64))
+    expected = reference.AdamW(param.detach(), **{**options, "lr": 0.1})
+    optimizer = Dion([{"params": [param], "algorithm": "adamw", **options}])
+    for gradient in gradients:
+        param.grad = gradient
+        optimizer.step()
+        expected.step(gradient)
+    torch.testing.assert_close(param.detach(), expected.X, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["full_rank", "zero", "live_rows", "tiny", "huge"])
+@pytest.mark.parametrize("options", OTHERS)
 def test_lion_agrees_with_the_reference(options: dict[str, Any], kind: str) -> None:
     gradients = sequence(kind, 6, 5, 6)
     param = nn.Parameter(torch.randn(6, 5, dtype=torch.float64))

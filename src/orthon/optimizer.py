@@ -167,7 +167,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         # The first time, one after the other: process groups are made, which nothing else in flight may disturb.
         kinds = {(id(member.layout), id(member.group)) for member in everything if member.grad is not None}
         at_once = _AT_ONCE if kinds <= self._updated else 1
-        self._prepare_state(everything)
+        self._prepare_state(everything, gates)
         run((update(work, self.state, gates) for work in batches(everything)), at_once=at_once)
         self._updated |= kinds
         self._named = {member.name: member.param for member in everything}
@@ -254,7 +254,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         owner = type(self).__name__
         return list(members(self.param_groups, self._layouts, sync_gradients=self.sync_gradients, owner=owner))
 
-    def _prepare_state(self, everything: Iterable[Member]) -> None:
+    def _prepare_state(self, everything: Iterable[Member], gates: Mapping[torch.device, Tensor]) -> None:
         """Make the state of parameters that have none yet, and count their steps where a rule asks for that."""
         for member in everything:
             if member.grad is None:
@@ -263,7 +263,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             if not state:
                 state.update(member.new_state())
             if member.rule.counts(member.group):
-                state["step"] += 1
+                gate = gates.get(member.grad.device)
+                state["step"] = state["step"] + 1 if gate is None else state["step"].to(gate.device) + gate
 
     def _refuse_swapped(self, everything: Iterable[Member]) -> None:
         """Raise a RuntimeError if parameters have been replaced whose state would be lost."""
@@ -326,7 +327,10 @@ class MixedOptimizer(torch.optim.Optimizer):
                 given = state_dict["state"].get(i)
                 if not given or not takes_part(param):
                     continue
-                expected = self._expected_state(name, param, {**group, **saved})
+                try:
+                    expected = self._expected_state(name, param, {**group, **saved})
+                except (ValueError, NotImplementedError) as error:  # of a view that does not fit
+                    raise type(error)(f"{where}parameter {name!r}: {error}") from error
                 everything[i] = expected
                 if given.keys() != expected.keys():
                     raise ValueError(

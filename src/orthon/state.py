@@ -1,6 +1,6 @@
 """What a rule keeps of a parameter between steps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,14 +49,28 @@ def matrix_name(name: str, matrices: Matrices, number: int) -> str:
     return name if matrices.reading.count == 1 else f"{name}[{number}]"
 
 
-def factor_key(key: str, side: int, matrices: Matrices, stack: Stack) -> tuple[str, int | None]:
+def factor_key(
+    key: str, entry: Entry, matrices: Matrices, stack: Stack, of_stacks: Iterable[Entries]
+) -> tuple[str, int | None]:
     """Return where a state keeps what lies along one side of a stack: its key, and the block if it has one of its own.
 
-    Blocks of unequal size that cut the other side have no tensor in common.
+    Blocks of unequal size have no tensor in common if they cut the other side, or if its widths differ between them.
+
+    Args:
+        key: of the entry.
+        entry: of the stack.
+        matrices: of the parameter.
+        stack: one of theirs.
+        of_stacks: what the rule keeps of each of the stacks.
     """
-    reading = matrices.reading
-    if not matrices.divides or matrices.has_equal_blocks or reading.blocked == side:
+    if not matrices.divides or matrices.has_equal_blocks:
         return key, None
+    if matrices.reading.blocked == entry.side:
+        along = [
+            other for entries in of_stacks if isinstance(other := entries[key], Entry) and other.side == entry.side
+        ]
+        if len({other.width for other in along}) == 1:
+            return key, None
     return f"{key}.{stack.block}", stack.block
 
 
@@ -95,7 +109,7 @@ def new_matrix_state(
         for key, entry in of_stack.items():
             if isinstance(entry, Counter) or entry.side is None:
                 continue
-            place, block = factor_key(key, entry.side, matrices, stack)
+            place, block = factor_key(key, entry, matrices, stack, entries.values())
             if place not in state:
                 like = local(param.detach()).new_empty(0, dtype=entry.dtype)
                 state[place] = matrices.factor(entry.side, entry.width, block, like)

@@ -156,7 +156,8 @@ class _Opened:
         self.grads = list(matrices.open(grad, stack).unbind())
         self._open: dict[str, tuple[Tensor, Entry, Tensor]] = {}
         self.states = [dict[str, Any]() for _ in stack.numbers]
-        for key, entry in member.rule.entries(stack.layout.shape, member.group).items():
+        of_stacks = {s: member.rule.entries(s.layout.shape, member.group) for s in matrices.stacks}
+        for key, entry in of_stacks[stack].items():
             if not isinstance(entry, Entry):
                 for each in self.states:
                     each[key] = state[key]
@@ -165,7 +166,7 @@ class _Opened:
                 kept = local(state[key])
                 opened = matrices.open(kept, stack)
             else:
-                kept = local(state[factor_key(key, entry.side, matrices, stack)[0]])
+                kept = local(state[factor_key(key, entry, matrices, stack, of_stacks.values())[0]])
                 opened = matrices.open_factor(kept, entry.side, stack)
             self._open[key] = kept, entry, opened
             for each, of_matrix in zip(self.states, opened.unbind(), strict=True):

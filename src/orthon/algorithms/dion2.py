@@ -109,7 +109,8 @@ def _selected(M: Tensor, batch: Batch, group: Group) -> Step[Selection]:
     if group["selection"] == "random":
         number = batch.state[0]["step"].reshape(1).long()
         keys = [f"{group['seed']}/{name}/rows" for name in batch.names]
-        values = [random_normal(key, torch.arange(m), number, dtype=torch.float32).view(-1) for key in keys]
+        everyone = torch.arange(m, device=number.device)  # an accelerator, where it tells which steps are left out
+        values = [random_normal(key, everyone, number, dtype=torch.float32).view(-1) for key in keys]
         norms = torch.stack(values)
         chosen = norms.sort(dim=-1, descending=True, stable=True).indices[:, :k].to(M.device)
     else:
