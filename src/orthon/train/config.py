@@ -132,8 +132,7 @@ class OptimizerConfig:
     fraction: float | None = None
     """'dion2' and 'dion3': share of the rows, or columns if these are fewer, in one update; if not given, 1/4."""
     compressed_sync: bool = False
-    """Leave gradients apart over mesh.dp_replicate; the optimizer averages less instead: 'dion' low-rank factors,
-    'dion2' and 'dion3' the rows of an update, if chosen by optimizer.options selection=random."""
+    """Leave gradients apart over mesh.dp_replicate: 'dion' averages factors, 'dion2' and 'dion3' random rows."""
     options: KeyValues = field(default_factory=dict)
     """More arguments of the optimizer's constructor, such as right_factor=orthonormalize or polar_steps=8."""
 
@@ -319,7 +318,7 @@ class CompareConfig(RunConfig):
     """Several runs that differ in their optimizer alone."""
 
     optimizers: tuple[str, ...] = ("dion", "torch-muon", "adamw")
-    """Names as in `orthon train`; 'dion:1/16' sets the rank, 'dion2:1/2' and 'dion3:1/2' the share of the rows."""
+    """Names as in `orthon train`; 'dion:1/16' sets optimizer.rank_fraction, 'dion2:1/2' optimizer.fraction."""
     sweep: tuple[float, ...] = (1.0,)
     """Factors on each optimizer's default learning rate; the best run of each counts."""
     scalar_lr: float = SCALAR_LR
