@@ -181,11 +181,13 @@ def test_qk_clip_of_uneven_parts(tmp_path: Path, words: list[str], alone, number
 @pytest.mark.parametrize(
     ("optimizer", "layout"),
     [
-        pytest.param(
-            optimizer, layout, marks=() if optimizer in OPTIMIZERS and layout == "TP and FSDP" else pytest.mark.long
-        )
-        for optimizer in (*OPTIMIZERS, *OTHERS)
-        for layout in ("TP and FSDP", "DDP", "HSDP", "TP and replicas")
+        *((optimizer, "TP and FSDP") for optimizer in OPTIMIZERS),
+        *(pytest.param(optimizer, "TP and FSDP", marks=pytest.mark.long) for optimizer in OTHERS),
+        *(
+            pytest.param(optimizer, layout, marks=pytest.mark.long)
+            for optimizer in OPTIMIZERS
+            for layout in ("DDP", "HSDP", "TP and replicas")
+        ),
     ],
 )
 def test_from_one_process_to_many_and_back(
