@@ -18,8 +18,8 @@ from orthon.train.ranks import REPLICATE, SHARD, TENSOR, Ranks
 # Of the hidden matrices; tuned for the default run, by factors of 2.
 DEFAULT_LR: dict[OptimizerName, float] = {
     "dion": 0.04,
-    "dion2": 0.04,
-    "dion3": 0.04,
+    "dion2": 0.08,
+    "dion3": 0.08,
     "muon": 0.04,
     "normuon": 0.04,
     "torch-muon": 0.04,
