@@ -2,11 +2,13 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from orthon.train import cli
 from orthon.train.cli import main
+from orthon.train.config import OptimizerName
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +19,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == main(["compare", "--help"]) == 0
     said = capsys.readouterr().out
     assert "--optimizer.rank-fraction" in said
+    assert "--optimizer.fraction" in said
+    for name in get_args(OptimizerName):
+        assert name in said
     assert "--sweep" in said
 
 
@@ -55,6 +60,14 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, fails) -> None:
         ("--model.layers 0", "orthon: model.layers must be at least 1 but is 0"),
         ("--optimizer.lr -1", "orthon: optimizer.lr must be above 0 but is -1.0"),
         ("--optimizer.rank-fraction 2", "optimizer.rank_fraction must be in (0, 1] but is 2.0"),
+        ("--optimizer.fraction 0.5", "optimizer.fraction is 0.5, but only dion2 and dion3 update a share of the rows"),
+        ("--optimizer.name muon --optimizer.rank-fraction 0.5", "only dion has a rank and optimizer.name is muon"),
+        ("--optimizer.name dion2 --optimizer.fraction 0", "optimizer.fraction must be in (0, 1] but is 0.0"),
+        (
+            "--optimizer.name dion3 --optimizer.options selection=best",
+            "optimizer dion3: Dion3: selection should be one of",
+        ),
+        ("--optimizer.name muon --optimizer.options polar=qr", "optimizer muon: Muon: polar should be one of"),
         ("--optimizer.options power_iterations=0", "power_iterations"),
         ("--optimizer.options colour=red", "colour"),
         ("--optimizer.options colour", "KEY=VALUE expected but got 'colour'"),
@@ -90,10 +103,17 @@ def test_errors_of_train(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--optimizers sgd", "optimizers must be of dion, torch-muon, adamw, lion but has 'sgd'"),
-        ("--optimizers dion:half", "optimizers takes a rank such as dion:1/16 but has 'dion:half'"),
+        (
+            "--optimizers sgd",
+            "optimizers must be of dion, dion2, dion3, muon, normuon, torch-muon, adamw, lion but has 'sgd'",
+        ),
+        ("--optimizers dion:half", "optimizers takes a fraction such as dion:1/16 but has 'dion:half'"),
+        ("--optimizers dion2:", "optimizers takes a fraction such as dion2:1/16 but has 'dion2:'"),
+        ("--optimizers dion3:1/0", "optimizers takes a fraction such as dion3:1/16 but has 'dion3:1/0'"),
+        ("--optimizers dion2:3/2", "optimizer.fraction must be in (0, 1] but is 1.5"),
+        ("--optimizers muon:1/4", "optimizers takes a fraction for dion, dion2, dion3 alone but has 'muon:1/4'"),
         ("--optimizers dion:2", "optimizer.rank_fraction must be in (0, 1] but is 2.0"),
-        ("--optimizers adamw:1/4", "only dion has a rank"),
+        ("--optimizers adamw:1/4", "optimizers takes a fraction for dion, dion2, dion3 alone but has 'adamw:1/4'"),
         ("--optimizers dion dion", "each once"),
         ("--sweep", "sweep must name one or more"),
         ("--sweep 0", "sweep must be above 0 but is 0.0"),

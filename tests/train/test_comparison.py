@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from orthon.train.cli import main
+from orthon.train.comparison import plan
 from orthon.train.comparison_report import Result, best_of_each, steps_to, target_loss
+from orthon.train.config import CompareConfig
 from orthon.train.metrics import Record
 from orthon.train.progress import LineProgress
 from orthon.train.run import Run
@@ -141,3 +143,26 @@ def test_choosing_runs_and_target() -> None:
     assert target_loss([failed]) == float("inf")
     assert steps_to(dion.records, 2.1) == 20
     assert steps_to(adamw.records, 1.0) is None
+
+
+def test_labels_of_optimizers() -> None:
+    labels = {
+        "dion": ("dion-lr{lr}", 0.25, None),
+        "dion:1/4": ("dion-1_4-lr{lr}", 0.25, None),
+        "dion2": ("dion2-lr{lr}", None, 0.25),
+        "dion2:1/8": ("dion2-1_8-lr{lr}", None, 0.125),
+        "dion3:0.5": ("dion3-0.5-lr{lr}", None, 0.5),
+        "muon": ("muon-lr{lr}", None, None),
+        "normuon": ("normuon-lr{lr}", None, None),
+        "torch-muon": ("torch-muon-lr{lr}", None, None),
+    }
+    config = CompareConfig(optimizers=tuple(labels), sweep=(1.0, 2.0), momentum=0.9, weight_decay=0.1, scalar_lr=0.01)
+    planned = plan(config, Path("out"))
+    assert [one.label for one in planned] == [label for label in labels for _ in range(2)]
+    for one in planned:
+        directory, rank_fraction, fraction = labels[one.label]
+        optimizer = one.config.optimizer
+        assert one.directory == Path("out") / directory.format(lr=f"{one.lr:g}")
+        assert optimizer.name == one.label.partition(":")[0]
+        assert (optimizer.rank_fraction, optimizer.fraction) == (rank_fraction, fraction)
+        assert (optimizer.momentum, optimizer.weight_decay, optimizer.scalar_lr) == (0.9, 0.1, 0.01)

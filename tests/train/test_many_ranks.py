@@ -14,6 +14,7 @@ from orthon.train.config import MeshConfig
 from orthon.train.errors import UserError
 
 OPTIMIZERS = ("dion", "adamw")
+OTHERS = ("dion2", "dion3", "muon", "normuon")
 
 # dp_replicate, dp_shard, tp
 LAYOUTS = {
@@ -106,13 +107,34 @@ def test_the_curve_of_one_process(
     assert (tmp_path / "run" / "sample.txt").read_text() == (one / "sample.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "layout"),
+    [
+        pytest.param(optimizer, layout, marks=() if (optimizer, layout) == ("muon", "FSDP") else pytest.mark.long)
+        for optimizer in OTHERS
+        for layout in ("DDP", "FSDP", "HSDP", "TP and FSDP")
+    ],
+)
+def test_the_curve_of_one_process_with_polar_factors(
+    tmp_path: Path, words: list[str], alone, numbers, layout: str, optimizer: str
+) -> None:
+    more = [f"--optimizer.name={optimizer}", "--steps=20"]
+    torchrun(4, "train", *words, *more, *mesh(LAYOUTS[layout]), f"--out={tmp_path / 'run'}")
+    assert_same_curve(numbers(tmp_path / "run"), numbers(alone(*more)))
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["dion", "dion2", "dion3"])
 @pytest.mark.parametrize("layout", ["DDP", "HSDP", "TP and replicas"])
 def test_the_curve_of_one_process_with_compressed_synchronization(
-    tmp_path: Path, words: list[str], alone, numbers, layout: str
+    tmp_path: Path, words: list[str], alone, numbers, layout: str, optimizer: str
 ) -> None:
-    torchrun(4, "train", *words, "--optimizer.compressed-sync", *mesh(LAYOUTS[layout]), f"--out={tmp_path / 'run'}")
-    many, one = numbers(tmp_path / "run"), numbers(alone("--optimizer.name=dion"))
+    more = [f"--optimizer.name={optimizer}"]
+    if optimizer != "dion":
+        more += ["--optimizer.options", "selection=random"]
+    compressed = [*more, "--optimizer.compressed-sync", *mesh(LAYOUTS[layout])]
+    torchrun(4, "train", *words, *compressed, f"--out={tmp_path / 'run'}")
+    many, one = numbers(tmp_path / "run"), numbers(alone(*more))
     for record in [*many, *one]:
         del record["grad_norm"]  # that of the averages, which never exist
     assert_same_curve(many, one)
@@ -156,12 +178,16 @@ def test_qk_clip_of_uneven_parts(tmp_path: Path, words: list[str], alone, number
     assert_same_curve(numbers(tmp_path / "run"), numbers(alone(*more)))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "layout",
+    ("optimizer", "layout"),
     [
-        "TP and FSDP",
-        *(pytest.param(layout, marks=pytest.mark.long) for layout in ("DDP", "HSDP", "TP and replicas")),
+        *((optimizer, "TP and FSDP") for optimizer in OPTIMIZERS),
+        *(pytest.param(optimizer, "TP and FSDP", marks=pytest.mark.long) for optimizer in OTHERS),
+        *(
+            pytest.param(optimizer, layout, marks=pytest.mark.long)
+            for optimizer in OPTIMIZERS
+            for layout in ("DDP", "HSDP", "TP and replicas")
+        ),
     ],
 )
 def test_from_one_process_to_many_and_back(
@@ -240,7 +266,12 @@ def test_bad_settings(tmp_path: Path, words: list[str], flags: str, message: str
             "(1 × 2 × 2) takes 4 processes, but this is the only one: torchrun --nproc-per-node 4 -m orthon",
         ),
         ("--optimizer.compressed-sync", "mesh.dp_replicate is 1: there is nothing to compress"),
-        ("--optimizer.compressed-sync --optimizer.name=lion", "only dion has it and optimizer.name is lion"),
+        ("--optimizer.compressed-sync --optimizer.name=lion", "only dion, dion2 and dion3 have it"),
+        ("--optimizer.compressed-sync --optimizer.name=dion2", "dion2 needs all gradients to choose its rows"),
+        (
+            "--optimizer.compressed-sync --optimizer.name=dion3 --optimizer.options selection=random",
+            "mesh.dp_replicate is 1: there is nothing to compress",
+        ),
         ("--optimizer.options replicas=2", "optimizer.options must not contain replicas"),
     ],
 )

@@ -1,18 +1,23 @@
+from typing import Any, get_args
+
 import pytest
 import torch
 
 from orthon.train.config import ModelConfig, OptimizerConfig, OptimizerName
 from orthon.train.errors import UserError
 from orthon.train.model import build_model
-from orthon.train.optimizers import build_optimizers
+from orthon.train.optimizers import DEFAULT_LR, build_optimizers, settle
 from orthon.train.ranks import Ranks
 
 ALONE = Ranks(torch.device("cpu"))
 
+NAMES = get_args(OptimizerName)
+OF_MATRICES = ("dion", "dion2", "dion3", "muon", "normuon", "torch-muon")
+
 SHAPE = ModelConfig(hidden_size=32, layers=2, heads=2, kv_heads=1, ffn=64, context=32).shape
 
 
-@pytest.mark.parametrize("name", ["dion", "torch-muon", "adamw", "lion"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_updated_once(name: OptimizerName) -> None:
     model = build_model(SHAPE, 256, seed=0)
     optimizers = build_optimizers(model, OptimizerConfig(name=name, lr=0.01, scalar_lr=0.002), 0, ALONE)
@@ -21,7 +26,7 @@ def test_every_parameter_is_updated_once(name: OptimizerName) -> None:
     assert len(parameters) == len(list(model.parameters()))
     matrices = {id(p) for n, p in model.named_parameters() if "_proj" in n}
     orthonormal = {id(p) for p in optimizers.matrices}
-    assert orthonormal == (matrices if name in ("dion", "torch-muon") else set())
+    assert orthonormal == (matrices if name in OF_MATRICES else set())
     for optimizer in optimizers.each:
         for group in optimizer.param_groups:
             hidden = id(group["params"][0]) in matrices
@@ -38,10 +43,19 @@ def test_every_parameter_is_updated_once(name: OptimizerName) -> None:
     assert optimizers.state_bytes() > 4 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_are_filled_in_once(name: OptimizerName) -> None:
+    fraction = {"dion": (0.25, None), "dion2": (None, 0.25), "dion3": (None, 0.25)}.get(name, (None, None))
+    settled = settle(OptimizerConfig(name=name))
+    assert (settled.rank_fraction, settled.fraction) == fraction
+    assert settled.lr == DEFAULT_LR[name]
+    assert settle(settled) == settled
+
+
 def test_companions_are_equal() -> None:
     """Embeddings, head and norms are updated alike, whatever the rule for the matrices."""
     results = []
-    for name in ("dion", "torch-muon", "adamw", "lion"):
+    for name in NAMES:
         model = build_model(SHAPE, 256, seed=0)
         optimizers = build_optimizers(model, OptimizerConfig(name=name), 0, ALONE)
         model(input_ids=torch.arange(16)[None]).logits.square().mean().backward()
@@ -51,17 +65,34 @@ def test_companions_are_equal() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "options"),
+    [
+        ("dion", {"rank_fraction": 0.5}, {"right_factor": "orthonormalize"}),
+        ("dion2", {}, {"fraction": 0.25, "selection": "global"}),
+        ("dion2", {"fraction": 0.5}, {"selection": "random", "lr_scale_by_fraction": True}),
+        ("dion3", {"fraction": 1.0}, {"beta2": 0.9, "selection": "local"}),
+        ("muon", {}, {"nesterov": False, "polar": "newton_schulz", "polar_steps": 3, "polar_route": "owners"}),
+        ("normuon", {}, {"beta2": 0.9, "ema": True, "eps": 1e-6}),
+    ],
+)
+def test_settings_and_options_reach_the_matrices(
+    name: OptimizerName, settings: dict[str, Any], options: dict[str, Any]
+) -> None:
+    given = {key: value for key, value in options.items() if key != "fraction"}
+    config = OptimizerConfig(name=name, **settings, options=given)
+    optimizers = build_optimizers(build_model(SHAPE, 256, seed=0), config, 3, ALONE)
+    [group] = [group for group in optimizers.each[0].param_groups if group["algorithm"] == name]
+    expected = {"momentum": 0.8, "weight_decay": 0.01, "seed": 3, **settings, **options}
+    assert {key: group[key] for key in expected} == expected
+
+
 def test_options_reach_the_optimizer() -> None:
     model = build_model(SHAPE, 256, seed=0)
-    config = OptimizerConfig(rank_fraction=0.5, options={"right_factor": "orthonormalize"})
-    optimizers = build_optimizers(model, config, 0, ALONE)
-    group = next(g for g in optimizers.each[0].param_groups if g["algorithm"] == "dion")
-    chosen = {"rank_fraction": 0.5, "momentum": 0.8, "right_factor": "orthonormalize"}
-    assert {key: group[key] for key in chosen} == chosen
     muon = build_optimizers(model, OptimizerConfig(name="torch-muon", options={"ns_steps": 3}), 0, ALONE)
     assert muon.each[0].param_groups[0]["ns_steps"] == 3
     assert muon.each[0].param_groups[0]["momentum"] == 0.8
-    for name in ("dion", "torch-muon", "adamw", "lion"):
+    for name in NAMES:
         with pytest.raises(UserError, match=f"optimizer {name}: .*no_such_option"):
             build_optimizers(model, OptimizerConfig(name=name, options={"no_such_option": 1}), 0, ALONE)
 

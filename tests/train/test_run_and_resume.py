@@ -42,7 +42,7 @@ def test_a_run_learns_and_leaves_its_results(finished: Path, numbers) -> None:
     assert losses == pytest.approx([record["loss"] for record in records])
 
 
-@pytest.mark.parametrize("optimizer", ["dion", "torch-muon", "lion"])
+@pytest.mark.parametrize("optimizer", ["dion", "dion2", "dion3", "muon", "normuon", "torch-muon", "lion"])
 def test_resume_equals_an_uninterrupted_run(
     tmp_path: Path, finished: Path, tiny: list[str], numbers, optimizer: str
 ) -> None:

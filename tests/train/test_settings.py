@@ -48,7 +48,7 @@ def test_yaml_leaves_out_and_converts(tmp_path: Path) -> None:
         ("data: {name: 3}", "data.name must be text but is 3"),
         (
             "optimizer: {name: sgd}",
-            "optimizer.name must be one of dion, torch-muon, adamw, lion but is 'sgd'",
+            "optimizer.name must be one of dion, dion2, dion3, muon, normuon, torch-muon, adamw, lion but is 'sgd'",
         ),
         ("optimizer: {options: 3}", "optimizer.options must be a mapping but is 3"),
         ("steps: [", "is not YAML"),
@@ -79,7 +79,36 @@ def test_yaml_errors(tmp_path: Path, text: str, message: str) -> None:
         (lambda: OptimizerConfig(rank_fraction=1.5), "optimizer.rank_fraction must be in (0, 1] but is 1.5"),
         (lambda: OptimizerConfig(momentum=1.0), "optimizer.momentum must be in [0, 1) but is 1.0"),
         (lambda: CompareConfig(momentum=-0.1), "momentum must be in [0, 1) but is -0.1"),
-        (lambda: OptimizerConfig(name="adamw", rank_fraction=0.5), "only dion has a rank"),
+        (
+            lambda: OptimizerConfig(name="adamw", rank_fraction=0.5),
+            "optimizer.rank_fraction is 0.5, but only dion has a rank and optimizer.name is adamw",
+        ),
+        (lambda: OptimizerConfig(name="dion2", rank_fraction=0.5), "only dion has a rank and optimizer.name is dion2"),
+        (
+            lambda: OptimizerConfig(fraction=0.5),
+            "optimizer.fraction is 0.5, but only dion2 and dion3 update a share of the rows and optimizer.name is dion",
+        ),
+        (lambda: OptimizerConfig(name="muon", fraction=0.5), "only dion2 and dion3 update a share of the rows"),
+        (lambda: OptimizerConfig(name="dion2", fraction=0.0), "optimizer.fraction must be in (0, 1] but is 0.0"),
+        (lambda: OptimizerConfig(name="dion3", fraction=1.5), "optimizer.fraction must be in (0, 1] but is 1.5"),
+        (
+            lambda: OptimizerConfig(name="dion2", options={"fraction": 0.5}),
+            "optimizer.options must not contain fraction: it is set by optimizer.fraction",
+        ),
+        (
+            lambda: OptimizerConfig(name="normuon", compressed_sync=True),
+            "only dion, dion2 and dion3 have it and optimizer.name is normuon",
+        ),
+        (
+            lambda: OptimizerConfig(name="dion2", compressed_sync=True),
+            "dion2 needs all gradients to choose its rows unless optimizer.options has selection=random, "
+            "and selection is global",
+        ),
+        (
+            lambda: OptimizerConfig(name="dion3", compressed_sync=True, options={"selection": "local"}),
+            "dion3 needs all gradients to choose its rows unless optimizer.options has selection=random, "
+            "and selection is local",
+        ),
         (lambda: OptimizerConfig(options={"lr": 1.0}), "it is set by optimizer.lr"),
         (lambda: ScheduleConfig(warmup=1.5), "schedule.warmup must be in [0, 1] but is 1.5"),
         (lambda: ScheduleConfig(decay="constant", final=0.1), "schedule.decay constant does not decay"),

@@ -129,7 +129,8 @@ class Owners:
         held = dict(zip(self.mine, wholes, strict=True))
         for place, (dim, k) in reversed(list(enumerate(self._stages))):
             line, dealt = self._stage(dim, k, before[place])
-            split = [torch.split(part, self._sizes(j, dim, k), dim) for j, part in held.items()]
+            mine = dealt[line.index]  # in the order in which the others expect their parts; `held` may have another
+            split = [torch.split(held[j], self._sizes(j, dim, k), dim) for j in mine]
             incoming = [[self._shape_at(j, place) for j in js] for js in dealt]
             pieces = yield from line.exchange([[each[i] for each in split] for i in range(line.size)], incoming, like)
             held = {j: piece for js, own in zip(dealt, pieces, strict=True) for j, piece in zip(js, own, strict=True)}

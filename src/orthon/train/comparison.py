@@ -3,9 +3,9 @@
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from orthon.train.config import CompareConfig, OptimizerConfig, OptimizerName, RunConfig, TrainConfig
+from orthon.train.config import FRACTIONS, CompareConfig, OptimizerConfig, OptimizerName, RunConfig, TrainConfig
 from orthon.train.errors import UserError
 from orthon.train.optimizers import full_lr, settle
 
@@ -24,7 +24,7 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
     """All runs of a comparison: they share everything but the rule for the hidden matrices and its lr.
 
     Raises:
-        UserError: An optimizer is unknown, or has no rank but is given one.
+        UserError: An optimizer is unknown, or is given a fraction but takes none.
     """
     shared = {entry.name: getattr(config, entry.name) for entry in fields(RunConfig)}
     planned = []
@@ -39,24 +39,26 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
 
 
 def parse_optimizer(label: str, config: CompareConfig) -> OptimizerConfig:
-    """`name` or `name:rank`, where the rank is a fraction (1/16) or a number (0.0625).
+    """`name` or `name:fraction`, of the rank or of the rows, written as 1/16 or 0.0625.
 
     Raises:
         UserError: It is neither.
     """
-    name, colon, rank = label.partition(":")
+    name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):
         raise UserError(f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {label!r}")
-    rank_fraction = None
+    setting: dict[str, Any] = {}
     if colon:
+        if name not in FRACTIONS:
+            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {label!r}")
         try:
-            rank_fraction = float(Fraction(rank))
+            setting[FRACTIONS[name]] = float(Fraction(fraction))
         except (ValueError, ZeroDivisionError) as error:
-            raise UserError(f"optimizers takes a rank such as dion:1/16 but has {label!r}") from error
+            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {label!r}") from error
     return OptimizerConfig(
         name=name,  # type: ignore[arg-type]  # checked above
-        rank_fraction=rank_fraction,
         scalar_lr=config.scalar_lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        **setting,
     )

@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from orthon.train.errors import UserError
 from orthon.train.key_values import KeyValues
 from orthon.train.model_sizes import SIZES, Shape, SizeName
 
 SourceName = Literal["stdlib", "text", "hf", "shards"]
-OptimizerName = Literal["dion", "torch-muon", "adamw", "lion"]
+OptimizerName = Literal["dion", "dion2", "dion3", "muon", "normuon", "torch-muon", "adamw", "lion"]
 DecayName = Literal["linear", "cosine", "constant"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "float32", "bf16"]
@@ -19,6 +19,9 @@ PrecisionName = Literal["auto", "float32", "bf16"]
 # usual in runs of thousands of steps cost Dion and Muon 0.15 to 0.2 nats there, and 0.9 cost AdamW 0.07.
 SCALAR_LR = 0.003
 MOMENTUM = 0.8
+
+# By optimizer: the setting of how much of a matrix one update covers.
+FRACTIONS: dict[OptimizerName, str] = {"dion": "rank_fraction", "dion2": "fraction", "dion3": "fraction"}
 
 BIG_HIDDEN_SIZE = 2048  # that of the 1B model: from here on activations do not fit beside the weights
 
@@ -115,7 +118,7 @@ class OptimizerConfig:
     """The rule for the hidden matrices; AdamW is its companion for embeddings, output head and norms."""
 
     name: OptimizerName = "dion"
-    """'torch-muon' is torch.optim.Muon."""
+    """'muon' is Orthon's own, 'torch-muon' is torch.optim.Muon."""
     lr: float | None = None
     """Learning rate of the hidden matrices; if not given, one tuned for the 1M model."""
     scalar_lr: float = SCALAR_LR
@@ -123,31 +126,27 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay, times the learning rate; embeddings, norms and biases have none."""
     momentum: float = MOMENTUM
-    """Of 'dion' and 'torch-muon', and the first beta of AdamW and Lion; long runs want more."""
+    """Of the rules for matrices, and the first beta of AdamW and Lion; long runs want more."""
     rank_fraction: float | None = None
     """'dion': rank of the update over the shorter side of the matrix; if not given, 1/4."""
+    fraction: float | None = None
+    """'dion2' and 'dion3': share of the rows, or columns if these are fewer, in one update; if not given, 1/4."""
     compressed_sync: bool = False
-    """'dion': leave gradients apart over mesh.dp_replicate; the optimizer averages low-rank factors instead."""
+    """Leave gradients apart over mesh.dp_replicate: 'dion' averages factors, 'dion2' and 'dion3' random rows."""
     options: KeyValues = field(default_factory=dict)
-    """More arguments of the optimizer's constructor, such as right_factor=orthonormalize."""
+    """More arguments of the optimizer's constructor, such as right_factor=orthonormalize or polar_steps=8."""
 
     def __post_init__(self) -> None:
-        _one_of("optimizer.name", self.name, ("dion", "torch-muon", "adamw", "lion"))
+        _one_of("optimizer.name", self.name, get_args(OptimizerName))
         _positive("optimizer.lr", self.lr)
         _positive("optimizer.scalar_lr", self.scalar_lr)
         _at_least("optimizer.weight_decay", self.weight_decay, 0)
-        if self.rank_fraction is not None:
-            if self.name != "dion":
-                raise UserError(
-                    f"optimizer.rank_fraction is {self.rank_fraction}, but only dion has a rank "
-                    f"and optimizer.name is {self.name}"
-                )
-            if not 0 < self.rank_fraction <= 1:
-                raise UserError(f"optimizer.rank_fraction must be in (0, 1] but is {self.rank_fraction}")
-        if self.compressed_sync and self.name != "dion":
-            raise UserError(f"optimizer.compressed_sync is set, but only dion has it and optimizer.name is {self.name}")
+        self._check_fraction("rank_fraction", "only dion has a rank")
+        self._check_fraction("fraction", "only dion2 and dion3 update a share of the rows")
+        if self.compressed_sync:
+            self._check_compression()
         _momentum("optimizer.momentum", self.momentum)
-        for key in ("lr", "scalar_lr", "weight_decay", "momentum", "rank_fraction"):
+        for key in ("lr", "scalar_lr", "weight_decay", "momentum", "rank_fraction", "fraction"):
             if key in self.options:
                 raise UserError(f"optimizer.options must not contain {key}: it is set by optimizer.{key}")
         if "seed" in self.options:
@@ -155,6 +154,30 @@ class OptimizerConfig:
         for key in ("replicas", "sync_gradients"):
             if key in self.options:
                 raise UserError(f"optimizer.options must not contain {key}: mesh and optimizer.compressed_sync set it")
+
+    def _check_fraction(self, setting: str, reason: str) -> None:
+        value = getattr(self, setting)
+        if value is None:
+            return
+        if FRACTIONS.get(self.name) != setting:
+            raise UserError(f"optimizer.{setting} is {value}, but {reason} and optimizer.name is {self.name}")
+        if not 0 < value <= 1:
+            raise UserError(f"optimizer.{setting} must be in (0, 1] but is {value}")
+
+    def _check_compression(self) -> None:
+        if self.name not in FRACTIONS:
+            raise UserError(
+                "optimizer.compressed_sync is set, but only dion, dion2 and dion3 have it "
+                f"and optimizer.name is {self.name}"
+            )
+        if self.name == "dion":
+            return
+        selection = self.options.get("selection", "global")
+        if selection != "random":
+            raise UserError(
+                f"optimizer.compressed_sync is set, but {self.name} needs all gradients to choose its rows unless "
+                f"optimizer.options has selection=random, and selection is {selection}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +318,7 @@ class CompareConfig(RunConfig):
     """Several runs that differ in their optimizer alone."""
 
     optimizers: tuple[str, ...] = ("dion", "torch-muon", "adamw")
-    """Names as in `orthon train`; 'dion:1/16' sets the rank."""
+    """Names as in `orthon train`; 'dion:1/16' sets optimizer.rank_fraction, 'dion2:1/2' optimizer.fraction."""
     sweep: tuple[float, ...] = (1.0,)
     """Factors on each optimizer's default learning rate; the best run of each counts."""
     scalar_lr: float = SCALAR_LR
@@ -303,7 +326,7 @@ class CompareConfig(RunConfig):
     weight_decay: float = 0.01
     """Decoupled weight decay, times the learning rate, the same for all."""
     momentum: float = MOMENTUM
-    """Of 'dion' and 'torch-muon', and the first beta of AdamW and Lion, the same for all."""
+    """Of the rules for matrices, and the first beta of AdamW and Lion, the same for all."""
     target: float | None = None
     """Validation loss for 'steps to', in nats per token; if not given, AdamW's last, else the worst last."""
 

@@ -9,13 +9,24 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 import orthon
-from orthon.train.config import OptimizerConfig, OptimizerName
+from orthon.algorithms import RULES
+from orthon.train.config import FRACTIONS, OptimizerConfig, OptimizerName
 from orthon.train.errors import UserError
 from orthon.train.full_state import divide_optimizer_state
 from orthon.train.ranks import REPLICATE, SHARD, TENSOR, Ranks
 
 # Of the hidden matrices; tuned for the default run, by factors of 2.
-DEFAULT_LR: dict[OptimizerName, float] = {"dion": 0.04, "torch-muon": 0.04, "adamw": 0.003, "lion": 0.001}
+DEFAULT_LR: dict[OptimizerName, float] = {
+    "dion": 0.04,
+    "dion2": 0.08,
+    "dion3": 0.08,
+    "muon": 0.04,
+    "normuon": 0.04,
+    "torch-muon": 0.04,
+    "adamw": 0.003,
+    "lion": 0.001,
+}
+DEFAULT_FRACTION = 0.25  # of a matrix in one update, where only a part of it is
 SECOND_BETA = 0.95  # of AdamW and Lion
 EPS = 1e-8
 
@@ -98,8 +109,11 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks
 
 def settle(config: OptimizerConfig) -> OptimizerConfig:
     """The same settings with every default filled in that depends on the optimizer."""
-    fraction = 0.25 if config.name == "dion" and config.rank_fraction is None else config.rank_fraction
-    return replace(config, lr=full_lr(config), rank_fraction=fraction)
+    filled: dict[str, Any] = {"lr": full_lr(config)}
+    setting = FRACTIONS.get(config.name)
+    if setting is not None and getattr(config, setting) is None:
+        filled[setting] = DEFAULT_FRACTION
+    return replace(config, **filled)
 
 
 def full_lr(config: OptimizerConfig) -> float:
@@ -107,19 +121,18 @@ def full_lr(config: OptimizerConfig) -> float:
     return DEFAULT_LR[config.name] if config.lr is None else config.lr
 
 
-def _dion(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:
-    options: dict[str, Any] = _adam_options(config) | {
-        "seed": seed,
-        "momentum": config.momentum,
-        "rank_fraction": config.rank_fraction,
-    }
+def _orthon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:
+    options: dict[str, Any] = _adam_options(config) | {"seed": seed, "momentum": config.momentum}
+    if config.name in FRACTIONS:
+        setting = FRACTIONS[config.name]
+        options[setting] = getattr(config, setting)
     replicas = None
-    # Where weights are divided as well, they tell themselves that they are replicated, unless it is left to Dion.
+    # Where weights are divided as well, they tell themselves that they are replicated, unless the optimizer averages.
     plain = ranks.size(SHARD) == ranks.size(TENSOR) == 1
     if ranks.mesh is not None and ranks.size(REPLICATE) > 1 and (plain or config.compressed_sync):
         replicas = ranks.mesh[REPLICATE].get_group()
         options |= {"replicas": replicas, "sync_gradients": config.compressed_sync}
-    optimizer = orthon.Dion.for_model(model, **_rates(config), **options | config.options)
+    optimizer = _CLASSES[config.name].for_model(model, **_rates(config), **options | config.options)
     return _collect(optimizer, unsynchronized=replicas if config.compressed_sync else None)
 
 
@@ -136,10 +149,10 @@ def _adamw(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -
 
 
 def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:  # noqa: ARG001
-    # The groups of Dion, so that both update the same matrices and have the same companion.
-    groups = orthon.param_groups(model, "dion", "adamw", **_rates(config))
-    matrices = [group for group in groups if group["algorithm"] == "dion"]
-    others = [group for group in groups if group["algorithm"] != "dion"]
+    # The groups of Orthon's own, so that all update the same matrices and have the same companion.
+    groups = orthon.param_groups(model, "muon", "adamw", **_rates(config))
+    matrices = [group for group in groups if group["algorithm"] == "muon"]
+    others = [group for group in groups if group["algorithm"] != "muon"]
     options: dict[str, Any] = {"momentum": config.momentum} | config.options
     return _collect(
         torch.optim.Muon(matrices, **options),
@@ -147,7 +160,15 @@ def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ran
     )
 
 
-_BUILDERS = {"dion": _dion, "torch-muon": _torch_muon, "adamw": _adamw, "lion": _lion}
+_CLASSES: dict[OptimizerName, Any] = {
+    "dion": orthon.Dion,
+    "dion2": orthon.Dion2,
+    "dion3": orthon.Dion3,
+    "muon": orthon.Muon,
+    "normuon": orthon.NorMuon,
+}
+
+_BUILDERS = {**dict.fromkeys(_CLASSES, _orthon), "torch-muon": _torch_muon, "adamw": _adamw, "lion": _lion}
 
 
 def _adam_options(config: OptimizerConfig) -> dict[str, Any]:
@@ -167,5 +188,6 @@ def _collect(*optimizers: torch.optim.Optimizer, unsynchronized: ProcessGroup | 
     others: list[Tensor] = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            (matrices if group["algorithm"] == "dion" else others).extend(group["params"])
+            is_orthonormal = RULES[group["algorithm"]].for_matrices
+            (matrices if is_orthonormal else others).extend(group["params"])
     return Optimizers(each=optimizers, matrices=tuple(matrices), others=tuple(others), unsynchronized=unsynchronized)

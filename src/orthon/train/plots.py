@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from orthon.train.metrics import Record
 
-COLORS = ("#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#7b4b94", "#555555")
+COLORS = ("#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#7b4b94", "#555555", "#d985b8", "#2bb3c0")
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
