@@ -324,7 +324,7 @@ MEMORY = [
 ]
 
 
-@pytest.mark.parametrize("shape", [(128, 384), (384, 128), (256, 256)])
+@pytest.mark.parametrize("shape", [(256, 768), (768, 256), (512, 512)])
 @pytest.mark.parametrize(("make", "options", "dtype", "batches"), MEMORY)
 def test_extra_memory_of_polar_factors(
     make: Any,

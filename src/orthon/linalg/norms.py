@@ -15,6 +15,6 @@ def l1_norms(M: Tensor) -> Tensor:
     by_rows = M.stride(-1) == 1 or M.stride(-2) != 1
     norms = torch.zeros(M.shape[:2], dtype=torch.float64)
     for matrix, norm in zip((M if by_rows else M.mT).unbind(), norms.unbind(), strict=True):
-        sums = [part.double().abs_().sum(-1 if by_rows else 0) for (part,) in in_cache(matrix)]
+        sums = [part.to(torch.float64, copy=True).abs_().sum(-1 if by_rows else 0) for (part,) in in_cache(matrix)]
         norm.copy_(torch.cat(sums) if by_rows else torch.stack(sums).sum(0))
     return norms
