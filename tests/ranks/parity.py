@@ -66,6 +66,7 @@ VIEWS: dict[str, tuple[tuple[int, ...], MatrixView]] = {
     "query, key, value": ((16, 12), MatrixView(blocks=(8, 4, 4))),
     "tall blocks": ((20, 5), MatrixView(blocks=(12, 8))),
     "blocks of both sides": ((15, 6), MatrixView(blocks=(12, 3))),
+    "short blocks of unequal size": ((11, 6), MatrixView(blocks=(2, 5, 4))),
     "heads": ((16, 12), MatrixView(blocks=4)),
     "three heads": ((12, 10), MatrixView(blocks=3)),
     "tall heads": ((18, 4), MatrixView(blocks=3)),
@@ -177,8 +178,6 @@ def view_cases(world: int) -> list[Case]:
         for j, view in enumerate(VIEWS):
             for k in range(2):
                 rule = rules[(i + 3 * j + 5 * k) % len(rules)]
-                if VIEWS[view][1].blocks != 1 and "long" in rule:
-                    rule = "defaults"
                 gradients = _gradients(rule, layout, i + j + k, views=True)
                 result.append(Case(layout, Problem(view, gradients, rule, torch.float64, world)))
     return result

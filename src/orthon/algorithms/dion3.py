@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms import dion2
-from orthon.algorithms.dion2 import Selection
 from orthon.algorithms.row_moments import ROW_OPTIONS, row_gains, row_moments
+from orthon.algorithms.selected_rows import Selection
 from orthon.batch import Batch
 from orthon.linalg import factor_dtype
 from orthon.options import Group

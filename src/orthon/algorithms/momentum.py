@@ -33,3 +33,28 @@ def updated_momentum(batch: Batch, group: Group, dtype: torch.dtype) -> Tensor:
             if M is not kept:  # float16, whose range a sum may leave
                 kept.copy_(M.clamp_(limits.min, limits.max))
     return result
+
+
+def added_gradients(batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
+    """Add the gradients to the momentum, M ← M + G, and return M with the ℓ1 norms of this rank's part of its rows.
+
+    Args:
+        batch: with a state "momentum".
+        group: with the option "maximize".
+
+    Returns:
+        (b, m, n), and (b, m) in float64.
+    """
+    stored = batch.stacked("momentum")
+    limits = torch.finfo(stored.dtype)
+    turned, sign = batch.reads_transposed, -1 if group["maximize"] else 1
+    sums = []
+    for kept, grad in zip(stored.unbind(), batch.grads, strict=True):
+        parts = []
+        for M, G in in_cache(kept, grad.mT if turned else grad):
+            M.add_(G, alpha=sign)
+            if M.dtype == torch.float16:  # whose range a sum may leave
+                M.clamp_(limits.min, limits.max)
+            parts.append(M.to(torch.float64, copy=True).abs_().sum(0 if turned else 1))
+        sums.append(torch.stack(parts).sum(0) if turned else torch.cat(parts))
+    return stored.mT if turned else stored, torch.stack(sums)

@@ -1,7 +1,6 @@
 """Linear algebra on batches of matrices whose rows may be spread over ranks."""
 
 from orthon.linalg.in_cache import in_cache
-from orthon.linalg.norms import l1_norms
 from orthon.linalg.orthonormalize import Columns, orthonormalize, unit_columns
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.precision import compute_dtype, factor_dtype
@@ -12,7 +11,6 @@ __all__ = [
     "compute_dtype",
     "factor_dtype",
     "in_cache",
-    "l1_norms",
     "orthonormalize",
     "polar",
     "polar_dtype",

@@ -1,0 +1,130 @@
+"""Some rows of the matrices of a batch: which are chosen, their polar factors, and their updates."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from orthon.algorithms.polar_factor import polar_by_owners
+from orthon.batch import Batch
+from orthon.linalg import in_cache, polar, random_normal
+from orthon.options import Group
+from orthon.sharding import Extent, Layout, Owners, Step
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of the matrices of a batch are updated.
+
+    Attributes:
+        rows: for each matrix their indices among this rank's rows of it, ascending.
+        count: how many rows of each matrix are selected on all ranks together.
+        layout: of the selected rows as matrices of their own, or of the whole ones where `everywhere` is given.
+        everywhere: for each matrix the selected rows of all ranks, as indices of its rows, where other ranks have other
+            rows; for "local" any that are as many in each rank's part.
+    """
+
+    rows: Sequence[Tensor]
+    count: int
+    layout: Layout
+    everywhere: list[list[int]] | None = None
+
+
+def selected(norms: Tensor, batch: Batch, group: Group) -> Step[Selection]:
+    """Return which rows to update, the same on every layout unless the selection is "local".
+
+    Args:
+        norms: of this rank's part of each row, in float64, (b, m). They are compared in float32, and of equal ones the
+            first are taken: the order of summation does not change the choice.
+        batch: as the rule reads it.
+        group: with the options "selection" and "fraction".
+    """
+    layout, b = batch.seen_layout, len(norms)
+    m = layout.shape[0]
+    start, stop = layout.part(0)
+    local = group["selection"] == "local"
+    k = math.ceil(group["fraction"] * (stop - start if local else m))
+    if group["selection"] == "random":
+        number = batch.state[0]["step"].reshape(1).long()
+        keys = [f"{group['seed']}/{name}/rows" for name in batch.names]
+        everyone = torch.arange(m, device=number.device)  # an accelerator, where it tells which steps are left out
+        values = [random_normal(key, everyone, number, dtype=torch.float32).view(-1) for key in keys]
+        chosen = torch.stack(values).sort(dim=-1, descending=True, stable=True).indices[:, :k].to(norms.device)
+    else:
+        norms = yield from layout.grid.along(layout.cuts[1]).sum(norms)
+        if not local:
+            sizes = [last - first for first, last in layout.parts(0, layout.cuts[0])]
+            norms = (yield from layout.grid.along(layout.cuts[0]).gather(norms.unsqueeze(-1), sizes)).squeeze(-1)
+        chosen = norms.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    chosen = chosen.sort(dim=-1).values  # (b, k)
+
+    if not layout.cuts[0]:
+        selected = replace(layout, extents=(Extent(k), layout.extents[1]), _sides={})
+        return Selection(chosen.unbind(), k, selected)
+    if local:
+        parts = layout.parts(0, layout.cuts[0])
+        counts = [(first, math.ceil(group["fraction"] * (last - first))) for first, last in parts]
+        as_many = sorted(row for first, count in counts for row in range(first, first + count))
+        return Selection(chosen.unbind(), len(as_many), layout, [as_many] * b)
+    # Waits for an accelerator: the lengths of what is sent depend on it. On "meta" it tells what any rows cost.
+    everywhere = [[i * m // k for i in range(k)]] * b if norms.is_meta else chosen.tolist()
+    mine = [[row - start for row in rows if start <= row < stop] for rows in everywhere]
+    return Selection(
+        [torch.tensor(rows, dtype=torch.long, device=norms.device) for rows in mine], k, layout, everywhere
+    )
+
+
+def polar_of_rows(U: list[Tensor], S: Selection, batch: Batch, group: Group) -> Step[list[Tensor]]:
+    """Return this rank's part of the polar factors of the selected rows, as `take` returns them in U."""
+    if S.layout.everyone.size == 1:
+        turned = batch.reads_transposed  # what lies in memory by columns is quicker to read so
+        stacked = torch.stack([part.mT for part in U] if turned else U)
+        U.clear()
+        found = polar(stacked, method=group["polar"], steps=group["polar_steps"], dtype=stacked.dtype)
+        return list((found.mT if turned else found).unbind())
+    assert batch.owners is not None
+    owners = Owners(S.layout, batch.owners, unsynced=batch.unsynced, rows=S.everywhere)
+    return (yield from polar_by_owners(U, owners, U[0], group))
+
+
+def take(X: Tensor, rows: Tensor, dtype: torch.dtype, keep: float | Tensor) -> Tensor:
+    """Return some rows of X (m, n) in a dtype, and multiply them by `keep` in X."""
+    if X.is_contiguous():
+        part = X.index_select(0, rows)
+        taken = part.to(dtype, copy=True)
+        X.index_copy_(0, rows, part.mul_(keep))
+        return taken
+    taken = X.new_empty(X.shape[1], len(rows), dtype=dtype)
+    for x, into in in_cache(X.mT, taken):
+        part = x.index_select(1, rows)
+        into.copy_(part)
+        x.index_copy_(1, rows, part.mul_(keep))
+    return taken.mT
+
+
+def decay_and_subtract(
+    batch: Batch, S: Selection, O: Sequence[Tensor], *, rate: float | Tensor, by: float | Tensor, cautious: bool
+) -> None:
+    """Decay the weights and subtract a multiple of O from the selected rows.
+
+    Args:
+        batch: of the weights X (m, n).
+        S: the selection.
+        O: for each weight, (selected, n).
+        rate: lr·weight_decay.
+        by: factor of O.
+        cautious: see `Batch.decay`.
+    """
+    if cautious:
+        pairs = zip(batch.weights, S.rows, O, strict=True)
+        whole = [torch.zeros_like(X).index_copy_(0, rows, part.to(X.dtype)) for X, rows, part in pairs]
+        batch.decay(rate, cautious=whole)
+        rate = 0.0
+    for X, rows, part in zip(batch.weights, S.rows, O, strict=True):
+        if X.is_contiguous():
+            X.mul_(1 - rate).index_add_(0, rows, part.to(X.dtype).mul(-by))
+            continue
+        for x, o in in_cache(X.mT, part.mT):
+            x.mul_(1 - rate).index_add_(1, rows, o.to(x.dtype).mul(-by))
