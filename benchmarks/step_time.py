@@ -13,8 +13,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim._muon import _zeropower_via_newtonschulz
 
-from orthon import Dion
+from orthon import Dion, Dion2, Dion3, Muon, NorMuon
+from orthon.linalg import polar
 
 # The matrices of GPT-2 small: 12 layers, d = 768, as (fan_out, fan_in).
 GPT2_SMALL = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12
@@ -25,6 +27,10 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "Dion rank 1": lambda params: Dion(params, lr=0.01, rank_fraction=1.0),
     "Dion rank 1/4": lambda params: Dion(params, lr=0.01, rank_fraction=1 / 4),
     "Dion rank 1/16": lambda params: Dion(params, lr=0.01, rank_fraction=1 / 16),
+    "Muon": lambda params: Muon(params, lr=0.01),
+    "NorMuon": lambda params: NorMuon(params, lr=0.01),
+    "Dion2 1/4": lambda params: Dion2(params, lr=0.01, fraction=1 / 4),
+    "Dion3 1/4": lambda params: Dion3(params, lr=0.01, fraction=1 / 4),
     "torch.optim.AdamW fused": lambda params: torch.optim.AdamW(params, lr=0.001, fused=True),
     REFERENCE: lambda params: torch.optim.Muon(params, lr=0.01),
 }
@@ -70,6 +76,18 @@ def report(title: str, shapes: list[tuple[int, int]], rounds: int) -> None:
         )
 
 
+def report_polar_factors(shapes: list[tuple[int, int]]) -> None:
+    """Print how far the singular values of polar factors are from 1: root mean square, on Gaussian matrices."""
+    print("\nSingular values of polar factors in 5 steps, root mean square distance from 1")
+    print(f"{'matrix':>12}{'Muon':>9}{'torch.optim.Muon':>18}")
+    for m, n in shapes:
+        G = torch.randn(m, n)
+        ours = polar(G).float()
+        torchs = _zeropower_via_newtonschulz(G, (3.4445, -4.775, 2.0315), 5, 1e-7).float()
+        errors = [(torch.linalg.svdvals(O) - 1).square().mean().sqrt().item() for O in (ours, torchs)]
+        print(f"{f'{m}×{n}':>12}{errors[0]:9.3f}{errors[1]:18.3f}")
+
+
 def main() -> None:
     """Run both cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,6 +99,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {arguments.threads} threads, float32")
     report("GPT-2 small", GPT2_SMALL, arguments.rounds)
     report("72 × 32×32", TINY, 20 * arguments.rounds)
+    report_polar_factors(GPT2_SMALL[:4])
 
 
 if __name__ == "__main__":
