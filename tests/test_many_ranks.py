@@ -80,6 +80,30 @@ def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, sh
     assert all(8 <= len(batch.messages) <= 12 for batch in explanation.batches if batch.rule == "dion")
 
 
+@pytest.mark.parametrize("shape", [(512, 1), (64, 8)], ids=str)
+@pytest.mark.parametrize("name", ["Muon", "NorMuon", "Dion2", "Dion3"])
+def test_plans_of_rules_for_whole_matrices(many_ranks: None, name: str, shape: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        model = Model()
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
+    for layer in model.layers:
+        if shape[1] > 1:
+            parallelize_module(layer, mesh["tp"], PLAN)
+        fully_shard(layer, mesh=mesh["dp"])
+    fully_shard(model, mesh=mesh["dp"])
+    start = time.perf_counter()
+    explanation = orthon.explain(getattr(orthon, name).for_model(model))
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.1f} s")
+    assert seconds < 30
+    batches = [batch for batch in explanation.batches if batch.rule == name.lower()]
+    assert {batch.polar_route for batch in batches} == {"owners"}
+    exchanges = [message for batch in batches for message in batch.messages if message.kind == "exchange"]
+    # There and back along one axis or two, and what is sent: this rank's parts, and at most one whole matrix a batch.
+    assert len(exchanges) == len(batches) * (4 if shape[1] > 1 else 2)
+    assert "by" in str(explanation)
+
+
 def test_the_whole_step_runs_on_512_ranks(many_ranks: None) -> None:
     """The fake group's sums are those of one rank, so that there is nothing to compare with."""
     model = nn.Sequential(nn.Linear(1024, 640, bias=False), nn.Linear(640, 1024, bias=False))
