@@ -159,10 +159,10 @@ class Layout:
         sharing = copies if share else ()
         spreading = () if dim == self.unspread else self.cuts[1 - dim]
         start, stop = self.part(dim)
-        # Of a block among others, a rank holds as large a share as of all of them.
+        # Of a block among others, a rank holds as large a share as of all of them, but not less than one index.
         other = self.extents[1 - dim]
         whole = replace(self, extents=(replace(other, window=None),))
-        opposite = whole.largest[0] * other.length / whole.shape[0]
+        opposite = max(1.0, whole.largest[0] * other.length / whole.shape[0])
         return Side(
             size=stop - start,
             copies=self.grid.along(sharing),
