@@ -65,15 +65,16 @@ class Batch:
         loading a state, or when other parameters than before have gradients.
         """
         parts = [local(state[key]) for state in self.state]
-        first = parts[0]
-        size, start, memory = first.numel(), first.storage_offset(), first.untyped_storage().data_ptr()
-        if all(
-            part.storage_offset() == start + i * size
-            and part.is_contiguous()
+        first, stride = parts[0], parts[0].stride()
+        start, memory = first.storage_offset(), first.untyped_storage().data_ptr()
+        step = parts[1].storage_offset() - start if len(parts) > 1 else first.numel()
+        if step > 0 and all(
+            part.storage_offset() == start + i * step
+            and part.stride() == stride
             and part.untyped_storage().data_ptr() == memory
             for i, part in enumerate(parts)
         ):
-            return torch.as_strided(first, (len(parts), *first.shape), (size, *first.stride()))
+            return torch.as_strided(first, (len(parts), *first.shape), (step, *stride))
         whole = torch.stack(parts)
         for state, part in zip(self.state, whole.unbind(), strict=True):
             state[key] = relocated(state[key], part)
@@ -123,7 +124,7 @@ class Batch:
             torch._foreach_mul_(self.weights, 1 - rate)
             return
         for X, direction in zip(self.weights, cautious, strict=True):
-            X.sub_(torch.where(direction * X >= 0, X, 0).mul_(rate))
+            X.sub_(torch.where(direction.sign() * X >= 0, X, 0).mul_(rate))
 
     def subtract(self, updates: Sequence[Tensor], by: float | Tensor) -> None:
         """Subtract a multiple of an update (m, n) from each weight."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from orthon.algorithms import RULES, Rule
 from orthon.names import parameter_names
 from orthon.sharding import Layout, Layouts, Matrices, Stack, local, takes_part
-from orthon.state import Entry, new_matrix_state, new_plain_state
+from orthon.state import Entries, Entry, new_matrix_state, new_plain_state
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,27 @@ class Member:
     @property
     def own_state(self) -> list[str]:
         """The keys of the state that differs then."""
+        first, *_ = self.entries.values()
+        return [key for key, entry in first.items() if isinstance(entry, Entry) and entry.own]
+
+    @cached_property
+    def entries(self) -> dict[Stack, Entries]:
+        """What the rule keeps of each stack of matrices."""
         assert self.matrices is not None
-        entries = self.rule.entries(self.matrices.stacks[0].layout.shape, self.group)
-        return [key for key, entry in entries.items() if isinstance(entry, Entry) and entry.own]
+        return {stack: self.rule.entries(stack.layout.shape, self.group) for stack in self.matrices.stacks}
 
     def new_state(self) -> dict[str, Tensor]:
         """Return its state before the first step."""
         if self.matrices is None:
             return new_plain_state(self.rule.entries(self.layout.shape, self.group), self.param, self.layout)
-        entries = {s: self.rule.entries(s.layout.shape, self.group) for s in self.matrices.stacks}
-        return new_matrix_state(entries, self.name, self.group.get("seed", 0), self.param, self.matrices)
+        return new_matrix_state(self.entries, self.name, self.group.get("seed", 0), self.param, self.matrices)
 
     def facts(self) -> dict[str, str]:
         """Return what all ranks that update the parameter must agree on."""
         options = {key: _plain(self.group[key]) for key in sorted(self.rule.options)}
+        if self.rule.polar_dtype is not None:  # which depends on the processor
+            storage = self.group["state_dtype"] or self.param.dtype
+            options["dtype of polar factors"] = str(self.rule.polar_dtype(storage, self.layout, self.group))
         return {
             "shape": str(tuple(self.param.shape)),
             "dtype": str(self.param.dtype),
@@ -94,6 +102,9 @@ def members(
             try:
                 layout = layouts(param)
                 matrices = layouts.matrices(layout, group["view"]) if rule.for_matrices else None
+                if matrices is not None and rule.check_layout is not None:
+                    for stack in matrices.stacks:
+                        rule.check_layout(stack.layout, group)
             except (ValueError, NotImplementedError) as error:
                 raise type(error)(f"{where}: {error}") from error
             grad = _local_gradient(param, where)

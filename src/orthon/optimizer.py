@@ -18,7 +18,7 @@ from orthon.names import parameter_names
 from orthon.options import choice, flag
 from orthon.replicas import replica_group
 from orthon.sharding import Layouts, Step, check_placements, local, on_meta, placed_like, run, takes_part
-from orthon.updates import batches, update
+from orthon.updates import batches, by_ranks, update
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -79,9 +79,12 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
         self._named: dict[str, Tensor] = {}  # at the last step
         self._unconsolidated = False
+        rules = [_rule(algorithm, owner), *RULES.values()]
         for name, value in options.items():
-            known = (rule.options[name] for rule in (RULES[algorithm], *RULES.values()) if name in rule.options)
-            next(known).check(name, value, type(self).__name__)
+            known = [rule.options[name] for rule in rules if name in rule.options]
+            if not known:
+                raise ValueError(f"{owner}: unknown option {name!r}; no algorithm has it")
+            known[0].check(name, value, owner)
         if isinstance(params, Tensor):
             raise TypeError(f"{type(self).__name__}: params should be an iterable of tensors, but is one tensor")
         super().__init__(cast(Any, params), {"algorithm": algorithm, **options})
@@ -164,12 +167,14 @@ class MixedOptimizer(torch.optim.Optimizer):
             gates = self._gates(everything, agreement)
         if is_new:
             agreement.check_copies(everything)
-        # The first time, one after the other: process groups are made, which nothing else in flight may disturb.
-        kinds = {(id(member.layout), id(member.group)) for member in everything if member.grad is not None}
-        at_once = _AT_ONCE if kinds <= self._updated else 1
         self._prepare_state(everything, gates)
-        run((update(work, self.state, gates) for work in batches(everything)), at_once=at_once)
-        self._updated |= kinds
+        # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
+        for together in by_ranks(batches(everything)):
+            # The first time, one by one: process groups are made, which nothing else in flight may disturb.
+            kinds = {work.kind for work in together}
+            at_once = _AT_ONCE if kinds <= self._updated else 1
+            run((update(work, self.state, gates) for work in together), at_once=at_once)
+            self._updated |= kinds
         self._named = {member.name: member.param for member in everything}
         self._unconsolidated |= any(member.differs for member in everything)
         return loss
@@ -263,6 +268,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             if not state:
                 state.update(member.new_state())
             if member.rule.counts(member.group):
+                state.setdefault("step", torch.zeros(()))  # where the group did not ask for it before
                 gate = gates.get(member.grad.device)
                 state["step"] = state["step"] + 1 if gate is None else state["step"].to(gate.device) + gate
 

@@ -1,5 +1,6 @@
 """The options of param groups: defaults, what is allowed, and errors that say so."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,11 @@ class Option:
             raise TypeError(message)
         if not self.in_range(value):
             raise ValueError(message)
+
+
+def portion(fraction: float, count: int) -> int:
+    """Return how many of `count` a fraction is, rounded up, but not for the rounding of the product itself."""
+    return math.ceil(fraction * count * (1 - 1e-12))
 
 
 def number(default: float, allowed: str, in_range: Callable[[float], bool]) -> Option:

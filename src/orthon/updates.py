@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthon.batch import Batch
 from orthon.member import Member
-from orthon.sharding import Layout, Ranks, Stack, Step, deal, local
+from orthon.sharding import Layout, Ranks, Share, Stack, Step, deal, local
 from orthon.state import Entry, factor_key, matrix_name
 
 # One batch holds at most this many bytes of gradients, or of factors, or a single parameter: a step's temporaries
@@ -58,6 +58,17 @@ class Work:
     parts: list[Part]
     owners: list[int] | None = None
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Which ranks communicate about it."""
+        first = self.parts[0]
+        return (first.layout.replicas if first.stack is None else first.layout.everyone).ranks
+
+    @property
+    def kind(self) -> tuple[int, int]:
+        """What batches that make the same collectives have in common."""
+        return id(self.parts[0].layout), id(self.parts[0].member.group)
+
 
 def batches(everything: Iterable[Member]) -> list[Work]:
     """Return the parameters that have gradients in batches for the rules, the same on every rank."""
@@ -78,8 +89,16 @@ def batches(everything: Iterable[Member]) -> list[Work]:
                 alike[(*kind, id(stack.layout), together)].append(Part(member, stack))
     parts = [part for together in alike.values() for part in _capped(together)]
     whole = [i for i, part in enumerate(parts) if part[0].member.rule.cost is not None]
-    dealt = dict(zip(whole, deal([_cost(parts[i]) for i in whole]), strict=True))
+    dealt = dict(zip(whole, deal([_share(parts[i]) for i in whole]), strict=True))
     return [Work(part, dealt.get(i)) for i, part in enumerate(parts)]
+
+
+def by_ranks(everything: Iterable[Work]) -> list[list[Work]]:
+    """Return the batches in sets that the same ranks communicate about, in an order on which all ranks agree."""
+    sets: defaultdict[tuple[int, ...], list[Work]] = defaultdict(list)
+    for work in everything:
+        sets[work.ranks].append(work)
+    return [sets[ranks] for ranks in sorted(sets, key=lambda ranks: (len(ranks), ranks))]
 
 
 def _capped(together: list[Part]) -> Iterator[list[Part]]:
@@ -92,11 +111,12 @@ def _capped(together: list[Part]) -> Iterator[list[Part]]:
         yield together[start : start + size]
 
 
-def _cost(parts: list[Part]) -> tuple[Layout, int, float]:
-    first = parts[0]
-    assert first.member.rule.cost is not None
-    layout = first.layout
-    return layout, sum(part.count for part in parts), first.member.rule.cost(layout.shape, first.member.group)
+def _share(parts: list[Part]) -> Share:
+    rule, group, layout = parts[0].member.rule, parts[0].member.group, parts[0].layout
+    assert rule.cost is not None
+    assert rule.route is not None
+    count = sum(part.count for part in parts)
+    return Share(layout, count, rule.cost(layout.shape, group), rule.route(layout, count, group) == "shards")
 
 
 def update(
@@ -156,7 +176,7 @@ class _Opened:
         self.grads = list(matrices.open(grad, stack).unbind())
         self._open: dict[str, tuple[Tensor, Entry, Tensor]] = {}
         self.states = [dict[str, Any]() for _ in stack.numbers]
-        of_stacks = {s: member.rule.entries(s.layout.shape, member.group) for s in matrices.stacks}
+        of_stacks = member.entries
         for key, entry in of_stacks[stack].items():
             if not isinstance(entry, Entry):
                 for each in self.states:

@@ -163,9 +163,10 @@ def _gradients(rule: str, layout: str, turn: int, *, views: bool = False) -> str
     """Return a kind of gradients in turn.
 
     NorMuon and Dion3 divide rows by their size, of at least 1e-8. The mean of replicas' gradients leaves rounding in
-    rows of zeros, and they make an update of that, as they should. So does every rule of a head or expert of zeros.
+    rows of zeros, and they make an update of that, as they should; cautious decay looks at its sign. Every rule makes
+    an update of a head or expert of such zeros.
     """
-    if LAYOUTS[layout].compressed and (views or rule.startswith(("normuon", "dion3"))):
+    if LAYOUTS[layout].compressed and (views or "cautious" in rule or rule.startswith(("normuon", "dion3"))):
         return "full rank"
     return list(GRADIENTS)[turn % len(GRADIENTS)]
 

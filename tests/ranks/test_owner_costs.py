@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import orthon
 from orthon.linalg import polar
-from orthon.sharding import Extent, Layout, deal
+from orthon.sharding import Extent, Layout, Share, deal
 from orthon.sharding.grid import Grid
 from tests.ranks import layouts
 from tests.ranks.layouts import LAYOUTS, layouts_on
@@ -122,7 +122,13 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
                 index = index * sizes[a] + owner[j][a]
             shares[index] += math.prod(part)
         along = lines(where)
-        messages += _gathers(shares, along, [place[a] for a in where] if len(along) == len(where) else None)
+        here = [place[a] for a in where]
+        if len(along) < len(where):  # all at once
+            index = 0
+            for a in where:
+                index = index * sizes[a] + place[a]
+            here = [index]
+        messages += _gathers(shares, along, here)
     if name == "NorMuon":
         messages += [("sum", size, COUNT * local[0]) for size in lines(cut[1])]
         messages += [("sum", size, COUNT * 2) for size in lines(cut[0])]
@@ -136,7 +142,7 @@ def _owners(axes: list[int], sizes: tuple[int, ...]) -> list[tuple[list[int], li
 
 
 def _gathers(shares: list[int], along: list[int], place: list[int] | None = None) -> Counted:
-    """Return the gatherings of shares, along the last axis first; each is as long as its longest share allows."""
+    """Return the gatherings of shares, along the last axis first; each is as long as its longest share."""
     place = place or [0] * len(along)
     messages: Counted = []
     for i in reversed(range(len(along))):
@@ -146,6 +152,11 @@ def _gathers(shares: list[int], along: list[int], place: list[int] | None = None
             start = start * size + index
         start *= along[i] * inner
         blocks = [sum(shares[start + k * inner : start + (k + 1) * inner]) for k in range(along[i])]
+        sums = [sum(shares[k : k + inner]) for k in range(0, len(shares), inner)]
+        lines = [sums[k : k + along[i]] for k in range(0, len(sums), along[i])]
+        if any(along[i] * max(line) > 1.5 * sum(line) for line in lines):  # dealt out evenly before
+            messages.append(("scatter", along[i], blocks[place[i]]))
+            blocks = [-(-sum(blocks) // along[i])]
         messages.append(("gather", along[i], along[i] * max(blocks)))
     return messages
 
@@ -202,14 +213,14 @@ def test_owners_are_even(world: int) -> None:
     costs = {shape: 10.0 * min(shape) ** 2 * max(shape) for shape in set(LLAMA_8B)}
     grid._made[(0,)] = _Anyone(world)  # type: ignore[assignment]
     work = [
-        (Layout((Extent(m), Extent(n)), grid, torch.device("cpu")), LLAMA_8B.count((m, n)), costs[m, n])
+        Share(Layout((Extent(m), Extent(n)), grid, torch.device("cpu")), LLAMA_8B.count((m, n)), costs[m, n], False)
         for m, n in dict.fromkeys(LLAMA_8B)
     ]
     loads = [0.0] * world
-    for (layout, count, cost), owners in zip(work, deal(work), strict=True):
-        assert len(owners) == count, layout
+    for share, owners in zip(work, deal(work), strict=True):
+        assert len(owners) == share.count
         for owner in owners:
-            loads[owner] += cost
+            loads[owner] += share.cost
     assert max(loads) <= 1.1 * sum(loads) / world
 
 

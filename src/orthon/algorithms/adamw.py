@@ -44,7 +44,7 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
         # X is already at X − lr·direction; what decays is X as it was.
         rate = batch.gated_lr(group["lr"]) * group["weight_decay"]
         for X, old in zip(batch.weights, before, strict=True):
-            X.sub_(torch.where((old - X) * old >= 0, old, 0).mul_(rate))
+            X.sub_(torch.where((old - X).sign() * old >= 0, old, 0).mul_(rate))
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001

@@ -9,7 +9,7 @@ from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.linalg import compute_dtype, orthonormalize, unit_columns
 from orthon.lr_scale import lr_factor
-from orthon.options import Group, choice, integer, number
+from orthon.options import Group, choice, integer, number, portion
 from orthon.sharding import Layout, Side, Step, worth_sending
 from orthon.state import Entries, Entry
 
@@ -94,7 +94,7 @@ def _is_transposed(shape: tuple[int, ...], orthonormal_side: str) -> bool:
 def dion_rank(shape: tuple[int, ...], group: Group) -> int:
     """Return the rank r of Dion's factors for a matrix of this shape."""
     short, multiple = min(shape), group["rank_multiple_of"]
-    return min(short, int(multiple * math.ceil(group["rank_fraction"] * short / multiple)))
+    return min(short, int(multiple * math.ceil(portion(group["rank_fraction"], short) / multiple)))
 
 
 def _largest(layout: Layout, group: Group) -> int:

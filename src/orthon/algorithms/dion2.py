@@ -12,7 +12,7 @@ from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.algorithms.selected_rows import Selection, decay_and_subtract, polar_of_rows, selected, take
 from orthon.batch import Batch
 from orthon.lr_scale import lr_factor
-from orthon.options import Group, choice, flag, number
+from orthon.options import Group, choice, flag, number, portion
 from orthon.sharding import Layout, Step
 from orthon.state import Counter, Entries, Entry
 
@@ -37,7 +37,7 @@ def dion2(batch: Batch, group: Group, normalize: Normalize | None = None) -> Ste
     m, n = batch.layout.shape
     if m > n:
         batch = batch.transposed()
-    M, norms = added_gradients(batch, group)  # (b, m, n), (b, m)
+    M, norms = added_gradients(batch, group, norms=group["selection"] != "random")  # (b, m, n), (b, m)
     S = yield from selected(norms, batch, group)
     dtype, keep = dtype_of_polar(M.dtype, S.layout, group), 1 - batch.gated(1 - group["momentum"])
     U = [take(matrix, rows, dtype, keep) for matrix, rows in zip(M.unbind(), S.rows, strict=True)]  # each (selected, n)
@@ -65,7 +65,7 @@ def _compresses(layout: Layout, group: Group) -> bool:  # noqa: ARG001
 
 def _cost(shape: tuple[int, ...], group: Group) -> float:
     short, long = sorted(shape)
-    return polar_cost((math.ceil(group["fraction"] * short), long), group)
+    return polar_cost((portion(group["fraction"], short), long), group)
 
 
 RULE = Rule(
@@ -85,5 +85,6 @@ RULE = Rule(
     compresses=_compresses,
     cost=_cost,
     route=lambda layout, count, group: "alone" if layout.everyone.size == 1 else "owners",  # noqa: ARG005
+    polar_dtype=dtype_of_polar,
     counts=_counts,
 )

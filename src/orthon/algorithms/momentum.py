@@ -35,15 +35,16 @@ def updated_momentum(batch: Batch, group: Group, dtype: torch.dtype) -> Tensor:
     return result
 
 
-def added_gradients(batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
+def added_gradients(batch: Batch, group: Group, *, norms: bool) -> tuple[Tensor, Tensor | None]:
     """Add the gradients to the momentum, M ← M + G, and return M with the ℓ1 norms of this rank's part of its rows.
 
     Args:
         batch: with a state "momentum".
         group: with the option "maximize".
+        norms: whether they are asked for.
 
     Returns:
-        (b, m, n), and (b, m) in float64.
+        (b, m, n), and (b, m) in float64, or None.
     """
     stored = batch.stacked("momentum")
     limits = torch.finfo(stored.dtype)
@@ -55,6 +56,10 @@ def added_gradients(batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
             M.add_(G, alpha=sign)
             if M.dtype == torch.float16:  # whose range a sum may leave
                 M.clamp_(limits.min, limits.max)
-            parts.append(M.to(torch.float64, copy=True).abs_().sum(0 if turned else 1))
-        sums.append(torch.stack(parts).sum(0) if turned else torch.cat(parts))
-    return stored.mT if turned else stored, torch.stack(sums)
+            if norms and M.device.type == "cpu":
+                parts.append(M.to(torch.float64, copy=True).abs_().sum(0 if turned else 1))
+            elif norms:
+                parts.append(torch.linalg.vector_norm(M, 1, dim=0 if turned else 1, dtype=torch.float64))
+        if norms:
+            sums.append(torch.stack(parts).sum(0) if turned else torch.cat(parts))
+    return stored.mT if turned else stored, torch.stack(sums) if norms else None

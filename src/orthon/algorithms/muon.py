@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from orthon.algorithms.momentum import updated_momentum
-from orthon.algorithms.polar_factor import POLAR_OPTIONS, dtype_of_polar, goes_by, polar_cost, polar_factor
+from orthon.algorithms.polar_factor import POLAR_OPTIONS, check_route, dtype_of_polar, goes_by, polar_cost, polar_factor
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.lr_scale import lr_factor
@@ -62,4 +62,6 @@ RULE = Rule(
     largest=largest,
     cost=polar_cost,
     route=goes_by,
+    check_layout=check_route,
+    polar_dtype=dtype_of_polar,
 )

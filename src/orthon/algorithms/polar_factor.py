@@ -8,13 +8,19 @@ from torch import Tensor
 from orthon.batch import Batch
 from orthon.linalg import factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.polar import METHODS
-from orthon.options import Group, choice, integer
+from orthon.options import Group, Option, choice, integer
 from orthon.sharding import Layout, Owners, Step, flops_per_number
 
 POLAR_OPTIONS = {
     "polar": choice(*METHODS),
     "polar_steps": integer(5, at_least=1),
     "polar_route": choice("auto", "owners", "shards"),
+    "polar_dtype": Option(
+        None,
+        "None, torch.bfloat16, torch.float32 or torch.float64",
+        lambda v: v is None or isinstance(v, torch.dtype),
+        lambda v: v in (None, torch.bfloat16, torch.float32, torch.float64),
+    ),
 }
 
 
@@ -49,7 +55,9 @@ def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
 
 def dtype_of_polar(storage: torch.dtype, layout: Layout, group: Group) -> torch.dtype:
     """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
-    return factor_dtype(storage) if group["polar"] == "svd" else polar_dtype(storage, layout.device)
+    if group["polar"] == "svd":
+        return factor_dtype(group["polar_dtype"] or storage)
+    return group["polar_dtype"] or polar_dtype(storage, layout.device)
 
 
 def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, group: Group) -> Step[list[Tensor]]:
@@ -77,6 +85,15 @@ def polar_cost(shape: tuple[int, ...], group: Group) -> float:
     return polar_flops(m, n, method=group["polar"], steps=group["polar_steps"])
 
 
+def check_route(layout: Layout, group: Group) -> None:
+    """Raise a ValueError if the group asks for work on shards where both sides of a matrix are cut, or none."""
+    if group["polar_route"] == "shards" and layout.everyone.size > 1 and sum(map(bool, layout.cuts)) != 1:
+        raise ValueError(
+            f"polar_route='shards' needs matrices of which one side alone is cut over ranks, but it lies as {layout}; "
+            "give it to a group with 'auto' or 'owners'"
+        )
+
+
 def goes_by(layout: Layout, count: int, group: Group) -> str:
     """Return how the polar factors of matrices are computed: "alone", by "owners", or on "shards".
 
@@ -85,17 +102,10 @@ def goes_by(layout: Layout, count: int, group: Group) -> str:
     polynomial in it, which each of them computes. The estimate weighs the operations of the busiest rank, and the
     numbers that it sends with `flops_per_number`.
 
-    Raises:
-        ValueError: if the group asks for shards where both sides are cut, or none.
     """
     if layout.everyone.size == 1:
         return "alone"
     cuts = [dim for dim in (0, 1) if layout.cuts[dim]]
-    if group["polar_route"] == "shards" and len(cuts) != 1:
-        raise ValueError(
-            f"polar_route='shards' needs matrices of which one side alone is cut over ranks, but they lie as {layout}; "
-            "use 'auto' or 'owners'"
-        )
     if group["polar_route"] != "auto" or len(cuts) != 1:
         return "shards" if group["polar_route"] == "shards" else "owners"
     long, short = layout.largest if cuts[0] == 0 else layout.largest[::-1]  # long is what is cut

@@ -47,7 +47,7 @@ def row_gains(squares: Tensor, length: int, chosen: Tensor | None, batch: Batch,
     news = (squares / length).to(v.dtype).sub_(v).mul_(weight)
     v.add_(news if chosen is None else news.mul_(chosen))
     gains = 1 / (v.to(squares.dtype).sqrt() + group["eps"])
-    norms = torch.stack([squares.sum(-1), (squares * gains.square()).sum(-1)], dim=-1)  # (b, 2)
+    norms = torch.stack([squares.sum(-1), (squares.sqrt() * gains).square().sum(-1)], dim=-1)  # (b, 2)
     before, after = (yield from layout.grid.along(layout.cuts[0]).sum(norms)).unbind(-1)
     rescaled: Tensor = gains * torch.where(after > 0, (before / after).sqrt(), 0).unsqueeze(-1)
     return rescaled

@@ -38,6 +38,8 @@ class Rule:
         cost: the work on one whole matrix of the given shape, for a rule that gives each to one of the ranks that
             hold parts of it; None for others.
         route: how it works on a number of whole matrices of the given layout: "alone", by "owners" or on "shards".
+        check_layout: raises a ValueError for matrices that lie so that it cannot update them.
+        polar_dtype: in which it computes on whole matrices, of which the momentum is stored in the given one.
         counts: whether its state's "step" is the number of steps that the parameter has been through, this included.
     """
 
@@ -51,6 +53,8 @@ class Rule:
     compresses: Callable[[Layout, Group], bool] | None = None
     cost: Callable[[tuple[int, ...], Group], float] | None = None
     route: Callable[[Layout, int, Group], str] | None = None
+    check_layout: Callable[[Layout, Group], None] | None = None
+    polar_dtype: Callable[[torch.dtype, Layout, Group], torch.dtype] | None = None
     counts: Callable[[Group], bool] = lambda _: False
 
     def check_parameter(self, param: Tensor, group: Group, where: str) -> None:

@@ -1,6 +1,5 @@
 """Some rows of the matrices of a batch: which are chosen, their polar factors, and their updates."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from orthon.algorithms.polar_factor import polar_by_owners
 from orthon.batch import Batch
 from orthon.linalg import in_cache, polar, random_normal
-from orthon.options import Group
+from orthon.options import Group, portion
 from orthon.sharding import Extent, Layout, Owners, Step
 
 
@@ -32,27 +31,29 @@ class Selection:
     everywhere: list[list[int]] | None = None
 
 
-def selected(norms: Tensor, batch: Batch, group: Group) -> Step[Selection]:
+def selected(norms: Tensor | None, batch: Batch, group: Group) -> Step[Selection]:
     """Return which rows to update, the same on every layout unless the selection is "local".
 
     Args:
-        norms: of this rank's part of each row, in float64, (b, m). They are compared in float32, and of equal ones the
-            first are taken: the order of summation does not change the choice.
+        norms: of this rank's part of each row, in float64, (b, m); None for "random". They are compared in float32, and
+            of equal ones the first are taken, so that the order of summation practically never changes the choice.
         batch: as the rule reads it.
         group: with the options "selection" and "fraction".
     """
-    layout, b = batch.seen_layout, len(norms)
+    layout, b, device = batch.seen_layout, len(batch.names), batch.grads[0].device
     m = layout.shape[0]
     start, stop = layout.part(0)
     local = group["selection"] == "local"
-    k = math.ceil(group["fraction"] * (stop - start if local else m))
+    k = portion(group["fraction"], stop - start if local else m)
     if group["selection"] == "random":
-        number = batch.state[0]["step"].reshape(1).long()
+        numbers = [state["step"].reshape(1).long() for state in batch.state]
         keys = [f"{group['seed']}/{name}/rows" for name in batch.names]
-        everyone = torch.arange(m, device=number.device)  # an accelerator, where it tells which steps are left out
-        values = [random_normal(key, everyone, number, dtype=torch.float32).view(-1) for key in keys]
-        chosen = torch.stack(values).sort(dim=-1, descending=True, stable=True).indices[:, :k].to(norms.device)
+        everyone = torch.arange(m, device=numbers[0].device)  # an accelerator, if that tells which steps are left out
+        each = zip(keys, numbers, strict=True)
+        values = [random_normal(key, everyone, number, dtype=torch.float32).view(-1) for key, number in each]
+        chosen = torch.stack(values).sort(dim=-1, descending=True, stable=True).indices[:, :k]
     else:
+        assert norms is not None
         norms = yield from layout.grid.along(layout.cuts[1]).sum(norms)
         if not local:
             sizes = [last - first for first, last in layout.parts(0, layout.cuts[0])]
@@ -62,18 +63,16 @@ def selected(norms: Tensor, batch: Batch, group: Group) -> Step[Selection]:
 
     if not layout.cuts[0]:
         selected = replace(layout, extents=(Extent(k), layout.extents[1]), _sides={})
-        return Selection(chosen.unbind(), k, selected)
+        return Selection(chosen.to(device).unbind(), k, selected)
     if local:
         parts = layout.parts(0, layout.cuts[0])
-        counts = [(first, math.ceil(group["fraction"] * (last - first))) for first, last in parts]
+        counts = [(first, portion(group["fraction"], last - first)) for first, last in parts]
         as_many = sorted(row for first, count in counts for row in range(first, first + count))
-        return Selection(chosen.unbind(), len(as_many), layout, [as_many] * b)
-    # Waits for an accelerator: the lengths of what is sent depend on it. On "meta" it tells what any rows cost.
-    everywhere = [[i * m // k for i in range(k)]] * b if norms.is_meta else chosen.tolist()
+        return Selection(chosen.to(device).unbind(), len(as_many), layout, [as_many] * b)
+    # "global" waits for an accelerator: the lengths of what is sent depend on it. On "meta" any rows tell the cost.
+    everywhere = [[i * m // k for i in range(k)]] * b if chosen.is_meta else chosen.tolist()
     mine = [[row - start for row in rows if start <= row < stop] for rows in everywhere]
-    return Selection(
-        [torch.tensor(rows, dtype=torch.long, device=norms.device) for rows in mine], k, layout, everywhere
-    )
+    return Selection([torch.tensor(rows, dtype=torch.long, device=device) for rows in mine], k, layout, everywhere)
 
 
 def polar_of_rows(U: list[Tensor], S: Selection, batch: Batch, group: Group) -> Step[list[Tensor]]:

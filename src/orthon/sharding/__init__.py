@@ -4,7 +4,7 @@ from orthon.sharding.cost import flops_per_number, worth_sending
 from orthon.sharding.layout import Extent, Layout, check_placements, local, on_meta, relocated, takes_part
 from orthon.sharding.layouts import Layouts, placed_like
 from orthon.sharding.matrices import Matrices, Stack
-from orthon.sharding.owners import Owners, deal
+from orthon.sharding.owners import Owners, Share, deal
 from orthon.sharding.ranks import Message, Ranks, record_messages
 from orthon.sharding.side import Side
 from orthon.sharding.step import Step, run
@@ -17,6 +17,7 @@ __all__ = [
     "Message",
     "Owners",
     "Ranks",
+    "Share",
     "Side",
     "Stack",
     "Step",

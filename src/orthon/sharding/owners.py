@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from heapq import heapify, heapreplace
 from math import prod
 
@@ -14,28 +14,64 @@ from orthon.sharding.ranks import Line
 from orthon.sharding.step import Step
 
 
-def deal(work: Sequence[tuple[Layout, int, float]]) -> list[list[int]]:
+@dataclass(frozen=True)
+class Share:
+    """What there is to deal out of one batch.
+
+    Attributes:
+        layout: of the matrices.
+        count: how many there are.
+        cost: of the work on one of them.
+        is_joint: whether all ranks of a copy work together on a matrix.
+    """
+
+    layout: Layout
+    count: int
+    cost: float
+    is_joint: bool
+
+
+def deal(work: Sequence[Share]) -> list[list[int]]:
     """Return for each matrix which of the ranks that hold parts of it, `layout.everyone`, owns it in this step.
 
     The longest work is dealt out first, each to the rank with the least so far (Graham, "Bounds on multiprocessing
-    timing anomalies", SIAM J. Appl. Math. 17, 1969). Only what the same ranks hold is weighed together, so that all
-    of them come to the same result.
-
-    Args:
-        work: layout of the matrices, number of matrices, and cost of one, for each batch.
+    timing anomalies", SIAM J. Appl. Math. 17, 1969), or to the copy whose busiest rank has the least, of which then
+    any rank stands for all. Only what the same ranks hold is weighed together, so that all of them come to the same
+    result.
     """
-    loads: dict[tuple[int, ...], list[tuple[float, int]]] = {}
+    loads: dict[tuple[int, ...], list[float]] = {}
     owners: list[list[int]] = [[] for _ in work]
-    for i in sorted(range(len(work)), key=lambda i: -work[i][2]):
-        layout, count, cost = work[i]
-        ranks = layout.everyone
-        heap = loads.setdefault(ranks.ranks, [(0.0, rank) for rank in range(ranks.size)])
+    for i in sorted(range(len(work)), key=lambda i: -work[i].cost):
+        share = work[i]
+        ranks = share.layout.everyone
+        load = loads.setdefault(ranks.ranks, [0.0] * ranks.size)
+        teams = _copies(share.layout) if share.is_joint else [[rank] for rank in range(ranks.size)]
+        heap = [(max(load[rank] for rank in team), place) for place, team in enumerate(teams)]
         heapify(heap)
-        for _ in range(count):
-            load, owner = heap[0]
-            heapreplace(heap, (load + cost, owner))
-            owners[i].append(owner)
+        for _ in range(share.count):
+            most, place = heap[0]
+            heapreplace(heap, (most + share.cost / len(teams[place]), place))
+            owners[i].append(teams[place][0])
+            for rank in teams[place]:
+                load[rank] += share.cost / len(teams[place])
     return owners
+
+
+def _copies(layout: Layout) -> list[list[int]]:
+    """Return the ranks of each copy of the matrices, as indices among `layout.everyone`."""
+    shape, axes = layout.grid.ranks.shape, _axes(layout)
+    cut = {axis for cuts in layout.cuts for axis in cuts}
+    copies: dict[tuple[int, ...], list[int]] = {}
+    for index in range(layout.everyone.size):
+        place = _coordinates(index, axes, shape)
+        copies.setdefault(tuple(place[axis] for axis in axes if axis not in cut), []).append(index)
+    return list(copies.values())
+
+
+def _axes(layout: Layout) -> list[int]:
+    """Return the axes along which ranks hold parts of the same matrices."""
+    shape = layout.grid.ranks.shape
+    return [axis for axis in range(len(shape)) if axis not in layout.apart and shape[axis] > 1]
 
 
 class Owners:
@@ -57,7 +93,7 @@ class Owners:
     ) -> None:
         self.layout, self._rows = layout, rows
         grid = layout.grid
-        axes = [a for a in range(grid.ranks.ndim) if a not in layout.apart and grid.ranks.shape[a] > 1]
+        axes = _axes(layout)
         self._places = [_coordinates(owner, axes, grid.ranks.shape) for owner in owners]
         replicas = () if grid.replicas is None else (grid.replicas,)
         self._averaged = tuple(a for a in replicas if unsynced and a in axes)
@@ -103,9 +139,9 @@ class Owners:
         dealt = self._dealt(range(len(self._places)), self._copies)
         sizes = [sum(prod(shapes[j]) for j in js) for js in dealt]
         flat = torch.cat([like.new_empty(0), *(part.reshape(-1) for part in parts)])
-        whole = yield from self.layout.grid.along(self._copies).gather(flat.view(1, -1, 1), sizes)
+        whole = yield from self.layout.grid.along(self._copies).gather_flat(flat, sizes, list(map(len, dealt)))
         order = [j for js in dealt for j in js]
-        found = dict(zip(order, _split(whole.view(-1), [shapes[j] for j in order]), strict=True))
+        found = dict(zip(order, _split(whole, [shapes[j] for j in order]), strict=True))
         return [found[j] for j in range(len(self._places))]
 
     def bring(self, parts: Sequence[Tensor], like: Tensor) -> Step[list[Tensor]]:

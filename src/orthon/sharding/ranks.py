@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -147,6 +148,24 @@ class Line:
         places = sorted(range(self.size), key=self._slots.__getitem__)  # of each part in the process group
         return torch.cat([parts[place, :, :size] for place, size in zip(places, sizes, strict=True)], dim=1)
 
+    def gather_flat(self, x: Tensor, sizes: Sequence[int], *, level: bool) -> Step[Tensor]:
+        """Return the numbers of all ranks, one after the other.
+
+        Args:
+            x: this rank's numbers, (sizes[index],).
+            sizes: how many numbers each rank has, in the order of the parts.
+            level: whether to deal them out evenly before. What the backends gather has one size on all ranks.
+        """
+        total = sum(sizes)
+        if level:
+            even = [total // self.size + (i < total % self.size) for i in range(self.size)]
+            lengths = _overlaps(sizes, even)  # from each rank to each
+            outgoing = [[part] for part in torch.split(x, lengths[self.index])]
+            parts = yield from self.exchange(outgoing, [[(row[self.index],)] for row in lengths], x)
+            x, sizes = torch.cat([part for (part,) in parts]), even
+        whole = yield from self.gather(x.view(1, -1, 1), sizes)
+        return whole.view(-1)
+
     def exchange(
         self, outgoing: Sequence[Sequence[Tensor]], incoming: Sequence[Sequence[Sequence[int]]], like: Tensor
     ) -> Step[list[list[Tensor]]]:
@@ -243,6 +262,24 @@ class Ranks:
             x = yield from line.gather(x, blocks)
         return x
 
+    def gather_flat(self, x: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Step[Tensor]:
+        """Return the numbers of all ranks, one after the other, however unevenly they are spread.
+
+        Args:
+            x: this rank's numbers, (sizes[index],).
+            sizes: how many numbers each rank has, in the order of the parts.
+            counts: of what, about, by the same measure on all ranks that run along: parts are levelled before where
+                padding them to one size would add half of the whole or more.
+        """
+        inner = 1
+        for line, blocks in zip(reversed(self.lines), reversed(self._blocks(sizes)), strict=True):
+            each = [sum(counts[i : i + inner]) for i in range(0, len(counts), inner)]
+            lines = [each[i : i + line.size] for i in range(0, len(each), line.size)]
+            level = any(line.size * max(along) > 1.5 * sum(along) for along in lines)
+            x = yield from line.gather_flat(x, blocks, level=level)
+            inner *= line.size
+        return x
+
     def largest(self, x: Tensor) -> Tensor:
         """Return the largest value of each number over the ranks, at once. Overwrites `x`."""
         for line in self.lines:
@@ -267,3 +304,12 @@ class Ranks:
             blocks.append([sum(part) for part in parts])
             mine = parts[line.index]
         return blocks
+
+
+def _overlaps(before: Sequence[int], after: Sequence[int]) -> list[list[int]]:
+    """Return how many numbers of each part of one division lie in each part of another division of the same numbers."""
+    ends = [list(accumulate(sizes, initial=0)) for sizes in (before, after)]
+    return [
+        [max(0, min(stop, last) - max(start, first)) for first, last in pairwise(ends[1])]
+        for start, stop in pairwise(ends[0])
+    ]
