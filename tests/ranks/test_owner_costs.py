@@ -74,7 +74,8 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
     copies = [a for a in axes if kind.dims[a] is None and (not kind.plain or kind.replicas)]
     averaged = [a for a in copies if kind.compressed and kind.axes[a] == kind.replicas]
     local = [shape[dim] // math.prod(sizes[a] for a in cut[dim]) for dim in (0, 1)]
-    owner = [dict(zip(copies_and_cuts, where, strict=True)) for copies_and_cuts, where in _owners(axes, sizes)]
+    # They are dealt out in turn: to ranks, or to copies whose ranks work on a matrix together.
+    owner = _owners(copies if rule == "muon on shards" else axes, sizes)
     messages: Counted = []
 
     def lines(where: list[int]) -> list[int]:
@@ -103,8 +104,9 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
     held = mine(sending, averaged)
     if rule == "muon on shards":
         n = shape[1] if cut[0] else shape[0]
-        for size in lines(cut[0] or cut[1]):  # norms, and the Gram matrix once, and again after the first step
-            messages += [("sum", size, len(held)), *[("sum", size, len(held) * triangle(n))] * 2]
+        # Norms, and the Gram matrix once, and again after the first step.
+        sums = [len(held), *[len(held) * triangle(n)] * 2]
+        messages += [("sum", size, numbers) for numbers in sums for size in lines(cut[0] or cut[1])]
     else:
         back = []
         for axis in [*reversed(cut[side]), *reversed(cut[1 - side])]:
@@ -135,10 +137,10 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
     return messages
 
 
-def _owners(axes: list[int], sizes: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Return for each matrix where its owner is along the axes: they are dealt out in turn."""
+def _owners(axes: list[int], sizes: tuple[int, ...]) -> list[dict[int, int]]:
+    """Return for each matrix where its owner is along the axes."""
     places = list(product(*(range(sizes[a]) for a in axes)))
-    return [(axes, list(places[j % len(places)])) for j in range(COUNT)]
+    return [dict(zip(axes, places[j % len(places)], strict=True)) for j in range(COUNT)]
 
 
 def _gathers(shares: list[int], along: list[int], place: list[int] | None = None) -> Counted:
