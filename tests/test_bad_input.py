@@ -97,11 +97,11 @@ def test_options_of_the_family(rule: str, options: dict[str, Any], error: type[E
     ("rule", "option", "some"),
     [
         ("Dion", "fraction", "power_iterations, rank_fraction, rank_multiple_of"),
-        ("Muon", "ns_steps", "nesterov, nonfinite, polar, polar_route, polar_steps"),
+        ("Muon", "ns_steps", "nesterov, nonfinite, polar, polar_dtype, polar_route, polar_steps"),
         ("NorMuon", "betas2", "beta2, betas"),
         ("Dion2", "rank_fraction", "fraction, lr, lr_scale, lr_scale_by_fraction"),
         ("Dion2", "nesterov", "selection"),
-        ("Dion2", "polar_route", "polar, polar_steps"),
+        ("Dion2", "polar_route", "polar, polar_dtype, polar_steps"),
         ("Dion3", "mu", "beta2, betas, cautious_weight_decay, eps, fraction"),
     ],
 )

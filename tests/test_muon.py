@@ -509,7 +509,7 @@ def test_any_small_matrix(rule: str, m: int, n: int, fraction: float, kind: str,
 
 
 def test_the_options_of_the_polar_factor_are_passed_on() -> None:
-    assert set(POLAR_OPTIONS) == {"polar", "polar_steps", "polar_route"}
+    assert set(POLAR_OPTIONS) == {"polar", "polar_steps", "polar_route", "polar_dtype"}
     results = {}
     for rule in RULES:
         for polar, steps in (("svd", 5), ("newton_schulz", 5), ("newton_schulz", 2)):
@@ -519,3 +519,8 @@ def test_the_options_of_the_polar_factor_are_passed_on() -> None:
             results[rule, polar, steps] = param.detach()
         assert not torch.equal(results[rule, "svd", 5], results[rule, "newton_schulz", 5]), rule
         assert not torch.equal(results[rule, "newton_schulz", 2], results[rule, "newton_schulz", 5]), rule
+        param = nn.Parameter(start((6, 8), torch.float64))
+        param.grad = start((6, 8), torch.float64)
+        getattr(orthon, rule)([param], polar="newton_schulz", polar_dtype=torch.bfloat16).step()
+        error = (param - results[rule, "newton_schulz", 5]).abs().max().item()
+        assert 1e-9 < error < 1e-2, f"{rule}: computed in bfloat16"
