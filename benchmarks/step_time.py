@@ -1,7 +1,8 @@
 """Step times of optimizers on the same matrices, measured side by side.
 
-Every round makes one step of each optimizer in turn, so that a drift of the machine's speed meets all of them.
-The first step, which creates the state, is shown beside the median of all steps, itself included.
+Every optimizer is measured in turn with torch.optim.Muon, a step of the one and a step of the other, so that a drift of
+the machine's speed meets both. (With all of them in turn, each would find its memory cold.) The first step, which
+creates the state, is shown beside the median of all steps, itself included.
 
 Run: python benchmarks/step_time.py [--threads 2] [--rounds 7]
 """
@@ -44,15 +45,15 @@ def parameters(shapes: list[tuple[int, int]]) -> list[nn.Parameter]:
     return params
 
 
-def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, list[float]]:
+def measure(shapes: list[tuple[int, int]], rounds: int, names: tuple[str, ...]) -> dict[str, list[float]]:
     """Return the seconds of each step of each optimizer; the first entries are first steps."""
     shared_grads: list[Tensor] = [p.grad for p in parameters(shapes) if p.grad is not None]
     optimizers = {}
-    for name, make in OPTIMIZERS.items():
+    for name in names:
         params = [nn.Parameter(torch.randn_like(grad)) for grad in shared_grads]
         for param, grad in zip(params, shared_grads, strict=True):
             param.grad = grad
-        optimizers[name] = make(params)
+        optimizers[name] = OPTIMIZERS[name](params)
     seconds: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(rounds):
         for name, optimizer in optimizers.items():
@@ -63,16 +64,16 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> dict[str, list[float]
 
 
 def report(title: str, shapes: list[tuple[int, int]], rounds: int) -> None:
-    """Measure and print a table."""
-    seconds = measure(shapes, rounds)
-    reference = statistics.median(seconds[REFERENCE])
+    """Measure each optimizer in turn with the reference, and print a table."""
     print(f"\n{title}: {len(shapes)} matrices, median of {rounds} steps")
     print(f"{'optimizer':26}{'ms/step':>10}{'first ms':>10}{'µs/matrix':>11}{'/ Muon':>9}")
-    for name, times in seconds.items():
-        median = statistics.median(times)
+    for name in OPTIMIZERS:
+        seconds = measure(shapes, rounds, (name, REFERENCE))
+        median, reference = statistics.median(seconds[name]), statistics.median(seconds[REFERENCE])
         print(
-            f"{name:26}{median * 1e3:10.2f}{times[0] * 1e3:10.2f}"
-            f"{median / len(shapes) * 1e6:11.1f}{median / reference:9.3f}"
+            f"{name:26}{median * 1e3:10.2f}{seconds[name][0] * 1e3:10.2f}"
+            f"{median / len(shapes) * 1e6:11.1f}{median / reference:9.3f}",
+            flush=True,
         )
 
 
