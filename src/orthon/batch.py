@@ -124,7 +124,7 @@ class Batch:
             torch._foreach_mul_(self.weights, 1 - rate)
             return
         for X, direction in zip(self.weights, cautious, strict=True):
-            X.sub_(torch.where(direction.sign() * X >= 0, X, 0).mul_(rate))
+            X.sub_(agreeing(X, direction).mul_(rate))
 
     def subtract(self, updates: Sequence[Tensor], by: float | Tensor) -> None:
         """Subtract a multiple of an update (m, n) from each weight."""
@@ -181,3 +181,8 @@ class Batch:
             rate = 0.0
         for X, p, q in zip(self.weights, P.unbind(), Q.unbind(), strict=True):
             X.addmm_(p, q.mT, beta=1 - rate, alpha=-by)
+
+
+def agreeing(X: Tensor, direction: Tensor) -> Tensor:
+    """Return X where subtracting a direction does not make it larger, their signs being equal or one of them zero."""
+    return torch.where(direction.sign() * X >= 0, X, 0)

@@ -55,7 +55,7 @@ class BatchRow:
         shape: of the first; of each matrix for a matrix rule.
         rule: the algorithm.
         layout: how they lie on the ranks.
-        polar_route: of a rule for whole matrices on many ranks: "owners" or "shards", see `polar_route`; else "".
+        polar_route: how a rule for whole matrices works on them, "alone", by "owners" or on "shards"; "" for others.
         synchronization: of the gradients of the replicas: "compressed", "full", or "" where nothing is left to do.
         messages: the collectives, in their order.
     """

@@ -26,7 +26,7 @@ def all_finite(members: Sequence[Member]) -> Tensor | None:
 
 def _sums(named: Sequence[tuple[str, Tensor]]) -> Tensor:
     """Return a number for each gradient that is finite only if the gradient is."""
-    if named[0][1].device.type != "cpu" or named[0][1].dtype.itemsize == 2:
+    if any(grad.device.type != "cpu" or grad.dtype != named[0][1].dtype or grad.itemsize == 2 for _, grad in named):
         return _norms(named, 2.0)
     return torch.stack([grad.sum() for _, grad in named])  # on a CPU in a third of the time of a norm
 

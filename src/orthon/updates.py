@@ -88,7 +88,9 @@ def batches(everything: Iterable[Member]) -> list[Work]:
             if stack.numbers:
                 alike[(*kind, id(stack.layout), together)].append(Part(member, stack))
     parts = [part for together in alike.values() for part in _capped(together)]
-    whole = [i for i, part in enumerate(parts) if part[0].member.rule.cost is not None]
+    # Alone, a rank has nothing to deal out.
+    shared = [i for i, part in enumerate(parts) if part[0].layout.everyone.size > 1]
+    whole = [i for i in shared if parts[i][0].member.rule.cost is not None]
     dealt = dict(zip(whole, deal([_share(parts[i]) for i in whole]), strict=True))
     return [Work(part, dealt.get(i)) for i, part in enumerate(parts)]
 

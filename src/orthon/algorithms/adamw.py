@@ -4,7 +4,7 @@ import torch
 from torch.optim.adamw import adamw as torch_adamw
 
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
-from orthon.batch import Batch
+from orthon.batch import Batch, agreeing
 from orthon.options import Group, betas, flag, flag_or_none, number
 from orthon.sharding import Step, local
 from orthon.state import Counter, Entries, Entry
@@ -44,7 +44,7 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
         # X is already at X − lr·direction; what decays is X as it was.
         rate = batch.gated_lr(group["lr"]) * group["weight_decay"]
         for X, old in zip(batch.weights, before, strict=True):
-            X.sub_(torch.where((old - X).sign() * old >= 0, old, 0).mul_(rate))
+            X.sub_(agreeing(old, old - X).mul_(rate))
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001

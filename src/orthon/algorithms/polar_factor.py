@@ -101,7 +101,6 @@ def goes_by(layout: Layout, count: int, group: Group) -> str:
     where one side alone is cut, the ranks sum the Gram matrix of the other side and multiply their parts by a
     polynomial in it, which each of them computes. The estimate weighs the operations of the busiest rank, and the
     numbers that it sends with `flops_per_number`.
-
     """
     if layout.everyone.size == 1:
         return "alone"

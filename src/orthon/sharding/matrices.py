@@ -172,7 +172,7 @@ class Matrices:
             side: 0 for the rows, 1 for the columns.
             stack: one of `stacks`.
         """
-        size = _length(stack.layout.part(side, also=self._spreading(side, part.shape[-1], stack)))
+        size = _length(self.indices(side, part.shape[-1], stack))
         return self._divided_factor(part, side, stack).reshape(len(stack.numbers), size, part.shape[-1])
 
     def close_factor(self, part: Tensor, side: int, stack: Stack, opened: Tensor) -> None:
