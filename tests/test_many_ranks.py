@@ -55,8 +55,8 @@ PLAN = {name: ColwiseParallel() for name in ("q", "k", "v", "gate", "up")} | {
 }
 
 
-@pytest.mark.parametrize("shape", [(512, 1), (64, 8)], ids=str)
-def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, shape: tuple[int, int]) -> None:
+def divided(shape: tuple[int, int]) -> Model:
+    """Return the model, without storage, on a mesh of data-parallel and tensor-parallel ranks."""
     with torch.device("meta"):
         model = Model()
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
@@ -65,6 +65,12 @@ def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, sh
             parallelize_module(layer, mesh["tp"], PLAN)
         fully_shard(layer, mesh=mesh["dp"])
     fully_shard(model, mesh=mesh["dp"])
+    return model
+
+
+@pytest.mark.parametrize("shape", [(512, 1), (64, 8)], ids=str)
+def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, shape: tuple[int, int]) -> None:
+    model = divided(shape)
     start = time.perf_counter()
     explanation = orthon.explain(Dion.for_model(model))
     seconds = time.perf_counter() - start
@@ -83,14 +89,7 @@ def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, sh
 @pytest.mark.parametrize("shape", [(512, 1), (64, 8)], ids=str)
 @pytest.mark.parametrize("name", ["Muon", "NorMuon", "Dion2", "Dion3"])
 def test_plans_of_rules_for_whole_matrices(many_ranks: None, name: str, shape: tuple[int, int]) -> None:
-    with torch.device("meta"):
-        model = Model()
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
-    for layer in model.layers:
-        if shape[1] > 1:
-            parallelize_module(layer, mesh["tp"], PLAN)
-        fully_shard(layer, mesh=mesh["dp"])
-    fully_shard(model, mesh=mesh["dp"])
+    model = divided(shape)
     start = time.perf_counter()
     explanation = orthon.explain(getattr(orthon, name).for_model(model))
     seconds = time.perf_counter() - start

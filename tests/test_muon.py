@@ -14,6 +14,7 @@ import orthon
 from orthon.algorithms.polar_factor import POLAR_OPTIONS
 from orthon.state import Entry
 from tests import reference
+from tests.closeness import assert_close
 from tests.gradients import KINDS, sequence
 
 STEPS = 5
@@ -83,12 +84,6 @@ def run(
         expected.step(param.grad)
         optimizer.step()
     return expected, param.detach(), optimizer.state[param]
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, case: str, scale: Tensor | None = None) -> None:
-    error = (actual.double() - expected).norm()
-    size = (expected if scale is None else scale).norm().clamp_min(1e-300)
-    assert error <= tolerance * size, f"{case}: relative error {error / size:.2e}, allowed {tolerance:.0e}"
 
 
 @pytest.fixture

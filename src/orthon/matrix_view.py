@@ -32,8 +32,8 @@ class MatrixView:
             the rows are output channels, and each has an input channel times a place of the kernel in a column.
         transposed: inputs come before outputs.
         blocks: into how many equal matrices one side is cut, or the size of each.
-        side: which: "rows" or "columns". A transposed convolution has its groups on the input channels whatever is
-            said here.
+        side: which: "rows" or "columns". Not for convolutions, whose groups are on the output channels, or on the input
+            channels of a transposed one.
     """
 
     kind: str = "linear"
@@ -59,6 +59,8 @@ class MatrixView:
             raise refuse("blocks", "an integer >= 1, the number of equal blocks, or a tuple of their sizes")
         if self.kind == "convolution" and isinstance(self.blocks, tuple):
             raise refuse("blocks", "the number of groups for a convolution")
+        if self.kind == "convolution" and self.side != "rows":
+            raise refuse("side", "left out for a convolution, whose groups are where its kind has them")
 
     @classmethod
     def of(cls, value: "MatrixView | Mapping[str, Any]") -> "MatrixView":
