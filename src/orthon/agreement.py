@@ -41,8 +41,11 @@ class Agreement:
         Raises:
             ValueError: on all ranks, where a set does not agree on its parameters, options or gradients.
         """
+        return self._spread(members, names, self._sets)
+
+    def _spread(self, members: Sequence[Member], names: Sequence[str], sets: Sequence["_Set"]) -> list[str]:
         found, problem = set(names), ""
-        for each in self._sets:
+        for each in sets:
             digest = each.digest(members)
             numbers = torch.tensor([len(found) + bool(problem), digest, -digest], device=each.device)
             news, top, bottom = each.ranks.largest(numbers).tolist()
@@ -56,8 +59,13 @@ class Agreement:
             raise ValueError(f"{self.owner}: {problem}")
         return sorted(found)
 
-    def all(self, condition: Tensor) -> Tensor:
-        """Return whether a condition, a boolean on a device, holds on all ranks, without waiting for the device."""
+    def all(self, members: Sequence[Member], condition: Tensor) -> Tensor:
+        """Return whether a condition, a boolean on a device, holds on all ranks, without waiting for an accelerator.
+
+        Raises:
+            ValueError: on all ranks, where a set whose parameters lie on CPUs does not agree on what `spread` names.
+        """
+        self._spread(members, (), [each for each in self._sets if each.device.type == "cpu"])
         for each in self._sets:
             violated = each.ranks.largest((~condition).to(each.device, torch.int32))
             condition = violated == 0

@@ -24,7 +24,7 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
     before = torch._foreach_clone(batch.weights) if cautious else ()
     torch_adamw(
         batch.weights,
-        batch.grads,
+        [grad.to(X.dtype) for X, grad in zip(batch.weights, batch.grads, strict=True)],
         average,
         square,
         largest[0] if largest else [],
