@@ -137,10 +137,11 @@ def _unequal(members: Sequence[Member], ranks: Ranks) -> list[str]:
     device = local(members[0].param).device
     zero = torch.zeros((), dtype=torch.float64, device=device)
     norms = torch.stack([zero if m.grad is None else _norm(m.grad).to(device) for m in members])
-    norms = torch.where(norms.isfinite(), norms, 0)
-    largest, smallest = ranks.largest(torch.stack([norms, -norms]))
+    known = norms.isfinite()
+    norms = torch.where(known, norms, 0)
+    largest, smallest, unknown = ranks.largest(torch.stack([norms, -norms, (~known).double()]))
     # A gradient that is zero but for rounding, such as that of a key's bias, may be anything beside the others.
-    different = largest + smallest > _SAME * largest + _NOISE * largest.max()
+    different = (largest + smallest > _SAME * largest + _NOISE * largest.max()) & (unknown == 0)
     return [members[i].name for i in different.nonzero().flatten().tolist()]
 
 
