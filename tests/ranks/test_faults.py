@@ -16,16 +16,9 @@ from tests.ranks.layouts import LAYOUTS
 from tests.ranks.pool import Pool
 
 WORLD = 4
-ON = [
-    "ddp",
-    "ddp compressed",
-    "fsdp 0",
-    "hsdp",
-    "hsdp compressed",
-    "tp row",
-    "fsdp x tp same dim",
-    "fsdp x tp other dim",
-]
+# How every run of the tests, and how the long one tries them.
+FIRST = ["ddp", "hsdp compressed", "fsdp x tp same dim"]
+LATER = ["ddp compressed", "fsdp 0", "hsdp", "tp row", "fsdp x tp other dim"]
 FAULTY = 2  # the rank that has the fault
 EXACT = {"polar": "svd"}
 RULES: dict[str, dict[str, Any]] = {
@@ -40,6 +33,14 @@ RULES: dict[str, dict[str, Any]] = {
 }
 SHAPE = (12, 20)
 BAD = (float("nan"), float("inf"), -float("inf"))
+
+
+def on(*, compressed: bool | None = None) -> pytest.MarkDecorator:
+    """Return the layouts as a table, all or those with or without compressed synchronization."""
+    names = [name for name in FIRST + LATER if compressed in (None, LAYOUTS[name].compressed)]
+    return pytest.mark.parametrize(
+        "layout", [pytest.param(name, marks=() if name in FIRST else pytest.mark.long) for name in names]
+    )
 
 
 class Training:
@@ -137,7 +138,7 @@ def missing(training: Training, step: int, rule: str) -> None:
         training.params[rule].grad = None
 
 
-@pytest.mark.parametrize("layout", ON)
+@on()
 def test_a_gradient_that_is_not_finite_raises_the_same_everywhere(ranks: Pool, layout: str) -> None:
     first, *others = ranks.run(WORLD, faulty_steps, layout, "raise", not_finite)
     assert others == [first] * (WORLD - 1)
@@ -146,13 +147,13 @@ def test_a_gradient_that_is_not_finite_raises_the_same_everywhere(ranks: Pool, l
         assert f"FloatingPointError: MixedOptimizer: the gradient of '{rule}' has infinities or NaNs" in message
 
 
-@pytest.mark.parametrize("layout", ON)
+@on()
 def test_a_gradient_that_is_not_finite_is_skipped_everywhere(ranks: Pool, layout: str) -> None:
     assert ranks.run(WORLD, faulty_steps, layout, "skip", not_finite) == [(len(RULES), [])] * WORLD
 
 
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
-@pytest.mark.parametrize("layout", [layout for layout in ON if not LAYOUTS[layout].compressed])
+@on(compressed=False)
 def test_a_missing_gradient_is_the_same_error_everywhere(ranks: Pool, layout: str, nonfinite: str) -> None:
     first, *others = ranks.run(WORLD, faulty_steps, layout, nonfinite, missing)
     assert others == [first] * (WORLD - 1)
@@ -175,7 +176,7 @@ def missing_as_zero(layout: str) -> None:
     assert_equal(*snapshots, layout)
 
 
-@pytest.mark.parametrize("layout", [layout for layout in ON if LAYOUTS[layout].compressed])
+@on(compressed=True)
 def test_a_missing_gradient_counts_as_zero_in_compressed_synchronization(ranks: Pool, layout: str) -> None:
     ranks.run(WORLD, missing_as_zero, layout)
 
@@ -190,7 +191,7 @@ def late(layout: str) -> None:
     assert_equal(training.snapshot(), undisturbed(layout, "raise", 3), layout)
 
 
-@pytest.mark.parametrize("layout", ["hsdp compressed", "fsdp x tp same dim"])
+@pytest.mark.parametrize("layout", ["hsdp compressed"])
 def test_a_rank_that_is_late_by_seconds_changes_nothing(ranks: Pool, layout: str) -> None:
     ranks.run(WORLD, late, layout)
 
@@ -219,7 +220,7 @@ def scaled(layout: str) -> float:
     return scaler.get_scale()
 
 
-@pytest.mark.parametrize("layout", ON)
+@on()
 def test_an_overflow_that_a_scaler_finds_is_skipped_everywhere(ranks: Pool, layout: str) -> None:
     """Each rank's scaler has a scale of its own: torch asks the ranks that hold other shards of a DTensor alone."""
     noticed = {FAULTY} if LAYOUTS[layout].plain else {2, 3} if "hsdp" in layout else set(range(WORLD))
