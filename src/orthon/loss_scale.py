@@ -38,7 +38,7 @@ class LossScale:
         """Return whether the scaler has found the gradients finite, a boolean on the device."""
         if self.found_inf is None:
             return torch.ones((), dtype=torch.bool, device=device)
-        return (self.found_inf == 0).to(device, non_blocking=True).reshape(())
+        return (self.found_inf == 0).to(device).reshape(())
 
     def unscaled(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Return gradients, which lie on one device, in their own size.
@@ -47,5 +47,5 @@ class LossScale:
         """
         if self.divisor is None:
             return list(grads)
-        divisor = self.divisor.to(grads[0].device, non_blocking=True).reshape(())
+        divisor = self.divisor.to(grads[0].device).reshape(())
         return [grad.to(compute_dtype(grad.dtype)) / divisor for grad in grads]
