@@ -31,7 +31,7 @@ class ConvertedGroup:
         parameters: how many it has.
         with_state: how many of them have a state; the others start anew.
         options: those that the source determines, by orthon's names.
-        dropped: keys of the source without effect on the update.
+        dropped: keys of the source without effect on the update, or with a value that says what orthon always does.
     """
 
     state_dict: int
@@ -122,7 +122,7 @@ def convert_states(given: Iterable[tuple[Mapping[str, Any], str]]) -> Conversion
                 reports.append(
                     ConvertedGroup(number, index, layout.algorithm, len(params), with_state, known, tuple(dropped))
                 )
-                notes.update(dict.fromkeys(layout.notes))
+                notes.update(dict.fromkeys((*layout.notes, *part.notes)))
     return Conversion({"state": state, "param_groups": groups}, tuple(reports), tuple(notes))
 
 

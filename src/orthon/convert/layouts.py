@@ -46,7 +46,7 @@ class Layout:
         entries: of the state of a parameter: their names, and orthon's.
         keys: of a param group.
         options: of orthon, which say what their update always does.
-        notes: where the two agree up to something, or something is not in the state.
+        notes: where the two agree up to something.
         refuses: why a matrix of the given shape has no counterpart; None if it has one.
     """
 
@@ -67,12 +67,14 @@ class Part:
         group: their options, without "params".
         states: of the parameters, by position in their group; empty for one without.
         options: of orthon, which follow from the states.
+        notes: what is not in the group or in the states, and is taken for granted.
     """
 
     layout: str
     group: Mapping[str, Any]
     states: Mapping[int, Mapping[str, Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 States = Sequence[Mapping[str, Any]]

@@ -54,7 +54,11 @@ _POLAR_NOTE = (
     "their polar factor is that of five quintic polynomials in bfloat16, which are not in the file; orthon's are the "
     "Polar Express, in polar_dtype"
 )
-_EF_NOTE = "on several ranks theirs may choose rows where orthon chooses columns: those of the shorter side, always"
+_ROWS_NOTE = "on several ranks theirs may choose rows where orthon chooses columns: those of the shorter side, always"
+_SQUARE_NOTE = (
+    "the side of a square matrix's Q is not in the file: the columns, as on one process; FSDP may have chosen the "
+    "rows, and with the wrong one, some steps pass until Q is found anew"
+)
 
 
 def _refuses_tall(shape: tuple[int, ...]) -> str | None:
@@ -76,10 +80,7 @@ _LAYOUTS = {
             "oversample": NO_EFFECT,
         },
         options={"right_factor": "normalize", "power_iterations": 1, "lr_scale": "spectral_unclamped"},
-        notes=(
-            "the number of power iterations is not in the file: one, their default",
-            "the side of a square matrix's Q is not in the file: the columns, as without sharding",
-        ),
+        notes=("the number of power iterations is not in the file: one, their default",),
     ),
     "muon": Layout(
         algorithm="muon",
@@ -111,7 +112,7 @@ _LAYOUTS = {
         entries={"momentum": "momentum"},
         keys={**_WHOLE_MATRICES, **_SELECTION, "ef_decay": same("momentum")},
         options={"lr_scale_by_fraction": False, **_POLAR},
-        notes=(_POLAR_NOTE, _EF_NOTE),
+        notes=(_POLAR_NOTE, _ROWS_NOTE),
     ),
     "nordion2": Layout(
         algorithm="dion3",
@@ -164,8 +165,9 @@ def _parts(group: Mapping[str, Any], states: States) -> list[Part]:
         )
     found = [side for side in ("long", "short") if side in sides.values()] or ["long"]
     joined = {position: side if side in found else found[0] for position, side in sides.items()}
+    notes = [_SQUARE_NOTE] if "square" in sides.values() else []
     return [
-        Part("dion", group, {p: numbered[p] for p in joined if joined[p] == side}, {"orthonormal_side": side})
+        Part("dion", group, {p: numbered[p] for p in joined if joined[p] == side}, {"orthonormal_side": side}, notes)
         for side in found
     ]
 

@@ -29,10 +29,13 @@ _TORCH_ADAMW = Layout(
 
 
 def _torch_adamw_parts(group: Mapping[str, Any], states: States) -> list[Part]:
-    """Return one part; without decay it does not matter to what it would be coupled."""
+    """Return one part; without decay it does not matter how that would be coupled."""
+    notes: tuple[str, ...] = ()
     if group.get("weight_decay") == 0:
         group = {**group, "decoupled_weight_decay": True}
-    return [Part("adamw", group, dict(enumerate(states)))]
+    elif "decoupled_weight_decay" not in group:  # as in earlier versions of torch, where Adam's looks the same
+        notes = ("whether weight decay is AdamW's or Adam's is not in the file: AdamW's, decoupled",)
+    return [Part("adamw", group, dict(enumerate(states)), notes=notes)]
 
 
 _TORCH_MUON = Layout(
