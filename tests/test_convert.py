@@ -1,7 +1,6 @@
 """States of other packages' optimizers: going on with orthon is going on with theirs.
 
-Of packages that are not installed, each rule is written here from its paper, in float64 and with exact polar factors,
-and works on a state in the layout of that package.
+tests/foreign_rules.py stands for packages that are not installed.
 """
 
 import math
@@ -17,6 +16,7 @@ from orthon.convert import convert_state, convert_states
 from orthon.state import Entry
 from tests.closeness import assert_close
 from tests.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_muon
+from tests.foreign_rules import keller_adam, keller_muon, microsoft, moonlight
 from tests.gradients import sequence
 from tests.test_muon import in_float32  # noqa: F401
 
@@ -157,109 +157,6 @@ def test_names_in_place_of_numbers() -> None:
 # Packages that are not installed
 
 
-def polar(U: Tensor) -> Tensor:
-    W, _, Vt = torch.linalg.svd(U, full_matrices=False)
-    return W @ Vt
-
-
-def rms_scale(adjust_lr: str | None, m: int, n: int) -> float:
-    return {"spectral_norm": math.sqrt(m / n), "rms_norm": 0.2 * math.sqrt(max(m, n)), None: 1.0}[adjust_lr]
-
-
-def average(group: dict[str, Any], key: str, state: dict[str, Any], entry: str, G: Tensor) -> Tensor:
-    state[entry] = group[key] * state.get(entry, torch.zeros_like(G)) + (1 - group[key]) * G
-    return state[entry]
-
-
-def keller_muon(X: Tensor, state: dict[str, Any], group: dict[str, Any], G: Tensor) -> Tensor:
-    m, n = X.shape
-    M, mu = average(group, "momentum", state, "momentum_buffer", G), group["momentum"]
-    decayed = (1 - group["lr"] * group["weight_decay"]) * X
-    return decayed - group["lr"] * math.sqrt(max(1, m / n)) * polar((1 - mu) * G + mu * M)
-
-
-def adam(
-    X: Tensor, G: Tensor, first: Tensor, second: Tensor, t: int, group: dict[str, Any], decay: str, eps: float
-) -> Tensor:
-    direction = first / (1 - group["betas"][0] ** t) / ((second / (1 - group["betas"][1] ** t)).sqrt() + eps)
-    return (1 - group["lr"] * group[decay]) * X - group["lr"] * direction
-
-
-def moments(state: dict[str, Any], names: tuple[str, str], betas: tuple[float, float], G: Tensor) -> None:
-    for name, beta, value in zip(names, betas, (G, G.square()), strict=True):
-        state[name] = beta * state.get(name, torch.zeros_like(G)) + (1 - beta) * value
-
-
-def keller_adam(X: Tensor, state: dict[str, Any], group: dict[str, Any], G: Tensor) -> Tensor:
-    state["step"] = state.get("step", 0) + 1
-    moments(state, ("exp_avg", "exp_avg_sq"), group["betas"], G)
-    return adam(X, G, state["exp_avg"], state["exp_avg_sq"], state["step"], group, "weight_decay", group["eps"])
-
-
-def moonlight(X: Tensor, state: dict[str, Any], group: dict[str, Any], G: Tensor) -> Tensor:
-    if not state["use_muon"]:
-        state["step"] = t = state.get("step", 0) + 1
-        moments(state, ("moment1", "moment2"), group["adamw_betas"], G)
-        eps = group["adamw_eps"] / math.sqrt(1 - group["adamw_betas"][1] ** t)  # before the bias correction
-        betas = {**group, "betas": group["adamw_betas"]}
-        return adam(X, G, state["moment1"], state["moment2"], t, betas, "wd", eps)
-    mu = group["momentum"]
-    state["momentum_buffer"] = M = mu * state.get("momentum_buffer", 0 * G) + G
-    U = G + mu * M if group["nesterov"] else M
-    return (1 - group["lr"] * group["wd"]) * X - group["lr"] * 0.2 * math.sqrt(max(X.shape)) * polar(U)
-
-
-def microsoft(X: Tensor, state: dict[str, Any], group: dict[str, Any], G: Tensor) -> Tensor:
-    """Make a step of one of the rules; the group's "step" counts this one already."""
-    kind, M = group["algorithm"], state.setdefault("momentum", torch.zeros_like(X))
-    lr, decay = group["lr"], group["lr"] * group["weight_decay"]
-    scale = lr * rms_scale(group.get("adjust_lr", "spectral_norm"), *X.shape) if X.ndim == 2 else lr
-    if kind == "adamw":
-        betas, t = (group["beta1"], group["beta2"]), group["step"]
-        moments(state, ("momentum", "variance"), betas, G)
-        options = {**group, "betas": betas}
-        return adam(X, G, state["momentum"], state["variance"], t, options, "weight_decay", group["epsilon"])
-    if kind == "lion":
-        direction = torch.sign(group["beta1"] * M + (1 - group["beta1"]) * G)
-        state["momentum"] = group["beta2"] * M + (1 - group["beta2"]) * G
-        return (1 - decay) * X - lr * direction
-    if kind == "dion":
-        transposed = len(state["Q"]) == len(X) and (len(X) != X.shape[1])
-        A = (M + G).T if transposed else M + G
-        P = torch.linalg.qr(A @ state["Q"]).Q
-        R = A.T @ P
-        A = A - (1 - group["mu"]) * P @ R.T
-        state["momentum"], state["Q"] = (A.T if transposed else A).contiguous(), R / R.norm(dim=0)
-        update = P @ state["Q"].T
-        return (1 - decay) * X - scale * (update.T if transposed else update)
-    if kind in ("muon", "normuon"):
-        state["momentum"] = M = group["mu"] * M + G
-        O = polar(G + group["mu"] * M if group["nesterov"] else M)
-        if kind == "normuon":
-            O = by_rows(O, state, group, slice(None), len(X))
-        if group.get("cautious_wd"):
-            return X - decay * torch.where(O * X >= 0, X, 0) - scale * O
-        return (1 - decay) * X - scale * O
-    columns = kind == "dion2" and len(X) > X.shape[1]
-    A = ((M + G).T if columns else M + G).clone()
-    S = A.abs().sum(dim=1).topk(math.ceil(group["fraction"] * len(A))).indices
-    O = polar(A[S])
-    if kind == "nordion2":
-        O = by_rows(O, state, group, S, len(X))
-    A[S] *= group["ef_decay" if kind == "dion2" else "mu"]
-    update = torch.zeros_like(A)
-    update[S] = O
-    state["momentum"] = (A.T if columns else A).contiguous()
-    return (1 - decay) * X - scale * (update.T if columns else update)
-
-
-def by_rows(O: Tensor, state: dict[str, Any], group: dict[str, Any], S: Any, m: int) -> Tensor:
-    v = state.setdefault("variance_neuron", O.new_zeros(m, 1))
-    v[S] = group["muon_beta2"] * v[S] + (1 - group["muon_beta2"]) * O.square().mean(dim=1, keepdim=True)
-    N = O / (v[S].sqrt() + 1e-8)
-    return N * O.norm() / N.norm()
-
-
 Rule = Callable[[Tensor, dict[str, Any], dict[str, Any], Tensor], Tensor]
 # Of each: the source, its rule, a group, and the state of each parameter before the first step, by shape.
 CASES: dict[
@@ -323,6 +220,31 @@ CASES: dict[
             ("dion2", {"fraction": 1.0, "adjust_lr": None, "selection_scope": "global", "capacity_factor": None}),
             ("adamw", {}),
             ("lion", {}),
+        ]
+    },
+    "keller: convolutions": (
+        "keller-muon",
+        keller_muon,
+        {**KELLER, "momentum": 0.9},
+        lambda m, n: [((3, m, n), {}), ((m, n), {}), ((m, 2, 3, 3), {}), ((4, n, 1, 3), {})],
+    ),
+    **{
+        f"microsoft: {algorithm}, {options}": (
+            "microsoft-dion",
+            microsoft,
+            of_microsoft(algorithm, **options),
+            lambda m, n, shape=shape: [(shape(m, n), {})],
+        )
+        for algorithm, options, shape in [
+            ("muon", {"flatten": True}, lambda m, n: (m, n, 2)),
+            ("muon", {"num_heads": 2}, lambda m, n: (2 * m, n)),
+            ("muon", {"split_sizes": (5, 3)}, lambda m, n: (8, m + n)),
+            ("normuon", {"num_heads": 3}, lambda m, n: (3 * m, n)),
+            ("normuon", {"split_sizes": (5, 3), "adjust_lr": "rms_norm"}, lambda m, n: (8, min(m, n))),
+            ("normuon", {"flatten": False, "nesterov": True}, lambda m, n: (2, 3, m, n)),
+            ("dion2", {"flatten": False}, lambda m, n: (3, m, n)),
+            ("nordion2", {"num_heads": 2}, lambda m, n: (2 * min(m, n), n)),
+            ("nordion2", {"selection_scope": "global"}, lambda m, n: (3, min(m, n), max(m, n))),
         ]
     },
     "microsoft: nordion2": (

@@ -76,8 +76,8 @@ GROUP_0 = "state dict 0 (%s): param group 0: "
         (
             "keller-muon",
             {**KELLER, "momentum": 0.9},
-            {"momentum_buffer": start(4, 3, 3, 3)},
-            "should be a matrix, but its momentum has shape (4, 3, 3, 3)",
+            {"momentum_buffer": start(4, 3, 5, 3)},
+            "a convolution whose kernel is higher than wide, (5, 3)",
         ),
         ("moonlight-muon", MOONLIGHT, BUFFER, "should have 'use_muon' True or False"),
         ("microsoft-dion", {**of_microsoft("muon"), "algorithm": "aro"}, {}, "algorithm is 'aro', which orthon"),
@@ -101,8 +101,11 @@ GROUP_0 = "state dict 0 (%s): param group 0: "
             {},
             "'selection_scope' is 'global_capped', which leaves some",
         ),
-        ("microsoft-dion", of_microsoft("muon", num_heads=8), {}, "'num_heads' is 8, which updates"),
+        ("microsoft-dion", of_microsoft("dion2", num_heads=8), {}, "'num_heads' is 8, which is known for Muon"),
         ("microsoft-dion", of_microsoft("dion2", cautious_wd=True), {}, "'cautious_wd' is True, and"),
+        ("microsoft-dion", of_microsoft("muon", num_heads=4), {"momentum": MATRIX}, "should have a number of blocks"),
+        ("microsoft-dion", of_microsoft("muon", split_sizes=(4, 4)), {"momentum": MATRIX}, "has blocks of 8 in all"),
+        ("microsoft-dion", of_microsoft("dion2", flatten=True), {"momentum": start(4, 3, 3)}, "'flatten' is True, and"),
         ("microsoft-dion", without(of_microsoft("adamw"), "step"), {}, "'step', the number"),
     ],
 )
@@ -130,7 +133,8 @@ def test_square_matrices_of_a_sharded_dion_are_refused() -> None:
         ([], "should be an optimizer's state_dict(), with 'state' and 'param_groups', but is a list"),
         ({"model": {}}, "but is a dict with 'model'"),
         ({"state": [], "param_groups": []}, "'state' should be a dict of a dict for each parameter, but is a list"),
-        ({"state": {}, "param_groups": {}}, "'param_groups' should be a list of dicts with 'params'"),
+        ({"state": {}, "param_groups": {}}, "'param_groups' should be a list of dicts, each with a list 'params'"),
+        ({"state": {}, "param_groups": [{"params": 0}]}, "each with a list 'params'"),
         ({"state": {3: {}}, "param_groups": [{"params": [0]}]}, "a state of parameter 3, which is in no group"),
         ({"state": {}, "param_groups": [{"params": [0], "param_names": []}]}, "'lr' is missing"),
         (

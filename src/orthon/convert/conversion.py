@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from orthon.algorithms import RULES
 from orthon.convert.layouts import Layout, Part, Source
 from orthon.convert.sources import SOURCES
+from orthon.matrix_view import MatrixView, Reading
 from orthon.names import plain_name
 from orthon.state import Counter
 
@@ -80,8 +81,9 @@ def convert_states(given: Iterable[tuple[Mapping[str, Any], str]]) -> Conversion
     """Combine states of other packages' optimizers to one that orthon's optimizers load.
 
     The groups come in the order in which they are given. A group becomes two where orthon needs that: Moonlight's,
-    with Muon and AdamW in one, and Dion's, with matrices of which sharding chose different sides. Parameters keep
-    their order within a group, and their names where the source has them.
+    with Muon and AdamW in one, Keller Jordan's, with matrices and convolutions, and Dion's, with matrices of which
+    sharding chose different sides. Parameters keep their order within a group, and their names where the source has
+    them.
 
     Args:
         given: pairs of a state dict and its source, as for `convert_state`.
@@ -142,8 +144,10 @@ def _check_form(state_dict: object, where: str) -> None:
     state, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in state.values()):
         raise ValueError(f"{where}: 'state' should be a dict of a dict for each parameter, but is a {_type(state)}")
-    if not isinstance(groups, list) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
-        raise ValueError(f"{where}: 'param_groups' should be a list of dicts with 'params'")
+    if not isinstance(groups, list) or not all(
+        isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups
+    ):
+        raise ValueError(f"{where}: 'param_groups' should be a list of dicts, each with a list 'params'")
     ids = {i for group in groups for i in group["params"]}
     if strangers := [key for key in state if key not in ids]:
         raise ValueError(f"{where}: has a state of parameter {strangers[0]!r}, which is in no group")
@@ -203,14 +207,8 @@ def _state(layout: Layout, options: Mapping[str, Any], given: Mapping[str, Any],
     like = given[theirs["momentum" if "momentum" in theirs else "exp_avg"]]
     shape = tuple(getattr(like, "shape", ()))
     rule = RULES[layout.algorithm]
-    if rule.for_matrices and len(shape) != 2:
-        raise ValueError(
-            f"{where}: should be a matrix, but its momentum has shape {shape}; start it anew, in a group with "
-            "view=MatrixView(...), or with 'adamw'"
-        )
-    if reason := layout.refuses(shape):
-        raise ValueError(f"{where}: {reason}; start it anew, or give it to another algorithm")
-    entries = rule.entries(shape, options)
+    reading = _reading(layout, options, shape, where) if rule.for_matrices else None
+    entries = rule.entries(shape if reading is None else reading.matrix(0), options)
     if theirs.keys() != entries.keys():
         needed = [key for key, ours in layout.entries.items() if ours in entries]
         raise ValueError(f"{where}: entries should be {_listed(needed)} by its group, but are {_listed(given)}")
@@ -225,11 +223,31 @@ def _state(layout: Layout, options: Mapping[str, Any], given: Mapping[str, Any],
             raise ValueError(f"{what}: should be a floating-point tensor, but is a {_type(value)}")
         if isinstance(value, DTensor):
             raise ValueError(f"{what}: should be a whole tensor, but is a DTensor; save a state with whole ones")
-        expected = shape if entry.side is None else (shape[entry.side], entry.width)
+        expected = shape
+        if entry.side is not None and reading is not None:
+            dims = (*reading.batch, *reading.sides[entry.side])
+            expected = (*(shape[dim] for dim in dims), entry.width)
         if value.shape != expected:
             raise ValueError(f"{what}: should have shape {expected} by its group, but has {tuple(value.shape)}")
         state[name] = value.to(entry.dtype or value.dtype)
     return state
+
+
+def _reading(layout: Layout, options: Mapping[str, Any], shape: tuple[int, ...], where: str) -> Reading:
+    """Return how a parameter is read as matrices."""
+    if options["view"] is None and len(shape) != 2:
+        raise ValueError(
+            f"{where}: should be a matrix, but its momentum has shape {shape}; take its state out of the file, so that "
+            "it starts anew, with a view=MatrixView(...) or in another algorithm's group"
+        )
+    try:
+        reading = MatrixView.of(options["view"] or {}).read(shape)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    for block in range(len(reading.blocks)):
+        if reason := layout.refuses(reading.matrix(block)):
+            raise ValueError(f"{where}: {reason}; take its state out of the file, so that it starts anew")
+    return reading
 
 
 def _counter(value: object, where: str) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from orthon.convert.layouts import NO_EFFECT, NORM_EPS, Key, Layout, Part, Source, States, same
+from orthon.matrix_view import MatrixView
 
 _EVERYWHERE = {
     "lr": same("lr"),
@@ -24,21 +25,16 @@ _CAUTIOUS = Key("cautious_weight_decay")
 _WHOLE_MATRICES = {
     **_EVERYWHERE,
     "epsilon": NORM_EPS,
-    "flatten": NO_EFFECT,  # of what is no matrix, which is refused by its shape
+    "flatten": NO_EFFECT,  # beyond what `_view` says
     "adjust_lr": Key(
         "lr_scale",
         {"spectral_norm": "spectral_unclamped", "rms_norm": "match_rms_adamw", None: "none"},
         reason="is no shape factor of orthon (allowed: 'spectral_norm', 'rms_norm', None)",
         required=True,
     ),
-    "num_heads": Key(
-        allowed=lambda heads: heads in (None, 1),
-        reason="updates each head as a matrix; start such parameters anew, with view=MatrixView(blocks=heads)",
-    ),
-    "split_sizes": Key(
-        allowed=lambda sizes: sizes is None,
-        reason="updates each block as a matrix; start such parameters anew, with view=MatrixView(blocks=sizes)",
-    ),
+    # Where `_view` has not made views of them.
+    "num_heads": Key(allowed=lambda heads: heads in (None, 1), reason="is known for Muon, NorMuon and NorDion2 alone"),
+    "split_sizes": Key(allowed=lambda sizes: sizes is None, reason="is known for Muon and NorMuon alone"),
 }
 _SELECTION = {
     "fraction": same("fraction"),
@@ -155,8 +151,11 @@ def _parts(group: Mapping[str, Any], states: States) -> list[Part]:
             raise ValueError("'step', the number of steps, is missing")
         states = [{**state, "step": group["step"]} if state else state for state in states]
     numbered = dict(enumerate(states))
-    if algorithm != "dion":
+    if algorithm in ("adamw", "lion"):
         return [Part(algorithm, group, numbered)]
+    if algorithm != "dion":
+        view = _view(algorithm, group, states)
+        return [Part(algorithm, group, numbered, {} if view is None else {"view": view.as_dict()})]
     sides = {position: _side(state) for position, state in numbered.items()}
     if "short" in sides.values() and "square" in sides.values():
         raise ValueError(
@@ -170,6 +169,26 @@ def _parts(group: Mapping[str, Any], states: States) -> list[Part]:
         Part("dion", group, {p: numbered[p] for p in joined if joined[p] == side}, {"orthonormal_side": side}, notes)
         for side in found
     ]
+
+
+def _view(algorithm: str, group: dict[str, Any], states: States) -> MatrixView | None:
+    """Return how the parameters are read as matrices, None for plain ones; options that only say so leave the group."""
+    heads, sizes = group.get("num_heads"), group.get("split_sizes")
+    if algorithm in ("muon", "normuon", "nordion2") and isinstance(heads, int) and heads > 1:
+        return MatrixView(blocks=group.pop("num_heads"))
+    if algorithm in ("muon", "normuon") and sizes is not None:
+        return MatrixView(blocks=tuple(group.pop("split_sizes")))
+    dims = {state["momentum"].ndim for state in states if isinstance(state.get("momentum"), Tensor)}
+    if max(dims, default=2) <= 2:
+        return None
+    if not group.get("flatten"):
+        return MatrixView()
+    if algorithm != "muon" or 2 in dims:
+        raise ValueError(
+            f"'flatten' is True, and parameters have {', '.join(map(str, sorted(dims)))} dims, which orthon has a "
+            "counterpart of for 'muon' with 3 dims or more alone; take their states out of it, so that they start anew"
+        )
+    return MatrixView(kind="convolution")
 
 
 def _side(state: Mapping[str, Any]) -> str | None:

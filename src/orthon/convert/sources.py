@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from orthon.convert.layouts import NO_EFFECT, NORM_EPS, Key, Layout, Part, Source, States, refused, same, whole
 from orthon.convert.microsoft import MICROSOFT_DION
 from orthon.linalg.polynomials import NEWTON_SCHULZ
+from orthon.matrix_view import MatrixView
 
 _IN_BFLOAT16 = "their Newton-Schulz iteration runs in bfloat16, orthon's in polar_dtype"
 _COUPLED = (
@@ -88,8 +91,28 @@ _KELLER_ADAM = Layout(
 
 
 def _keller_parts(group: Mapping[str, Any], states: States) -> list[Part]:
-    """Return one part, by "use_muon" where the optimizer has both kinds of groups."""
-    return [Part("muon" if group.get("use_muon", True) else "adam", group, dict(enumerate(states)))]
+    """Return one part, by "use_muon" where the optimizer has both kinds of groups, or two: convolutions are apart.
+
+    Their updates are those of the flattened weights, but scaled by the height and width of the kernel.
+    """
+    numbered = dict(enumerate(states))
+    if not group.get("use_muon", True):
+        return [Part("adam", group, numbered)]
+    buffers = {i: state.get("momentum_buffer") for i, state in numbered.items()}
+    shapes = {i: tuple(buffer.shape) for i, buffer in buffers.items() if isinstance(buffer, Tensor)}
+    kernels = {i: shape[-2:] for i, shape in shapes.items() if len(shape) == 4}
+    if high := [kernel for kernel in kernels.values() if kernel[0] > kernel[1]]:
+        raise ValueError(
+            f"it has a convolution whose kernel is higher than wide, {high[0]}, and its update scaled by the root of "
+            "their ratio, which is no shape factor of orthon; take its state out of it, so that it starts anew"
+        )
+    view = {"view": MatrixView().as_dict()} if any(len(shape) == 3 for shape in shapes.values()) else {}
+    flattened = {"view": MatrixView(kind="convolution").as_dict(), "lr_scale": "none"}
+    parts = [
+        Part("muon", group, {i: state for i, state in numbered.items() if i not in kernels}, view),
+        Part("muon", group, {i: numbered[i] for i in kernels}, flattened),
+    ]
+    return [part for part in parts if part.states]
 
 
 # github.com/MoonshotAI/Moonlight, examples/toy_train.py
