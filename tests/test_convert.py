@@ -305,6 +305,13 @@ def test_goes_on_as_the_formulas(shape: tuple[int, int], case: str) -> None:
         assert_close(param.detach(), weights[i], 1e-10, f"{case}, parameter {i} of shape {shapes[i]}")
 
 
+def test_options_that_are_tensors() -> None:
+    group = {**of_microsoft("muon", lr=torch.tensor(0.5), weight_decay=torch.tensor(0.25)), "params": [0]}
+    converted = convert_state({"state": {}, "param_groups": [group]}, source="microsoft-dion")["param_groups"][0]
+    assert isinstance(converted["lr"], Tensor)
+    assert (float(converted["lr"]), converted["weight_decay"]) == (0.5, 0.25)
+
+
 def test_row_moments_become_float32() -> None:
     state = {"momentum": start(6, 4).bfloat16(), "variance_neuron": start(6, 1).square().bfloat16()}
     group = {**of_microsoft("normuon"), "params": [0]}

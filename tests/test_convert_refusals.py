@@ -164,5 +164,8 @@ def test_notes_tell_what_is_not_in_the_file() -> None:
     older = without(torch_adamw(), "decoupled_weight_decay")
     assert "AdamW's or Adam's is not in the file" in notes("torch-adamw", older, MOMENTS)
     assert notes("torch-adamw", {**older, "weight_decay": 0.0}, MOMENTS) == ""
+    moments = {"momentum": MATRIX, "variance_neuron": start(6, 1)}
+    assert "earlier versions" in notes("microsoft-dion", of_microsoft("normuon", split_sizes=(4, 2)), moments)
+    assert "earlier versions" not in notes("microsoft-dion", of_microsoft("normuon"), moments)
     assert "square" in notes("microsoft-dion", SMALL_DION, {"momentum": start(4, 4), "Q": start(4, 2)})
     assert "square" not in notes("microsoft-dion", SMALL_DION, {"momentum": MATRIX, "Q": start(4, 2)})

@@ -183,6 +183,8 @@ def _options(layout: Layout, part: Part, where: str) -> tuple[dict[str, Any], di
                 f"{_listed(sorted(layout.keys))}); take it out of the group if it does not change updates"
             )
         meaning = layout.keys[key]
+        if isinstance(value, Tensor) and value.numel() == 1 and meaning.option != "lr":  # as CUDA graphs want it
+            value = value.item()
         read = meaning.read(value, f"{where}: {key!r}")
         if meaning.option is None:
             dropped.append(key)

@@ -14,13 +14,11 @@ _EVERYWHERE = {
     **dict.fromkeys(("algorithm", "step", "betas", "epsilon"), NO_EFFECT),
 }
 # An optimizer gives its options to all of its groups, also to those of AdamW and Lion.
-_OF_MATRICES = dict.fromkeys(
-    (
-        *("mu", "muon_beta2", "nesterov", "flatten", "adjust_lr", "fraction", "ef_decay", "selection_scope"),
-        *("capacity_factor", "rank_fraction", "rank_multiple_of", "oversample", "num_heads", "split_sizes"),
-    ),
-    NO_EFFECT,
-)
+_OF_MATRICES = {
+    **dict.fromkeys(("mu", "muon_beta2", "nesterov", "flatten", "adjust_lr", "num_heads", "split_sizes"), NO_EFFECT),
+    **dict.fromkeys(("fraction", "ef_decay", "selection_scope", "capacity_factor", "capped_slack"), NO_EFFECT),
+    **dict.fromkeys(("rank_fraction", "rank_multiple_of", "oversample"), NO_EFFECT),
+}
 _CAUTIOUS = Key("cautious_weight_decay")
 _WHOLE_MATRICES = {
     **_EVERYWHERE,
@@ -43,7 +41,9 @@ _SELECTION = {
         {"global": "global", "local": "local"},
         reason="leaves some of the largest rows for later steps, which orthon never does (allowed: 'global', 'local')",
     ),
-    "capacity_factor": NO_EFFECT,  # of the scope that is refused
+    # Of the scope that is refused.
+    "capacity_factor": NO_EFFECT,
+    "capped_slack": NO_EFFECT,
 }
 _POLAR = {"polar": "polar_express", "polar_steps": 5}
 _POLAR_NOTE = (
@@ -51,6 +51,13 @@ _POLAR_NOTE = (
     "Polar Express, in polar_dtype"
 )
 _ROWS_NOTE = "on several ranks theirs may choose rows where orthon chooses columns: those of the shorter side, always"
+_SHARDS_NOTE = (
+    "on several ranks theirs may bring the rows of each shard to one size, and orthon those of the whole matrix"
+)
+_SPLIT_NOTE = (
+    "earlier versions of theirs keep second moments of what 'split_sizes' has scaled, block by block; that factor fades "
+    "with muon_beta2"
+)
 _SQUARE_NOTE = (
     "the side of a square matrix's Q is not in the file: the columns, as on one process; FSDP may have chosen the "
     "rows, and with the wrong one, some steps pass until Q is found anew"
@@ -101,7 +108,7 @@ _LAYOUTS = {
             "cautious_wd": _CAUTIOUS,
         },
         options={"ema": False, "eps": 1e-8, **_POLAR},
-        notes=(_POLAR_NOTE,),
+        notes=(_POLAR_NOTE, _SHARDS_NOTE),
     ),
     "dion2": Layout(
         algorithm="dion2",
@@ -120,7 +127,7 @@ _LAYOUTS = {
             "muon_beta2": same("beta2"),
         },
         options={"lr_scale_by_fraction": False, "eps": 1e-8, **_POLAR},
-        notes=(_POLAR_NOTE,),
+        notes=(_POLAR_NOTE, _SHARDS_NOTE),
         refuses=_refuses_tall,
     ),
     "adamw": Layout(
@@ -154,8 +161,9 @@ def _parts(group: Mapping[str, Any], states: States) -> list[Part]:
     if algorithm in ("adamw", "lion"):
         return [Part(algorithm, group, numbered)]
     if algorithm != "dion":
+        notes = [_SPLIT_NOTE] if algorithm == "normuon" and group.get("split_sizes") is not None else []
         view = _view(algorithm, group, states)
-        return [Part(algorithm, group, numbered, {} if view is None else {"view": view.as_dict()})]
+        return [Part(algorithm, group, numbered, {} if view is None else {"view": view.as_dict()}, notes)]
     sides = {position: _side(state) for position, state in numbered.items()}
     if "short" in sides.values() and "square" in sides.values():
         raise ValueError(
