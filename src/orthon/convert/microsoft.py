@@ -55,7 +55,7 @@ _SHARDS_NOTE = (
     "on several ranks theirs may bring the rows of each shard to one size, and orthon those of the whole matrix"
 )
 _SPLIT_NOTE = (
-    "earlier versions of theirs keep second moments of what 'split_sizes' has scaled, block by block; that factor fades "
+    "earlier versions of theirs keep second moments of what 'split_sizes' has scaled, block by block; that fades "
     "with muon_beta2"
 )
 _SQUARE_NOTE = (
