@@ -119,6 +119,7 @@ def test_several_states_become_one() -> None:
         [{"params": [(name, p)]} for name, p in zip(names[2:], params[2:], strict=True)], weight_decay=0.0
     )
     torch.optim.lr_scheduler.LambdaLR(adamw, lambda _: 0.5)
+    torch.optim.lr_scheduler.OneCycleLR(muon, 0.1, total_steps=100, div_factor=2.0)
     give(params, [torch.ones_like(p) for p in params])
     params[1].grad = None
     muon.step()
@@ -127,8 +128,9 @@ def test_several_states_become_one() -> None:
     state, groups = conversion.state_dict["state"], conversion.state_dict["param_groups"]
     assert [group["params"] for group in groups] == [[0, 1], [2], [3]]
     assert [group["param_names"] for group in groups] == [names[:2], ["norm"], ["bias"]]
-    assert [group["lr"] for group in groups] == [0.1, 0.0005, 0.0005]
+    assert [group["lr"] for group in groups] == [0.05, 0.0005, 0.0005]
     assert groups[1]["initial_lr"] == 0.001
+    assert groups[0]["max_lr"] == 0.1
     assert {i: set(entries) for i, entries in state.items()} == {
         0: {"momentum"},
         **{i: {"step", "exp_avg", "exp_avg_sq"} for i in (2, 3)},

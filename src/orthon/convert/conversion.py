@@ -13,12 +13,13 @@ from orthon.convert.layouts import Layout, Part, Source
 from orthon.convert.sources import SOURCES
 from orthon.matrix_view import MatrixView, Reading
 from orthon.names import plain_name
+from orthon.options import SCHEDULER_KEYS
 from orthon.state import Counter
 
 __all__ = ["SOURCES", "Conversion", "ConvertedGroup", "convert_state", "convert_states"]
 
 # Of a group, what orthon's optimizers keep beside options.
-_KEPT = ("param_names", "name", "initial_lr")
+_KEPT = {"param_names", "name", *SCHEDULER_KEYS}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def convert_states(given: Iterable[tuple[Mapping[str, Any], str]]) -> Conversion
                 for param, (position, entries) in zip(params, part.states.items(), strict=True):
                     if entries:
                         state[param] = _state(layout, options, entries, f"{of_group}: {labels[position]}")
-                kept = {key: part.group[key] for key in _KEPT if key in part.group}
+                kept = {key: value for key, value in part.group.items() if key in _KEPT}
                 if named:
                     kept["param_names"] = [named[position] for position in part.states]
                 groups.append({**kept, "algorithm": layout.algorithm, **options, "params": list(params)})
