@@ -211,7 +211,9 @@ def _change(
         then, now = (_member(name, param, group, layouts) for group in (before, after))
     except (ValueError, NotImplementedError) as error:  # of a view that does not fit
         raise type(error)(f"{where}: {error}") from error
-    expected, new = then.new_state(), now.new_state()
+    expected = new = then.new_state()
+    if any(before[key] != after[key] for key, option in now.rule.options.items() if option.loaded == "own"):
+        new = now.new_state()
     for keys, why in ((expected, ""), (new, " by the rank of this optimizer; make it with the one that was saved")):
         if saved.keys() != keys.keys():
             raise ValueError(f"{where}: entries should be {sorted(keys)}{why}, but are {sorted(saved, key=str)}")

@@ -49,13 +49,18 @@ def optimizer_of(net: nn.Module, **distributed: Any) -> MixedOptimizer:
     """Return one optimizer with a group for each rule: the blocks' matrices, biases by Lion, the rest by AdamW."""
     named = {name.removeprefix("module."): param for name, param in net.named_parameters()}
     groups: list[dict[str, Any]] = [
-        {"params": [(f"{name}.weight", named.pop(f"{name}.weight"))], "lr": 0.02, **options}
-        for name, options in _RULES.items()
+        {"params": [(f"{name}.weight", named.pop(f"{name}.weight"))], **options} for name, options in _RULES.items()
     ]
     for algorithm, takes_biases in (("lion", True), ("adamw", False)):
         own = [(name, param) for name, param in named.items() if name.endswith(".bias") == takes_biases]
-        groups.append({"params": own, "lr": 0.002, "algorithm": algorithm})
+        groups.append({"params": own, "algorithm": algorithm})
     return MixedOptimizer(groups, algorithm="dion", options={"weight_decay": 0.1}, nonfinite="skip", **distributed)
+
+
+def set_learning_rates(optimizer: MixedOptimizer, step: int) -> None:
+    """Let the learning rates fall: with constant ones rounding becomes as large as the losses in 800 steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = (0.002 if group["algorithm"] in ("adamw", "lion") else 0.02) / (1 + step / 100)
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:

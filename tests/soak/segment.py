@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from orthon import MixedOptimizer
 from orthon.checkpoint import LoadPlanner, SafeReader
 from tests.soak.memory import resident_kb
-from tests.soak.model import batch, distribute, mesh, model, optimizer_of
+from tests.soak.model import batch, distribute, mesh, model, optimizer_of, set_learning_rates
 from tests.soak.plan import Segment, fault
 
 
@@ -68,6 +68,7 @@ def _train(segment: Segment, folder: Path, seed: int) -> tuple[list[float], int,
         loss.backward()
         losses.append(loss.item())
         _disturb(net, step, seed, segment.world)
+        set_learning_rates(optimizer, step)
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 in segment.saves:
@@ -118,6 +119,7 @@ def uninterrupted(steps: int, seed: int) -> list[float]:
         loss.backward()
         losses.append(loss.item())
         if fault(step, seed).bad is None:
+            set_learning_rates(optimizer, step)
             optimizer.step()
         optimizer.zero_grad()
     return losses
