@@ -28,6 +28,8 @@ def main() -> int:
         def done(segment: Segment) -> None:
             what = f"{segment.kind}, {segment.world} rank{'s' * (segment.world > 1)}"
             progress.update(task, completed=segment.kept, description=what)
+            if not console.is_terminal and segment.kept // 100 > segment.start // 100:
+                console.print(f"{time.monotonic() - start:.0f} s: {segment.kept} of {options.steps} steps")
 
         course = soak(pool, steps=options.steps, seed=options.seed, done=done)
     errors = deviations(course, options.seed)
