@@ -30,6 +30,12 @@ BAD_OPTIONS = [
     ({"rank_multiple_of": 0}, ValueError, "rank_multiple_of should be an integer >= 1"),
     ({"rank_multiple_of": 2.0}, TypeError, "rank_multiple_of"),
     ({"power_iterations": 0}, ValueError, "power_iterations"),
+    (
+        {"precision": "half"},
+        ValueError,
+        "None or one of 'float32', 'tf32', 'bf16x3', but is 'half'",
+    ),
+    ({"precision": 32}, TypeError, "precision should be None or one of"),
     ({"right_factor": "qr"}, ValueError, "right_factor should be one of 'normalize', 'orthonormalize', but is 'qr'"),
     ({"orthonormal_side": "left"}, ValueError, "orthonormal_side should be one of 'short', 'long'"),
     ({"lr_scale": "spectral"}, ValueError, "'spectral_unclamped', 'original', 'match_rms_adamw', 'none'"),
@@ -97,7 +103,7 @@ def test_options_of_the_family(rule: str, options: dict[str, Any], error: type[E
 @pytest.mark.parametrize(
     ("rule", "option", "some"),
     [
-        ("Dion", "fraction", "power_iterations, rank_fraction, rank_multiple_of"),
+        ("Dion", "fraction", "power_iterations, precision, rank_fraction, rank_multiple_of"),
         ("Muon", "ns_steps", "nesterov, nonfinite, polar, polar_dtype, polar_route, polar_steps"),
         ("NorMuon", "betas2", "beta2, betas"),
         ("Dion2", "rank_fraction", "fraction, lr, lr_scale, lr_scale_by_fraction"),

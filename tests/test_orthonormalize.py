@@ -48,7 +48,7 @@ def _live_rows(m: int, r: int) -> Tensor:
 MATRICES: dict[str, Callable[[int, int], Tensor]] = {
     "random": randn,
     **{
-        f"condition {c:.0e}": lambda m, r, c=c: with_singular_values(m, r, torch.logspace(0, -c, r).double())
+        f"condition 1e+{c:02d}": lambda m, r, c=c: with_singular_values(m, r, torch.logspace(0, -c, r).double())
         for c in (2, 5, 7, 10)
     },
     "one huge singular value": lambda m, r: with_singular_values(m, r, torch.tensor([1e8] + [1.0] * (r - 1)).double()),

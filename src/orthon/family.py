@@ -140,6 +140,10 @@ class Dion(_Named):
             max(m, n)·r numbers. In a small model "short" was 0.01–0.02 better in loss at rank 1/16, equal at
             1/4, and 0.01 worse at full rank. A square matrix has P on the output side either way.
         power_iterations: how often P and Q are refined in one step, at least once.
+        precision: of the products that make P orthonormal. "float32"; "tf32", on CUDA devices alone, makes its columns
+            orthonormal up to 1e-3 and takes directions of relative size 4e-3 for noise; "bf16x3", products of numbers
+            split into two of bfloat16, up to 1e-5, and directions of 6e-5. None is "tf32" for 16-bit state and
+            "bf16x3" for float32 on CUDA devices, and "float32" elsewhere. Of a float64 state, all is in float64.
         common: see `orthon.family.CommonOptions`.
 
     Raises:
@@ -160,6 +164,7 @@ class Dion(_Named):
         right_factor: str = "normalize",
         orthonormal_side: str = "short",
         power_iterations: int = 1,
+        precision: str | None = None,
         **common: Unpack[CommonOptions],
     ) -> None:
         super().__init__(
@@ -172,6 +177,7 @@ class Dion(_Named):
             right_factor=right_factor,
             orthonormal_side=orthonormal_side,
             power_iterations=power_iterations,
+            precision=precision,
         )
 
 

@@ -89,6 +89,12 @@ def choice(default: str, *others: str) -> Option:
     return Option(default, "one of " + ", ".join(map(repr, names)), lambda v: isinstance(v, str), names.__contains__)
 
 
+def choice_or_none(*names: str) -> Option:
+    """Return an option that takes one of several names, or None, which leaves the choice to the rule."""
+    allowed = "None or one of " + ", ".join(map(repr, names))
+    return Option(None, allowed, lambda v: v is None or isinstance(v, str), (None, *names).__contains__)
+
+
 def flag(default: bool) -> Option:
     """Return an option that takes True or False."""
     return Option(default, "True or False", lambda v: isinstance(v, bool))

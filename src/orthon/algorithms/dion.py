@@ -7,9 +7,16 @@ from torch import Tensor
 
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.linalg import compute_dtype, orthonormalize, unit_columns
+from orthon.linalg import (
+    PRECISIONS,
+    check_precision,
+    compute_dtype,
+    default_precision,
+    orthonormalize,
+    unit_columns,
+)
 from orthon.lr_scale import lr_factor
-from orthon.options import Group, choice, integer, number, own, portion, structural
+from orthon.options import Group, choice, choice_or_none, integer, number, own, portion, structural
 from orthon.sharding import Layout, Side, Step, worth_sending
 from orthon.state import Entries, Entry
 
@@ -31,6 +38,7 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         batch = batch.transposed()
     stored, kept = batch.stacked_like_weights("momentum"), batch.stacked("Q")  # (b, m, n), (b, n, r)
     orthonormal = group["right_factor"] == "orthonormalize"
+    precision = group["precision"] or default_precision(stored.dtype, stored.device)
     # Copies always share the work on P; that on R is little, unless it is orthonormalized, or sums over many rows.
     rows, cols = batch.rows(share=True), batch.cols(share=False)
     if orthonormal or worth_sending(2 * cols.opposite, batch.layout.device):
@@ -46,13 +54,13 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     Q = yield from cols.whole(kept)
     for _ in range(group["power_iterations"]):
         B = yield from rows.reduce(rows.part(M) @ Q.to(M.dtype))  # (b, share of m, r)
-        left = yield from orthonormalize(B, rows.ranks)
+        left = yield from orthonormalize(B, rows.ranks, precision=precision)
         P = yield from rows.gather(left.vectors.to(sent))  # (b, m, r)
         R = yield from cols.reduce(cols.part(M.mT) @ P.to(M.dtype))  # (b, share of n, r)
         if orthonormal:
-            right = yield from orthonormalize(R.clone(), cols.ranks, left=left)
+            right = yield from orthonormalize(R.clone(), cols.ranks, left=left, precision=precision)
         else:
-            right = yield from unit_columns(R, cols.ranks, left=left)
+            right = yield from unit_columns(R, cols.ranks, left=left, precision=precision)
         live = batch.gated_mask(right.live.unsqueeze(-2))
         found = (yield from cols.gather(right.vectors.to(sent))).mul_(live)  # (b, n, r)
         Q.masked_fill_(live, 0).add_(found)
@@ -120,6 +128,10 @@ def _entries(shape: tuple[int, ...], group: Group) -> Entries:
     }
 
 
+def _check_layout(layout: Layout, group: Group) -> None:
+    check_precision(group["precision"], layout.device)
+
+
 RULE = Rule(
     name="dion",
     options={
@@ -130,6 +142,7 @@ RULE = Rule(
         "right_factor": choice("normalize", "orthonormalize"),
         "orthonormal_side": structural(choice("short", "long")),
         "power_iterations": integer(1, at_least=1),
+        "precision": own(choice_or_none(*PRECISIONS)),
     },
     entries=_entries,
     update=dion,
@@ -137,4 +150,5 @@ RULE = Rule(
     rank=dion_rank,
     largest=_largest,
     compresses=_compresses,
+    check_layout=_check_layout,
 )

@@ -1,19 +1,31 @@
 """Gram matrices of tall matrices whose rows are spread over ranks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from orthon.linalg.precision import full_precision
+from orthon.linalg.arithmetic import gram_in_float32
 from orthon.sharding import Ranks, Step
 
 
-def gram_sum(B: Tensor, ranks: Ranks) -> Step[Tensor]:
+def gram_sum(
+    B: Tensor, ranks: Ranks, gram_of: Callable[[Tensor], Tensor] = gram_in_float32, *, lengths: bool = False
+) -> Step[Tensor]:
     """Return the upper triangle of Bᵀ B (b, r, r), summed over the ranks that hold rows of B (b, m/ranks, r).
 
     Only half of it is communicated; what is below the diagonal is undefined.
+
+    Args:
+        B: this rank's rows.
+        ranks: that hold rows.
+        gram_of: computes the product Bᵀ B.
+        lengths: whether to compute the diagonal apart, exactly. Rounding of entries can be biased, also by what a
+            GPU's products cut off, and errs most there, where it is squared.
     """
-    with full_precision():
-        gram = B.mT @ B
+    gram = gram_of(B)
+    if lengths:
+        gram.diagonal(dim1=-2, dim2=-1).copy_(torch.linalg.vector_norm(B, dim=-2).square_())
     if ranks.size == 1:
         return gram.contiguous()
     r = gram.shape[-1]

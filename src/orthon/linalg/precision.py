@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -41,14 +41,28 @@ def rounding_noise(computed_in: torch.dtype) -> Noise:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Compute float32 products in float32, also where the user allows TF32 or bfloat16 for them."""
-    allowed = torch.get_float32_matmul_precision()
-    if allowed == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
+def float32_products(precision: str) -> Iterator[None]:
+    """Compute float32 products on GPUs as told, whatever the user allows for them, and in float32 on CPUs.
+
+    The user's setting is as before afterwards, whichever of torch's two ways it was made in.
+
+    Args:
+        precision: "ieee", or "tf32".
+    """
+    wanted = {torch.backends.cuda.matmul: precision, cast(Any, torch.backends.mkldnn).matmul: "ieee"}
+    before = {backend: backend.fp32_precision for backend in wanted}
+    changed = [backend for backend in wanted if before[backend] != wanted[backend]]
+    for backend in changed:
+        backend.fp32_precision = wanted[backend]
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
+        for backend in changed:
+            backend.fp32_precision = before[backend]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute float32 products in float32, also where the user allows TF32 or bfloat16 for them."""
+    with float32_products("ieee"):
+        yield

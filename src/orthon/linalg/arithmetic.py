@@ -1,0 +1,139 @@
+"""How the orthonormalization multiplies float32 matrices: exactly, or as fast as GPUs can and orthonormality allows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orthon.linalg.precision import Noise, float32_products, full_precision
+
+BF16 = torch.bfloat16
+
+_NONE = Noise(of_column=0.0, of_matrix=0.0)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What multiplies in the passes of Cholesky QR.
+
+    The last Gram matrix alone decides how orthonormal the result is. The earlier ones only bring the condition number
+    down, so that they may be rough. Products with inverse triangles change which space the columns span, so that they
+    may not, but for the last, which adds a small correction.
+
+    Attributes:
+        rough_gram: Bᵀ B (b, r, r) of B (b, m, r) in the first two passes.
+        gram: the same in the last pass.
+        times: B W (b, m, r) of B (b, m, r) and W (b, r, r) in the first two passes. None: triangular systems are
+            solved in float32, in all of the passes.
+        correct: the same in the last pass, for small W.
+        noise: what these products leave, beside rounding of B.
+        shift: by how much a Gram matrix with unit diagonal may miss being semidefinite, beside accumulation.
+    """
+
+    rough_gram: Callable[[Tensor], Tensor]
+    gram: Callable[[Tensor], Tensor]
+    times: Callable[[Tensor, Tensor], Tensor] | None = None
+    correct: Callable[[Tensor, Tensor], Tensor] | None = None
+    noise: Noise = _NONE
+    shift: float = 0.0
+
+
+def gram_in_float32(B: Tensor) -> Tensor:
+    """Return Bᵀ B (b, r, r) of B (b, m, r), in its own dtype."""
+    with full_precision():
+        return B.mT @ B
+
+
+def product_in_tf32(A: Tensor, B: Tensor) -> Tensor:
+    """Return A B (b, m, k) of A (b, m, n) and B (b, n, k), with 10 bits of their entries after the first."""
+    with float32_products("tf32"):
+        return A @ B
+
+
+def gram_in_tf32(B: Tensor) -> Tensor:
+    """Return Bᵀ B (b, r, r) of B (b, m, r) likewise."""
+    return product_in_tf32(B.mT, B)
+
+
+def product_in_bf16(A: Tensor, B: Tensor) -> Tensor:
+    """Return A B (b, m, k) in float32 of A (b, m, n) and B (b, n, k), which are rounded to bfloat16."""
+    A, B = A.to(BF16), B.to(BF16)
+    if A.device.type == "cuda":
+        return torch.bmm(A, B, out_dtype=torch.float32)
+    with full_precision():  # elsewhere in float32, which holds products of bfloat16 exactly
+        return A.float() @ B.float()
+
+
+def gram_in_bf16(B: Tensor) -> Tensor:
+    """Return Bᵀ B (b, r, r) of B (b, m, r) likewise."""
+    B = B.to(BF16)
+    return product_in_bf16(B.mT, B)
+
+
+def gram_in_bf16x3(B: Tensor) -> Tensor:
+    """Return Bᵀ B (b, r, r) of B (b, m, r), as H + L in bfloat16: Hᵀ H + Hᵀ L + Lᵀ H, the last two of one product."""
+    r = B.shape[-1]
+    parts = torch.cat(_high_and_low(B), -1)
+    products = product_in_bf16(parts[..., :r].mT, parts)
+    mixed = products[..., r:]
+    gram: Tensor = products[..., :r] + mixed + mixed.mT
+    return gram
+
+
+def product_in_bf16x3(A: Tensor, B: Tensor) -> Tensor:
+    """Return A B (b, m, k) of A (b, m, n) and B (b, n, k), all of (H + L)(H + L) in bfloat16 but the low parts' own."""
+    (high, low), (other_high, other_low) = _high_and_low(A), _high_and_low(B)
+    return product_in_bf16(torch.cat([high, low, high], -1), torch.cat([other_high, other_high, other_low], -2))
+
+
+def _high_and_low(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bfloat16 nearest to A, and that nearest to what is left: as many bytes as A in float32 takes."""
+    high = A.to(BF16)
+    return high, torch.sub(A, high, out=torch.empty_like(high))
+
+
+_ARITHMETICS = {
+    "float32": Arithmetic(gram_in_float32, gram_in_float32),
+    "tf32": Arithmetic(
+        rough_gram=gram_in_bf16,
+        gram=gram_in_tf32,
+        times=product_in_tf32,
+        correct=product_in_bf16,
+        noise=Noise(of_column=2.0**-8, of_matrix=2.0**-11),
+    ),
+    "bf16x3": Arithmetic(
+        rough_gram=gram_in_bf16x3,
+        gram=gram_in_bf16x3,
+        times=product_in_bf16x3,
+        correct=product_in_bf16x3,
+        noise=Noise(of_column=2.0**-14, of_matrix=2.0**-16),
+        shift=2.0**-16,
+    ),
+}
+
+PRECISIONS = tuple(_ARITHMETICS)
+
+
+def arithmetic(precision: str, dtype: torch.dtype) -> Arithmetic:
+    """Return the arithmetic of a precision for matrices of this dtype; float64 is always multiplied as such."""
+    return _ARITHMETICS["float32" if dtype == torch.float64 else precision]
+
+
+def default_precision(storage: torch.dtype, device: torch.device) -> str:
+    """Return the fastest precision that keeps columns orthonormal enough for a state stored as `storage`.
+
+    That is, up to 1e-3 for 16 bits and 1e-5 for float32. Elsewhere than on CUDA devices nothing is faster than float32.
+    """
+    if device.type != "cuda" or storage == torch.float64:
+        return "float32"
+    return "tf32" if storage.itemsize == 2 else "bf16x3"
+
+
+def check_precision(precision: str | None, device: torch.device) -> None:
+    """Raise a ValueError if a device does not have the arithmetic of a precision."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(
+            f"precision='tf32' needs a CUDA device, but the parameter is on {device}; None takes what is fastest "
+            "there, 'float32' and 'bf16x3' work anywhere"
+        )
