@@ -39,7 +39,7 @@ class Arithmetic:
     shift: float = 0.0
 
 
-def gram_in_float32(B: Tensor) -> Tensor:
+def plain_gram(B: Tensor) -> Tensor:
     """Return Bᵀ B (b, r, r) of B (b, m, r), in its own dtype."""
     with full_precision():
         return B.mT @ B
@@ -94,7 +94,7 @@ def _high_and_low(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _ARITHMETICS = {
-    "float32": Arithmetic(gram_in_float32, gram_in_float32),
+    "float32": Arithmetic(plain_gram, plain_gram),
     "tf32": Arithmetic(
         rough_gram=gram_in_bf16,
         gram=gram_in_tf32,

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from orthon.linalg.arithmetic import gram_in_float32
+from orthon.linalg.arithmetic import plain_gram
 from orthon.sharding import Ranks, Step
 
 
 def gram_sum(
-    B: Tensor, ranks: Ranks, gram_of: Callable[[Tensor], Tensor] = gram_in_float32, *, lengths: bool = False
+    B: Tensor, ranks: Ranks, gram_of: Callable[[Tensor], Tensor] = plain_gram, *, lengths: bool = False
 ) -> Step[Tensor]:
     """Return the upper triangle of Bᵀ B (b, r, r), summed over the ranks that hold rows of B (b, m/ranks, r).
 

@@ -1,0 +1,241 @@
+"""Triton's kernels against float64; without a GPU, in Triton's interpreter."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import orthon
+from orthon.kernels import Crossover, add_and_multiply_, subtract_product_, symmetric_product, use
+from orthon.kernels.add_and_multiply import MOST_COLUMNS
+from orthon.kernels.dispatch import in_triton
+from tests.gradients import sequence
+
+BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = {F32: 1e-5, F16: 2e-3, BF16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def _interpreter_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter widen operands, whose bits in bfloat16 it multiplies as integers."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    language = pytest.importorskip("triton.language")
+    plain = interpreter.InterpreterBuilder.create_dot
+
+    def widened(self, a, b, *others):  # type: ignore[no-untyped-def]
+        if a.dtype == language.bfloat16:
+            a, b = (self.create_fp_ext(x, language.float32) for x in (a, b))
+        return plain(self, a, b, *others)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", widened)
+
+
+@pytest.fixture
+def _triton() -> Iterator[None]:
+    with use("triton"):
+        yield
+
+
+def randn(*shape: int, dtype: torch.dtype = F32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def lay(x: Tensor, how: str) -> Tensor:
+    """Return the same matrix with other strides."""
+    if how == "transposed":
+        return x.mT.contiguous().mT
+    if how == "part of another":
+        whole = torch.full((*x.shape[:-2], x.shape[-2] + 3, 2 * x.shape[-1]), torch.nan, device=x.device, dtype=x.dtype)
+        part = whole[..., 1:-2, ::2]
+        return part.copy_(x)
+    return x.contiguous()
+
+
+LAYOUTS = ("contiguous", "transposed", "part of another")
+
+
+def assert_near(actual: Tensor, expected: Tensor, size: Tensor, dtype: torch.dtype, case: object) -> None:
+    assert actual.dtype == dtype, case
+    assert actual.shape == expected.shape, case
+    if actual.numel():
+        error = float(((actual.double() - expected).abs() / size.amax().clamp_min(1e-30)).max())
+        assert error <= TOLERANCE[dtype], f"{case}: off by {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 130, 70), (3, 64, 64), (2, 200, 5), (0, 4, 4), (2, 0, 3), (2, 3, 0)], ids=str
+)
+@pytest.mark.usefixtures("_triton")
+def test_symmetric_product(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    b, m, k = shape
+    for how in LAYOUTS:
+        A = lay(randn(b, m, k, dtype=dtype), how)
+        exact = A.double() @ A.double().mT
+        size = A.double().abs() @ A.double().abs().mT
+        actual = symmetric_product(A, A.mT)
+        assert_near(actual, exact, size, dtype, how)
+        assert torch.equal(actual.tril(-1), actual.triu(1).mT) or m <= 128, how
+        C = randn(b, m, m, dtype=dtype, seed=1)
+        C = lay(C + C.mT, how)
+        for alpha, beta in ((1.0, 1.0), (-0.5, 2.0), (2.0, 0.0)):
+            actual = symmetric_product(A, A.mT, add=C, alpha=alpha, beta=beta)
+            sizes = abs(alpha) * size + abs(beta) * C.double().abs()
+            assert_near(actual, alpha * exact + beta * C.double(), sizes, dtype, (how, alpha, beta))
+        assert_near(symmetric_product(A, A.mT, alpha=3.0), 3 * exact, 3 * size, dtype, how)
+
+
+@pytest.mark.usefixtures("_triton")
+def test_products_of_polynomials_in_one_matrix() -> None:
+    X = randn(2, 150, 40).double()
+    G = X @ X.mT / 100
+    P = 2 * G - 0.1 * G @ G
+    assert_near(symmetric_product(G.float(), P.float()), G @ P, G.abs() @ P.abs(), F32, "G P")
+
+
+@pytest.mark.parametrize(("dtype", "grads"), [(BF16, BF16), (F16, F32), (F32, BF16), (F32, F32)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (70, 130, 20), (64, 64, 64), (5, 3, 1), (0, 4, 2), (4, 0, 2)], ids=str)
+@pytest.mark.usefixtures("_triton")
+def test_add_and_multiply(shape: tuple[int, int, int], dtype: torch.dtype, grads: torch.dtype) -> None:
+    m, n, r = shape
+    for how, other, gain in ((LAYOUTS[0], LAYOUTS[1], 1.0), (LAYOUTS[1], LAYOUTS[2], -1.0), (*LAYOUTS[1:], 0.5)):
+        M, G = lay(randn(m, n, dtype=dtype), how), lay(randn(m, n, dtype=grads, seed=1), other)
+        Q = lay(randn(n, r, dtype=dtype, seed=2), other)
+        expected = M.double() + gain * G.double()
+        B = add_and_multiply_(M, G, Q, gain=gain)
+        assert_near(M, expected, expected.abs(), dtype, (how, gain))
+        assert_near(B, M.double() @ Q.double(), M.double().abs() @ Q.double().abs(), dtype, (how, gain))
+
+
+@pytest.mark.usefixtures("_triton")
+def test_what_is_beside_a_part_stays() -> None:
+    for how in ("M", "X"):
+        whole = torch.ones(9, 12, device=DEVICE)
+        part = whole[2:7, 3:10]
+        if how == "M":
+            add_and_multiply_(part, torch.ones_like(part), torch.ones(7, 2, device=DEVICE))
+        else:
+            subtract_product_(part, torch.ones(5, 1, device=DEVICE), torch.ones(7, 1, device=DEVICE), by=-1.0)
+        assert (part == 2).all(), how
+        assert whole.sum() == 9 * 12 + 35, how
+
+
+@pytest.mark.usefixtures("_triton")
+def test_many_columns_are_torchs() -> None:
+    r = MOST_COLUMNS + 1
+    M, G, Q = randn(4, 300), randn(4, 300, seed=1), randn(300, r, seed=2)
+    expected = M + G
+    assert torch.equal(add_and_multiply_(M, G, Q), expected @ Q)
+    assert torch.equal(M, expected)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["numbers", "tensors on the device"])
+@pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 130, 70, 20), (1, 64, 64, 64), (3, 5, 150, 70), (0, 4, 4, 2), (2, 4, 3, 0)], ids=str
+)
+@pytest.mark.usefixtures("_triton")
+def test_subtract_product(shape: tuple[int, int, int, int], dtype: torch.dtype, on_device: bool) -> None:
+    b, m, n, r = shape
+    for how, rate, by in ((LAYOUTS[0], 0.25, 0.5), (LAYOUTS[1], 0.0, -2.0), (LAYOUTS[2], 1.0, 1.0)):
+        X = lay(randn(b, m, n, dtype=dtype), how)
+        P, Q = lay(randn(b, m, r, dtype=dtype, seed=1), how), lay(randn(b, n, r, dtype=dtype, seed=2), how)
+        expected = (1 - rate) * X.double() - by * P.double() @ Q.double().mT
+        size = X.double().abs() + abs(by) * P.double().abs() @ Q.double().abs().mT
+        factors = (torch.tensor(x, device=DEVICE) if on_device else x for x in (rate, by))
+        alone = X.clone()
+        subtract_product_(X, P, Q, **dict(zip(("rate", "by"), factors, strict=True)))
+        assert_near(X, expected, size, dtype, how)
+        if b:
+            subtract_product_(alone[0], P[0], Q[0], rate=rate, by=by)
+            assert torch.equal(alone[0], X[0]), how
+
+
+GRADIENTS = [torch.randn(3, *shape) for shape in ((96, 70), (96, 70), (40, 150), (20, 30))]
+
+
+def steps(optimizer: str, mode: str, dtype: torch.dtype, *, tensor_lr: bool) -> list[Tensor]:
+    params = [nn.Parameter(torch.ones(g.shape[1:]).to(DEVICE, dtype)) for g in GRADIENTS]
+    lr = torch.tensor(0.1, device=DEVICE) if tensor_lr else 0.1
+    made = getattr(orthon, optimizer)([(f"{i}", p) for i, p in enumerate(params)], lr, weight_decay=0.1)
+    with use(mode):
+        for step in range(3):
+            for param, gradient in zip(params, GRADIENTS, strict=True):
+                param.grad = gradient[step].to(DEVICE, dtype)
+            made.step()
+    return [param.detach() for param in params]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("optimizer", ["Dion", "Muon", "Dion2"])
+def test_whole_steps_are_those_of_torch(optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orthon.batch._LARGE", 0)
+    for tensor_lr in (False, True):
+        by_torch, by_triton = (steps(optimizer, mode, dtype, tensor_lr=tensor_lr) for mode in ("torch", "triton"))
+        for expected, actual in zip(by_torch, by_triton, strict=True):
+            error = float((actual - expected).abs().max())
+            assert error <= (1e-4 if dtype == F32 else 3e-2), f"{tuple(actual.shape)}: {error:.1e}"
+
+
+def test_nothing_is_measured_yet_so_that_torch_computes() -> None:
+    for mode in ("auto", "torch"):
+        with use(mode):
+            assert not in_triton("symmetric_product", randn(2, 8192, 2), 8192), mode
+    assert not in_triton("symmetric_product", randn(2, 2), 8192)
+
+
+def test_a_measured_crossover_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cuda:
+        ndim, dtype, device = 3, BF16, torch.device("cuda", 0)
+
+        def __len__(self) -> int:
+            return 2
+
+    table = (Crossover("symmetric_product", (9, 0), BF16, batched=True, size=1024),)
+    monkeypatch.setattr("orthon.kernels.dispatch.CROSSOVERS", table)
+    for kernel, capability, dtype, size, expected in [
+        ("symmetric_product", (9, 0), BF16, 1024, True),
+        ("symmetric_product", (9, 0), BF16, 1023, False),
+        ("symmetric_product", (9, 0), F32, 4096, False),
+        ("symmetric_product", (8, 0), BF16, 4096, False),
+        ("subtract_product_", (9, 0), BF16, 4096, False),
+    ]:
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, c=capability: c)
+        monkeypatch.setattr(Cuda, "dtype", dtype)
+        assert in_triton(kernel, Cuda(), size) == expected, (kernel, capability, dtype, size)  # type: ignore[arg-type]
+
+
+def test_modes() -> None:
+    with pytest.raises(ValueError, match="mode should be one of 'auto', 'torch', 'triton', but is 'cuda'"), use("cuda"):
+        pass
+    with use("triton"):
+        assert in_triton("symmetric_product", randn(2, 2), 2)
+        assert not in_triton("symmetric_product", randn(2, 2).double(), 2)
+        with use("torch"):
+            assert not in_triton("symmetric_product", randn(2, 2), 2)
+        assert in_triton("symmetric_product", randn(2, 2), 2)
+
+
+def test_without_triton() -> None:
+    """The package imports and works, and says what is missing where it is asked for."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch, orthon
+from orthon import kernels
+from orthon.kernels import dispatch
+param = torch.nn.Parameter(torch.ones(4, 3)); param.grad = torch.ones(4, 3)
+orthon.Dion([param]).step()
+dispatch.find_spec = lambda _: None
+try:
+    kernels.use("triton").__enter__()
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert "needs Triton; pip install triton" in done.stdout, done.stderr
