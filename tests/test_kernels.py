@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import product
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import orthon
 from orthon.kernels import Crossover, add_and_multiply_, subtract_product_, symmetric_product, use
 from orthon.kernels.add_and_multiply import MOST_COLUMNS
 from orthon.kernels.dispatch import in_triton
-from tests.gradients import sequence
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,9 +66,7 @@ def assert_near(actual: Tensor, expected: Tensor, size: Tensor, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (1, 130, 70), (3, 64, 64), (2, 200, 5), (0, 4, 4), (2, 0, 3), (2, 3, 0)], ids=str
-)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 130, 70), (0, 4, 4), (2, 0, 3), (2, 3, 0)], ids=str)
 @pytest.mark.usefixtures("_triton")
 def test_symmetric_product(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     b, m, k = shape
@@ -83,7 +79,7 @@ def test_symmetric_product(shape: tuple[int, int, int], dtype: torch.dtype) -> N
         assert torch.equal(actual.tril(-1), actual.triu(1).mT) or m <= 128, how
         C = randn(b, m, m, dtype=dtype, seed=1)
         C = lay(C + C.mT, how)
-        for alpha, beta in ((1.0, 1.0), (-0.5, 2.0), (2.0, 0.0)):
+        for alpha, beta in ((-0.5, 2.0), (2.0, 0.0)):
             actual = symmetric_product(A, A.mT, add=C, alpha=alpha, beta=beta)
             sizes = abs(alpha) * size + abs(beta) * C.double().abs()
             assert_near(actual, alpha * exact + beta * C.double(), sizes, dtype, (how, alpha, beta))
@@ -99,15 +95,17 @@ def test_products_of_polynomials_in_one_matrix() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "grads"), [(BF16, BF16), (F16, F32), (F32, BF16), (F32, F32)], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (70, 130, 20), (64, 64, 64), (5, 3, 1), (0, 4, 2), (4, 0, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 70, 130, 20), (1, 64, 64, 64), (2, 5, 3, 1), (1, 0, 4, 2), (1, 4, 0, 2)], ids=str
+)
 @pytest.mark.usefixtures("_triton")
-def test_add_and_multiply(shape: tuple[int, int, int], dtype: torch.dtype, grads: torch.dtype) -> None:
-    m, n, r = shape
+def test_add_and_multiply(shape: tuple[int, int, int, int], dtype: torch.dtype, grads: torch.dtype) -> None:
+    b, m, n, r = shape
     for how, other, gain in ((LAYOUTS[0], LAYOUTS[1], 1.0), (LAYOUTS[1], LAYOUTS[2], -1.0), (*LAYOUTS[1:], 0.5)):
-        M, G = lay(randn(m, n, dtype=dtype), how), lay(randn(m, n, dtype=grads, seed=1), other)
-        Q = lay(randn(n, r, dtype=dtype, seed=2), other)
+        M, G = lay(randn(b, m, n, dtype=dtype), how), lay(randn(b, m, n, dtype=grads, seed=1), other)
+        Q = lay(randn(b, n, r, dtype=dtype, seed=2), other)
         expected = M.double() + gain * G.double()
-        B = add_and_multiply_(M, G, Q, gain=gain)
+        B = add_and_multiply_(M, G.unbind(), Q, gain=gain)
         assert_near(M, expected, expected.abs(), dtype, (how, gain))
         assert_near(B, M.double() @ Q.double(), M.double().abs() @ Q.double().abs(), dtype, (how, gain))
 
@@ -115,12 +113,13 @@ def test_add_and_multiply(shape: tuple[int, int, int], dtype: torch.dtype, grads
 @pytest.mark.usefixtures("_triton")
 def test_what_is_beside_a_part_stays() -> None:
     for how in ("M", "X"):
-        whole = torch.ones(9, 12, device=DEVICE)
-        part = whole[2:7, 3:10]
+        whole = torch.ones(1, 9, 12, device=DEVICE)
+        part = whole[:, 2:7, 3:10]
         if how == "M":
-            add_and_multiply_(part, torch.ones_like(part), torch.ones(7, 2, device=DEVICE))
+            add_and_multiply_(part, [torch.ones_like(part[0])], torch.ones(1, 7, 2, device=DEVICE))
         else:
-            subtract_product_(part, torch.ones(5, 1, device=DEVICE), torch.ones(7, 1, device=DEVICE), by=-1.0)
+            ones = torch.ones(1, 7, 1, device=DEVICE)
+            subtract_product_(part, ones[:, :5], ones, by=-1.0)
         assert (part == 2).all(), how
         assert whole.sum() == 9 * 12 + 35, how
 
@@ -128,9 +127,9 @@ def test_what_is_beside_a_part_stays() -> None:
 @pytest.mark.usefixtures("_triton")
 def test_many_columns_are_torchs() -> None:
     r = MOST_COLUMNS + 1
-    M, G, Q = randn(4, 300), randn(4, 300, seed=1), randn(300, r, seed=2)
+    M, G, Q = randn(1, 4, 300), randn(1, 4, 300, seed=1), randn(1, 300, r, seed=2)
     expected = M + G
-    assert torch.equal(add_and_multiply_(M, G, Q), expected @ Q)
+    assert torch.equal(add_and_multiply_(M, [G[0]], Q), expected @ Q)
     assert torch.equal(M, expected)
 
 
@@ -152,19 +151,20 @@ def test_subtract_product(shape: tuple[int, int, int, int], dtype: torch.dtype, 
         subtract_product_(X, P, Q, **dict(zip(("rate", "by"), factors, strict=True)))
         assert_near(X, expected, size, dtype, how)
         if b:
-            subtract_product_(alone[0], P[0], Q[0], rate=rate, by=by)
-            assert torch.equal(alone[0], X[0]), how
+            subtract_product_(alone.unbind(), P, Q, rate=rate, by=by)
+            assert torch.equal(alone, X), how
 
 
-GRADIENTS = [torch.randn(3, *shape) for shape in ((96, 70), (96, 70), (40, 150), (20, 30))]
+GRADIENTS = [torch.randn(2, *shape, generator=torch.Generator().manual_seed(3)) for shape in ((70, 130), (70, 130))]
 
 
 def steps(optimizer: str, mode: str, dtype: torch.dtype, *, tensor_lr: bool) -> list[Tensor]:
-    params = [nn.Parameter(torch.ones(g.shape[1:]).to(DEVICE, dtype)) for g in GRADIENTS]
+    params = [nn.Parameter(torch.zeros(g.shape[1:]).to(DEVICE, dtype)) for g in GRADIENTS]
     lr = torch.tensor(0.1, device=DEVICE) if tensor_lr else 0.1
-    made = getattr(orthon, optimizer)([(f"{i}", p) for i, p in enumerate(params)], lr, weight_decay=0.1)
+    options = {"polar_dtype": dtype} if optimizer == "Muon" else {}
+    made = getattr(orthon, optimizer)([(f"{i}", p) for i, p in enumerate(params)], lr, weight_decay=0.1, **options)
     with use(mode):
-        for step in range(3):
+        for step in range(2):
             for param, gradient in zip(params, GRADIENTS, strict=True):
                 param.grad = gradient[step].to(DEVICE, dtype)
             made.step()
@@ -172,14 +172,15 @@ def steps(optimizer: str, mode: str, dtype: torch.dtype, *, tensor_lr: bool) -> 
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("optimizer", ["Dion", "Muon", "Dion2"])
+@pytest.mark.parametrize("optimizer", ["Dion", "Muon"])
 def test_whole_steps_are_those_of_torch(optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orthon.batch._LARGE", 0)
-    for tensor_lr in (False, True):
+    tolerance = 1e-4 if dtype == F32 else 0.1  # of polar factors in bfloat16; 0.06 here
+    for tensor_lr in (False, True) if optimizer == "Dion" else (False,):
         by_torch, by_triton = (steps(optimizer, mode, dtype, tensor_lr=tensor_lr) for mode in ("torch", "triton"))
         for expected, actual in zip(by_torch, by_triton, strict=True):
-            error = float((actual - expected).abs().max())
-            assert error <= (1e-4 if dtype == F32 else 3e-2), f"{tuple(actual.shape)}: {error:.1e}"
+            error = float(torch.linalg.vector_norm(actual.double() - expected) / torch.linalg.vector_norm(expected))
+            assert 0 < error <= tolerance, f"off by {error:.1e}"
 
 
 def test_nothing_is_measured_yet_so_that_torch_computes() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.kernels import subtract_product_
 from orthon.linalg import in_cache
 from orthon.sharding import Layout, Side, local, relocated
 
@@ -104,14 +105,6 @@ class Batch:
         """The layout, with rows and columns in the places that they have here."""
         return self.layout.transposed if self.reads_transposed else self.layout
 
-    def add_gradients(self, M: Tensor, gain: float) -> None:
-        """Add the gradients, times a number, to M (b, m, n) in place."""
-        if self.grads[0].dtype == M.dtype:
-            torch._foreach_add_(M.unbind(), self.grads, alpha=gain)
-        else:
-            for part, grad in zip(M.unbind(), self.grads, strict=True):
-                part.add_(grad, alpha=gain)
-
     def decay(self, rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:
         """Decay the weights: X ← (1 − rate)·X.
 
@@ -168,19 +161,15 @@ class Batch:
             cautious: see `decay`.
         """
         dtype = self.weights[0].dtype
-        if isinstance(by, Tensor):  # which the fused product takes no factors from
-            Q, by = Q * by, 1.0
         P, Q = P.to(dtype), Q.to(dtype)
-        if cautious or self.weights[0].numel() < _LARGE:
-            updates = (P @ Q.mT).unbind()
-            self.decay(rate, cautious=updates if cautious else None)
-            self.subtract(updates, by)
+        if not cautious and self.weights[0].numel() >= _LARGE:
+            subtract_product_(self.weights, P, Q, rate=rate, by=by)
             return
-        if isinstance(rate, Tensor):
-            self.decay(rate)
-            rate = 0.0
-        for X, p, q in zip(self.weights, P.unbind(), Q.unbind(), strict=True):
-            X.addmm_(p, q.mT, beta=1 - rate, alpha=-by)
+        if isinstance(by, Tensor):
+            Q, by = Q * by, 1.0
+        updates = (P @ Q.mT).unbind()
+        self.decay(rate, cautious=updates if cautious else None)
+        self.subtract(updates, by)
 
 
 def agreeing(X: Tensor, direction: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
+from orthon.kernels import add_, add_and_multiply_, subtract_product_
 from orthon.linalg import (
     PRECISIONS,
     check_precision,
@@ -45,15 +46,11 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         cols = batch.cols(share=True)
     _check_rank(kept, cols, batch, group)
 
-    batch.add_gradients(stored, -1.0 if group["maximize"] else 1.0)
-    M = stored.to(compute_dtype(stored.dtype))
-    if M is not stored:
-        M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range
-    sent = torch.promote_types(M.dtype, batch.weights[0].dtype)  # the dtype in which P and Q become whole
-
     Q = yield from cols.whole(kept)
-    for _ in range(group["power_iterations"]):
-        B = yield from rows.reduce(rows.part(M) @ Q.to(M.dtype))  # (b, share of m, r)
+    M, partial = _accumulate(stored, Q, rows, batch, group)
+    sent = torch.promote_types(M.dtype, batch.weights[0].dtype)  # the dtype in which P and Q become whole
+    for i in range(group["power_iterations"]):
+        B = yield from rows.reduce(partial if i == 0 else rows.part(M) @ Q.to(M.dtype))  # (b, share of m, r)
         left = yield from orthonormalize(B, rows.ranks, precision=precision)
         P = yield from rows.gather(left.vectors.to(sent))  # (b, m, r)
         R = yield from cols.reduce(cols.part(M.mT) @ P.to(M.dtype))  # (b, share of n, r)
@@ -74,13 +71,25 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     else:
         T = (yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))).to(sent)  # (b, r, r)
         PT, QT = (P @ T.mT, found) if rows.size < cols.size else (P, found @ T)
-    M.baddbmm_(PT.to(M.dtype), QT.mT.to(M.dtype), alpha=group["momentum"] - 1)
+    subtract_product_(M, PT.to(M.dtype), QT.to(M.dtype), by=1 - group["momentum"])
     if M is not stored:
         stored.copy_(M)
 
     lr = batch.gated_lr(group["lr"])
     rate, cautious = lr * group["weight_decay"], group["cautious_weight_decay"]
     batch.decay_and_subtract_product(P, found, rate=rate, by=lr * scale, cautious=cautious)
+
+
+def _accumulate(stored: Tensor, Q: Tensor, rows: Side, batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
+    """Add the gradients to M; return it in the dtype of products, and this rank's part of M Q, (b, part of m, r)."""
+    dtype, gain = compute_dtype(stored.dtype), -1.0 if group["maximize"] else 1.0
+    if dtype == stored.dtype and rows.copies.size == 1:
+        return stored, add_and_multiply_(stored, batch.grads, Q.to(dtype), gain=gain)
+    add_(stored, batch.grads, gain=gain)
+    M = stored.to(dtype)
+    if M is not stored:
+        M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range
+    return M, rows.part(M) @ Q.to(dtype)
 
 
 def _check_rank(kept: Tensor, cols: Side, batch: Batch, group: Group) -> None:

@@ -1,5 +1,8 @@
-"""A sum that is needed once as such, and once multiplied."""
+"""Sums that are needed once as such, and once multiplied."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from orthon.kernels.dispatch import in_triton
@@ -8,23 +11,33 @@ from orthon.kernels.dispatch import in_triton
 MOST_COLUMNS = 256
 
 
-def add_and_multiply_(M: Tensor, G: Tensor, Q: Tensor, *, gain: float = 1.0) -> Tensor:
-    """Add gain·G to M in place, and return M Q.
+def add_and_multiply_(M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: float = 1.0) -> Tensor:
+    """Add gain·G to each M in place, and return M Q.
 
     Triton reads and writes M once for both, where Q has at most `MOST_COLUMNS`; beyond, the product takes longer than
     the memory. `Crossover.size` is m·n.
 
     Args:
-        M: (m, n), with any strides.
-        G: (m, n), of any floating dtype, with any strides.
-        Q: (n, r).
-        gain: factor of G.
+        M: (b, m, n), with any strides.
+        grads: the G, each (m, n), of any floating dtype, with any strides.
+        Q: (b, n, r), of the dtype of M.
+        gain: factor of the G.
 
     Returns:
-        (m, r), in the dtype of M.
+        (b, m, r), in the dtype of M.
     """
-    if Q.shape[-1] <= MOST_COLUMNS and in_triton("add_and_multiply_", M, M.numel()):
+    if Q.shape[-1] <= MOST_COLUMNS and in_triton("add_and_multiply_", M, M[0].numel()):
         from orthon.kernels.triton import add_and_multiply as kernel
 
-        return kernel.launch(M, G, Q, gain)
-    return M.add_(G, alpha=gain) @ Q.to(M.dtype)
+        return kernel.launch(M, grads, Q, gain)
+    add_(M, grads, gain=gain)
+    return M @ Q
+
+
+def add_(M: Tensor, grads: Sequence[Tensor], *, gain: float = 1.0) -> None:
+    """Add gain·G to each M in place; see `add_and_multiply_`."""
+    if grads[0].dtype == M.dtype:
+        torch._foreach_add_(M.unbind(), list(grads), alpha=gain)
+        return
+    for part, grad in zip(M.unbind(), grads, strict=True):
+        part.add_(grad, alpha=gain)

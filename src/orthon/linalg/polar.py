@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from orthon.kernels import symmetric_product
 from orthon.linalg.gram import gram_sum
 from orthon.linalg.polynomials import SAFETY, Polynomial, polynomials
 from orthon.linalg.precision import factor_dtype, full_precision, rounding_noise
@@ -241,8 +242,7 @@ def _gram(X: Tensor, ranks: Ranks, rows: bool) -> Step[Tensor]:
     """Return the Gram matrices of the rows of X, or of its columns, which all ranks sum."""
     if ranks.size == 1:
         with full_precision():
-            gram: Tensor = X @ X.mT if rows else X.mT @ X
-            return gram
+            return symmetric_product(X, X.mT) if rows else symmetric_product(X.mT, X)
     upper = (yield from gram_sum(X, ranks)).triu_()
     mirrored: Tensor = upper.add_(upper.triu(1).mT)
     return mirrored
@@ -255,13 +255,13 @@ def _compose(G: Tensor, steps: list[Polynomial]) -> tuple[float, Tensor]:
     """
     slope, R = 1.0, None
     for i, (a, b, c) in enumerate(steps):
-        P = torch.baddbmm(G, G, G, beta=b, alpha=c)  # X becomes a X + X P
+        P = symmetric_product(G, G, add=G, beta=b, alpha=c)  # X becomes a X + X P
         # (s I + R) (a I + P)
-        R = P if R is None else torch.baddbmm(R, R, P, beta=a).add_(P, alpha=slope)
+        R = P if R is None else symmetric_product(R, P, add=R, beta=a).add_(P, alpha=slope)
         slope *= a
         if i + 1 < len(steps):
-            half = torch.baddbmm(G, P, G, beta=a)
-            G = torch.baddbmm(half, half, P, beta=a)
+            half = symmetric_product(P, G, add=G, beta=a)
+            G = symmetric_product(half, P, add=half, beta=a)
     assert R is not None
     return slope, R
 
@@ -284,7 +284,7 @@ def _tighten_(gram: Tensor, size: Tensor) -> Tensor:
     wide = factor_dtype(gram.dtype)
     rough = _rounded_down(_inverse(size).to(wide), bits=1)
     gram.mul_(rough.square().to(gram.dtype))
-    bound = torch.linalg.vector_norm(gram @ gram, dim=(-2, -1), dtype=wide) ** 0.25
+    bound = torch.linalg.vector_norm(symmetric_product(gram, gram), dim=(-2, -1), dtype=wide) ** 0.25
     fine = _inverse(bound)
     if gram.dtype.itemsize == 2:
         fine = _rounded_down(fine / SAFETY, bits=4)

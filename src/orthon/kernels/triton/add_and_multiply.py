@@ -1,14 +1,18 @@
 """M ← M + gain·G and B = M Q, in one pass over M and G."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from orthon.kernels.add_and_multiply import add_
 from orthon.kernels.triton.tiles import dot_precision
 
-# Rows of one block, whose product with all columns of Q stays in registers, and columns of M that it takes at a time.
-_ROWS, _DEPTH = 64, 64
+# Rows of one block, whose product with all columns of Q stays in registers. It takes this many bytes of a row of M at a
+# time: with 256 columns of Q, twice as many are more than the shared memory of an H100.
+_ROWS, _BYTES = 64, 128
 
 
 @triton.jit
@@ -36,16 +40,18 @@ def _kernel(
     tl.store(place, total.to(out_pointer.dtype.element_ty), mask=(rows[:, None] < m) & (cols[None, :] < r))
 
 
-def launch(M: Tensor, G: Tensor, Q: Tensor, gain: float) -> Tensor:
+def launch(M: Tensor, grads: Sequence[Tensor], Q: Tensor, gain: float) -> Tensor:
     """Do what `orthon.kernels.add_and_multiply_` does."""
-    (m, n), r = M.shape, Q.shape[-1]
-    out = torch.empty(m, r, dtype=M.dtype, device=M.device)
-    if out.numel() == 0 or n == 0:
-        M.add_(G, alpha=gain)
-        return out.zero_()
+    (b, m, n), r = M.shape, Q.shape[-1]
+    if 0 in (b, m, n, r):
+        add_(M, grads, gain=gain)
+        return M.new_zeros(b, m, r)
+    out = torch.empty(b, m, r, dtype=M.dtype, device=M.device)
     with torch.cuda.device_of(M):
-        _kernel[(triton.cdiv(m, _ROWS),)](
-            M, G, Q, out, m, n, r, float(gain), *M.stride(), *G.stride(), *Q.stride(),
-            ROWS=_ROWS, DEPTH=_DEPTH, COLS=max(16, triton.next_power_of_2(r)), PRECISION=dot_precision(), num_warps=8,
-        )  # fmt: skip
+        for X, G, factor, B in zip(M.unbind(), grads, Q.unbind(), out.unbind(), strict=True):
+            _kernel[(triton.cdiv(m, _ROWS),)](
+                X, G, factor, B, m, n, r, float(gain), *X.stride(), *G.stride(), *factor.stride(),
+                ROWS=_ROWS, DEPTH=_BYTES // M.dtype.itemsize, COLS=max(16, triton.next_power_of_2(r)),
+                PRECISION=dot_precision(), num_warps=8,
+            )  # fmt: skip
     return out

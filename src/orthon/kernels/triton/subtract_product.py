@@ -1,5 +1,7 @@
 """X ← (1 − rate)·X − by·P Qᵀ, in one pass over X."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +28,7 @@ def _kernel(
 
     total = tl.zeros((SIDE, SIDE), tl.float32)
     for start in range(0, r, DEPTH):
-        inner = start + tl.arange(0, DEPTH)
+        inner = (start + tl.arange(0, DEPTH)).to(tl.int64)
         p_place = p_pointer + batch * p_batch + rows[:, None] * p_row + inner[None, :] * p_col
         q_place = q_pointer + batch * q_batch + inner[:, None] * q_col + cols[None, :] * q_row
         p = tl.load(p_place, mask=(rows[:, None] < m) & (inner[None, :] < r), other=0.0)
@@ -38,20 +40,26 @@ def _kernel(
     tl.store(place, ((1.0 - rate) * x.to(tl.float32) - by * total).to(x.dtype), mask=inside)
 
 
-def launch(X: Tensor, P: Tensor, Q: Tensor, rate: float | Tensor, by: float | Tensor) -> None:
+def launch(X: Tensor | Sequence[Tensor], P: Tensor, Q: Tensor, rate: float | Tensor, by: float | Tensor) -> None:
     """Do what `orthon.kernels.subtract_product_` does."""
-    if X.ndim == 2:
-        X, P, Q = X[None], P[None], Q[None]
+    with torch.cuda.device_of(P):
+        if isinstance(X, Tensor):
+            _launch(X, P, Q, rate, by)
+            return
+        for x, p, q in zip(X, P.split(1), Q.split(1), strict=True):
+            _launch(x[None], p, q, rate, by)
+
+
+def _launch(X: Tensor, P: Tensor, Q: Tensor, rate: float | Tensor, by: float | Tensor) -> None:
     b, m, n = X.shape
     if X.numel() == 0:
         return
     size = tiles(X.dtype)
-    with torch.cuda.device_of(X):
-        _kernel[triton.cdiv(n, size.side), triton.cdiv(m, size.side), b](
-            X, P, Q, _scalar(rate), _scalar(by), m, n, P.shape[-1], *X.stride(), *P.stride(), *Q.stride(),
-            RATE_IS_THERE=isinstance(rate, Tensor), BY_IS_THERE=isinstance(by, Tensor),
-            SIDE=size.side, DEPTH=size.depth, PRECISION=dot_precision(), num_warps=size.warps,
-        )  # fmt: skip
+    _kernel[triton.cdiv(n, size.side), triton.cdiv(m, size.side), b](
+        X, P, Q, _scalar(rate), _scalar(by), m, n, P.shape[-1], *X.stride(), *P.stride(), *Q.stride(),
+        RATE_IS_THERE=isinstance(rate, Tensor), BY_IS_THERE=isinstance(by, Tensor),
+        SIDE=size.side, DEPTH=size.depth, PRECISION=dot_precision(), num_warps=size.warps,
+    )  # fmt: skip
 
 
 def _scalar(x: float | Tensor) -> float | Tensor:
