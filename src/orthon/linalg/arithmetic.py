@@ -74,7 +74,7 @@ def gram_in_bf16(B: Tensor) -> Tensor:
 def gram_in_bf16x3(B: Tensor) -> Tensor:
     """Return Bᵀ B (b, r, r) of B (b, m, r), as H + L in bfloat16: Hᵀ H + Hᵀ L + Lᵀ H, the last two of one product."""
     r = B.shape[-1]
-    parts = torch.cat(_high_and_low(B), -1)
+    parts = _side_by_side(B, 2)
     products = product_in_bf16(parts[..., :r].mT, parts)
     mixed = products[..., r:]
     gram: Tensor = products[..., :r] + mixed + mixed.mT
@@ -83,14 +83,22 @@ def gram_in_bf16x3(B: Tensor) -> Tensor:
 
 def product_in_bf16x3(A: Tensor, B: Tensor) -> Tensor:
     """Return A B (b, m, k) of A (b, m, n) and B (b, n, k), all of (H + L)(H + L) in bfloat16 but the low parts' own."""
-    (high, low), (other_high, other_low) = _high_and_low(A), _high_and_low(B)
-    return product_in_bf16(torch.cat([high, low, high], -1), torch.cat([other_high, other_high, other_low], -2))
+    high, low = _side_by_side(B, 2).chunk(2, -1)
+    return product_in_bf16(_side_by_side(A, 3), torch.cat([high, high, low], -2))
 
 
-def _high_and_low(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the bfloat16 nearest to A, and that nearest to what is left: as many bytes as A in float32 takes."""
-    high = A.to(BF16)
-    return high, torch.sub(A, high, out=torch.empty_like(high))
+def _side_by_side(A: Tensor, count: int) -> Tensor:
+    """Return [H L] or [H L H], (b, m, count·n), of A (b, m, n): what is nearest to it in bfloat16, and what is left.
+
+    Two of them have as many bytes as A in float32; nothing else is made on the way.
+    """
+    parts = torch.empty(*A.shape[:-1], count, A.shape[-1], dtype=BF16, device=A.device)
+    high, low, *again = parts.unbind(-2)
+    high.copy_(A)
+    torch.sub(A, high, out=low)
+    for copy in again:
+        copy.copy_(high)
+    return parts.flatten(-2)
 
 
 _ARITHMETICS = {
