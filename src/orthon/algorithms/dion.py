@@ -47,10 +47,12 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     _check_rank(kept, cols, batch, group)
 
     Q = yield from cols.whole(kept)
-    M, partial = _accumulate(stored, Q, rows, batch, group)
+    M, product = _accumulate(stored, Q, rows, batch, group)
     sent = torch.promote_types(M.dtype, batch.weights[0].dtype)  # the dtype in which P and Q become whole
     for i in range(group["power_iterations"]):
-        B = yield from rows.reduce(partial if i == 0 else rows.part(M) @ Q.to(M.dtype))  # (b, share of m, r)
+        if i > 0:
+            product = rows.part(M) @ Q.to(M.dtype)
+        B = yield from rows.reduce(product)  # (b, share of m, r)
         left = yield from orthonormalize(B, rows.ranks, precision=precision)
         P = yield from rows.gather(left.vectors.to(sent))  # (b, m, r)
         R = yield from cols.reduce(cols.part(M.mT) @ P.to(M.dtype))  # (b, share of n, r)
