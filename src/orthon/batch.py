@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.host import is_readable
 from orthon.linalg import in_cache
+from orthon.options import Group
 from orthon.sharding import Layout, Side, local, relocated
 
 # Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
@@ -89,11 +91,13 @@ class Batch:
         """Return `x`, or zero where this step is to leave everything as it is."""
         return x if self.gate is None else x * self.gate
 
-    def gated_lr(self, lr: float | Tensor) -> float | Tensor:
-        """Return the learning rate, or zero; a number unless that would mean to wait for an accelerator."""
-        if isinstance(lr, Tensor):
-            lr = float(lr) if lr.device.type == "cpu" else lr.reshape(())
-        return self.gated(lr)
+    def rates(self, group: Group) -> tuple[float | Tensor, float | Tensor]:
+        """Return lr and lr·weight_decay, or zeros where this step is to leave everything as it is.
+
+        They are numbers where nothing is on an accelerator, which would have to be waited for.
+        """
+        lr = self.gated(scalar(group["lr"]))
+        return lr, lr * scalar(group["weight_decay"])
 
     def gated_mask(self, mask: Tensor) -> Tensor:
         """Return `mask`, or False where this step is to leave everything as it is."""
@@ -181,6 +185,13 @@ class Batch:
             rate = 0.0
         for X, p, q in zip(self.weights, P.unbind(), Q.unbind(), strict=True):
             X.addmm_(p, q.mT, beta=1 - rate, alpha=-by)
+
+
+def scalar(value: float | Tensor) -> float | Tensor:
+    """Return a number or a one-element tensor as a number where the host can read it, else as a tensor without dims."""
+    if not isinstance(value, Tensor):
+        return value
+    return float(value) if is_readable(value) else value.reshape(())
 
 
 def agreeing(X: Tensor, direction: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.agreement import Agreement
 from orthon.algorithms import RULES, Rule
+from orthon.capture import Capture, check_options, check_ranks, is_capturing
 from orthon.finite import all_finite, all_zero, nonfinite_gradients
 from orthon.linalg import factor_dtype
 from orthon.loss_scale import LossScale
@@ -116,6 +117,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{label}: unknown option {key!r} for {rule.name}; it takes {allowed}")
         for name, option in rule.options.items():
             option.check(name, group.setdefault(name, self.defaults.get(name, option.default)), label)
+        check_options(group, self.nonfinite, label)
         if group.get("view") is not None:
             group["view"] = _view(group["view"], label)
 
@@ -165,6 +167,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         everything = self.members()
         self._refuse_swapped(everything)
+        capture = self._capture(everything) if is_capturing() else None
         agreement, is_new = self._agree(everything)
         scale = LossScale.given_to(self)
         gates: dict[torch.device, Tensor] = {}
@@ -173,6 +176,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         else:
             gates = self._gates(everything, agreement, scale)
         if is_new:
+            check_ranks(everything, type(self).__name__)
             agreement.check_copies(everything)
         self._prepare_state(everything, gates)
         # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
@@ -186,6 +190,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         # The step with which torch.distributed.checkpoint makes the state has zeros for gradients.
         if self.sync_gradients and not (is_new and agreement.all(everything, all_zero(everything))):
             self._unconsolidated |= any(member.differs for member in everything)
+        if capture is not None:
+            capture.check_state()
         return loss
 
     def consolidate(self) -> None:
@@ -275,7 +281,9 @@ class MixedOptimizer(torch.optim.Optimizer):
             if member.rule.counts(member.group):
                 state.setdefault("step", torch.zeros(()))  # where the group did not ask for it before
                 gate = gates.get(member.grad.device)
-                state["step"] = state["step"] + 1 if gate is None else state["step"].to(gate.device) + gate
+                if gate is not None:
+                    state["step"] = state["step"].to(gate.device)
+                state["step"] += 1 if gate is None else gate
 
     def _refuse_swapped(self, everything: Iterable[Member]) -> None:
         """Raise a RuntimeError if parameters have been replaced whose state would be lost."""
@@ -287,6 +295,11 @@ class MixedOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: parameter {member.name!r}: has taken the place of another one that has state; "
                 "give the optimizer the parameters that are trained before its first step, or load a state_dict"
             )
+
+    def _capture(self, everything: list[Member]) -> Capture:
+        """Return what must still hold at the end of a step that is being captured. Raise for what does not hold now."""
+        warm, owner = self._skipped is not None, type(self).__name__
+        return Capture(self.param_groups, self.nonfinite, everything, self.state, warm=warm, owner=owner)
 
     def _agree(self, everything: list[Member]) -> tuple[Agreement, bool]:
         """Return what the ranks must agree on, and whether that is new."""

@@ -35,7 +35,7 @@ class Counter:
     """The number of steps, a tensor without dims.
 
     Attributes:
-        on_device: whether it is where the parameter is, instead of on the CPU.
+        on_device: whether it is where the parameter is from the start, instead of on the CPU.
     """
 
     on_device: bool = False

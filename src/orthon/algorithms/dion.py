@@ -70,9 +70,8 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     if M is not stored:
         stored.copy_(M)
 
-    lr = batch.gated_lr(group["lr"])
-    rate, cautious = lr * group["weight_decay"], group["cautious_weight_decay"]
-    batch.decay_and_subtract_product(P, found, rate=rate, by=lr * scale, cautious=cautious)
+    lr, rate = batch.rates(group)
+    batch.decay_and_subtract_product(P, found, rate=rate, by=lr * scale, cautious=group["cautious_weight_decay"])
 
 
 def _check_rank(kept: Tensor, cols: Side, batch: Batch, group: Group) -> None:

@@ -44,14 +44,14 @@ def dion2(batch: Batch, group: Group, normalize: Normalize | None = None) -> Ste
     O = yield from polar_of_rows(U, S, batch, group)
     if normalize is not None:
         O = yield from normalize(O, S, batch, group)
-    lr, cautious = batch.gated_lr(group["lr"]), group["cautious_weight_decay"]
-    decay_and_subtract(batch, S, O, rate=lr * group["weight_decay"], by=lr * scale, cautious=cautious)
+    lr, rate = batch.rates(group)
+    decay_and_subtract(batch, S, O, rate=rate, by=lr * scale, cautious=group["cautious_weight_decay"])
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
     """Return a zero momentum (m, n), and for random rows the number of steps."""
     momentum = Entry(dtype=group["state_dtype"], own=True)
-    return {"momentum": momentum, **({"step": Counter()} if _counts(group) else {})}
+    return {"momentum": momentum, **({"step": Counter(on_device=group["capturable"])} if _counts(group) else {})}
 
 
 def _counts(group: Group) -> bool:

@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from orthon.host import is_readable
 from orthon.linalg.gram import gram_sum
 from orthon.linalg.polynomials import SAFETY, Polynomial, polynomials
 from orthon.linalg.precision import factor_dtype, full_precision, rounding_noise
@@ -304,7 +305,7 @@ def _is_moderate(size: Tensor) -> bool:
 
     GPUs would have to wait for the answer, and scale a matrix in less time.
     """
-    return size.device.type == "cpu" and bool(((size > 1e-12) & (size < 1e12)).all())
+    return is_readable(size) and bool(((size > 1e-12) & (size < 1e12)).all())
 
 
 def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
@@ -312,7 +313,7 @@ def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
     wide = factor_dtype(U.dtype)
     size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1)).to(wide)  # a dtype given to it would be slow
     # CPUs take long to sum up in float64, and GPUs to tell whether it is needed.
-    if U.device.type != "cpu" or not bool(((size > 1e-15) & (size < 1e15)).all()):
+    if not is_readable(size) or not bool(((size > 1e-15) & (size < 1e15)).all()):
         size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
     if ranks.size > 1:
         squares: Tensor = yield from ranks.sum(size.double().square())
