@@ -216,7 +216,7 @@ def test_a_signal_stops_all_ranks_at_the_same_step(tmp_path: Path, words: list[s
     assert f"go on with: orthon train --resume {run}" in said, complaints
     done = len(numbers(run))
     assert 5 <= done < 50
-    assert (run / "checkpoints" / f"step-{done:08d}.pt").exists()
+    assert (run / "checkpoints" / f"step-{done:08d}").exists()
     assert main(["train", f"--resume={run}", *mesh((1, 1, 1))]) == 0
     assert_same_curve(numbers(run), numbers(alone("--optimizer.name=adamw")))
 

@@ -4,13 +4,15 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
+from torch.utils._pytree import tree_map_only
 
 from orthon.train.checkpoint import METADATA, checkpoints, folder
 from orthon.train.manifest import NAME, Digest, Manifest
@@ -37,6 +39,10 @@ class CheckpointWriter(FileSystemWriter):
         self.part = self.target.with_name(f"{self.target.name}.part")
         super().__init__(self.part)
         self.directory, self.manifest, self.keep = directory, manifest, keep
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Copy what training will change to main memory; torch's own way fails on divided tensors of a CPU."""
+        return cast("dict[str, Any]", tree_map_only(Tensor, lambda value: value.to("cpu", copy=True), state_dict))
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Leave the plan as it is. The folder is made once it is known that all ranks have one."""

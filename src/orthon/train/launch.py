@@ -42,21 +42,24 @@ def run_together(command: Callable[[], int]) -> NoReturn:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
+    from orthon.train.meeting import meet
+
     try:
         store, rank, world = next(rendezvous("env://"))
     except ValueError as error:
         raise UserError(f"WORLD_SIZE is {processes()}, but torchrun did not start this process: {error}") from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-    with contextlib.ExitStack() as stack:
-        if rank:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        try:
+    try:
+        store = meet(store, rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        with contextlib.ExitStack() as stack:
+            if rank:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             code = command()
-        except RuntimeError as error:
-            if not of_lost_process(error):
-                raise
-            _end_after_another(rank, error)
+    except RuntimeError as error:
+        if not of_lost_process(error):
+            raise
+        _end_after_another(rank, error)
     if code and rank:
         # torchrun ends all processes as soon as one fails: the first one is to say why before that.
         with contextlib.suppress(RuntimeError):
