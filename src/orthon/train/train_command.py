@@ -55,7 +55,7 @@ def run_train(command: TrainCommand) -> None:
         done = checkpoint.manifest.step
         if config.steps < done or (config.steps == done and steps_before != done):
             raise UserError(f"steps must be above the {done} that are done in {directory} but is {config.steps}")
-        if command.resume == AUTO and ranks.on_main(lambda: _is_complete(directory, done)):
+        if command.resume == AUTO and done == config.steps and ranks.on_main(lambda: read_summary(directory)):
             say(f"the run in {directory} is complete: all of its {done} steps are done")
             return
     run = Run(config, directory, corpus, checkpoint, ranks)
@@ -93,8 +93,3 @@ def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | No
     before = flatten(as_plain(read_config(directory / CONFIG, TrainConfig)))
     refuse_differences(before, config, f"the run in {directory}")
     return config, directory, load_corpus(config.data), before["steps"]
-
-
-def _is_complete(directory: Path, steps: int) -> bool:
-    summary = read_summary(directory)
-    return summary is not None and summary.steps == steps
