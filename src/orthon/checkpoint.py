@@ -121,11 +121,11 @@ class LoadPlanner(DefaultLoadPlanner):
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Take over a value that is no tensor; of those, only such as hold no code."""
-        content = torch.load(value, weights_only=True)
-        safe = io.BytesIO()
-        torch.save(content, safe)
-        safe.seek(0)
-        super().load_bytes(read_item, safe)
+        content, key = torch.load(value, weights_only=True), read_item.dest_index.fqn
+        if self.flatten_state_dict:
+            set_element(self.original_state_dict, self.mappings[key], content)
+        else:
+            self.state_dict[key] = content
 
 
 class _MetadataUnpickler(pickle.Unpickler):

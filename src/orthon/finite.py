@@ -1,4 +1,4 @@
-"""Which gradients are not finite, on this rank."""
+"""Which gradients are not finite, or not zero, on this rank."""
 
 import math
 from collections.abc import Sequence
@@ -22,6 +22,12 @@ def all_finite(members: Sequence[Member]) -> Tensor | None:
     """Return whether all gradients are finite, a boolean on the device; None if there are no gradients."""
     named = [(member.name, member.grad) for member in members if member.grad is not None]
     return _norms(named, math.inf).isfinite().all() if named else None
+
+
+def all_zero(members: Sequence[Member]) -> Tensor:
+    """Return whether all gradients are zero, a boolean on the device."""
+    named = [(member.name, member.grad) for member in members if member.grad is not None]
+    return _norms(named, math.inf).amax() == 0 if named else torch.ones((), dtype=torch.bool)
 
 
 def _sums(named: Sequence[tuple[str, Tensor]]) -> Tensor:

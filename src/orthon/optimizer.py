@@ -10,20 +10,21 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.agreement import Agreement
 from orthon.algorithms import RULES, Rule
-from orthon.finite import all_finite, nonfinite_gradients
+from orthon.finite import all_finite, all_zero, nonfinite_gradients
 from orthon.linalg import factor_dtype
 from orthon.matrix_view import MatrixView
 from orthon.member import Member, members
 from orthon.names import parameter_names
-from orthon.options import choice, flag
+from orthon.options import SCHEDULER_KEYS, choice, flag
 from orthon.replicas import replica_group
-from orthon.sharding import Layouts, Step, check_placements, local, on_meta, placed_like, run, takes_part
+from orthon.saved_state import fit_state
+from orthon.sharding import Layouts, Step, check_placements, local, run
 from orthon.updates import batches, by_ranks, update
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
-# What a param group may hold beside the options of its rule. Schedulers look for the last one.
-_GROUP_KEYS = {"params", "param_names", "name", "reason", "algorithm", "initial_lr"}
+# What a param group may hold beside the options of its rule.
+_GROUP_KEYS = {"params", "param_names", "name", "reason", "algorithm", *SCHEDULER_KEYS}
 
 # Batches under way at the same time, so that one computes while another communicates.
 _AT_ONCE = 2
@@ -176,7 +177,9 @@ class MixedOptimizer(torch.optim.Optimizer):
             run((update(work, self.state, gates) for work in together), at_once=at_once)
             self._updated |= kinds
         self._named = {member.name: member.param for member in everything}
-        self._unconsolidated |= any(member.differs for member in everything)
+        # The step with which torch.distributed.checkpoint makes the state has zeros for gradients.
+        if self.sync_gradients and not (is_new and agreement.all(all_zero(everything))):
+            self._unconsolidated |= any(member.differs for member in everything)
         return loss
 
     def consolidate(self) -> None:
@@ -210,30 +213,26 @@ class MixedOptimizer(torch.optim.Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, each tensor in the dtype in which it was saved.
+        """Load a state, each tensor of a matrix rule in the dtype in which it was saved.
 
-        Whole tensors are cut as the parameters are. Tensors that lie otherwise are made whole for that, on all
-        ranks together.
+        Options are those that were saved, but for `rank_fraction` and `rank_multiple_of`, to which the right factors
+        are cut or extended, and for those that choose among ways to compute the same. Options that are missing, as
+        they were not known then, remain as they are. Whole tensors are cut as the parameters are. Tensors that lie
+        otherwise are made whole for that, on all ranks together.
 
         Raises:
-            ValueError: for a state of other algorithms, or with entries missing, unknown or of another shape.
+            TypeError, ValueError: for a state that does not fit, which changes nothing; they name the entry.
         """
-        expected = self._check_state(state_dict)
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        loaded: dict[Tensor, dict[str, Tensor]] = {}
-        for i, param in zip(ids, params, strict=False):
-            for key, like in expected.get(i, {}).items():
-                value = placed_like(state_dict["state"][i][key].detach(), like)
-                device = local(param).device if value.ndim else value.device  # counters stay where they are
-                loaded.setdefault(param, {})[key] = value.to(device, copy=True)
-        # Without the state, which torch would cast to the dtypes of the parameters, and put whole on the device.
-        super().load_state_dict({**state_dict, "state": {}})
-        for group in self.param_groups:
-            if group.get("view") is not None:
-                group["view"] = MatrixView.of(group["view"])
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        owner = type(self).__name__
+        self.param_groups, loaded = fit_state(state_dict, self.param_groups, self._layouts, owner)
+        self.state.clear()
         self.state.update(loaded)
+        self._agreement, self._updated, self._named = None, set(), {}
         self._unconsolidated = False
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._replicas is not None:
@@ -313,51 +312,6 @@ class MixedOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: the gradient of {', '.join(map(repr, bad[:3]))}{more} has infinities or "
                 'NaNs; weights and state are as before (nonfinite="skip" leaves such steps out)'
             )
-
-    def _check_state(self, state_dict: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
-        """Return what each entry should be, without storage.
-
-        Raises:
-            ValueError: unless the state fits these groups; their number and sizes are left to torch.
-        """
-        everything: dict[int, dict[str, Tensor]] = {}
-        for index, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
-            where = f"{type(self).__name__}: loading the state of "
-            if saved.get("algorithm") != group["algorithm"]:
-                raise ValueError(
-                    f"{where}param group {group.get('name', index)!r}: algorithm should be {group['algorithm']!r}, "
-                    f"but is {saved.get('algorithm')!r}"
-                )
-            names = parameter_names(group, index)
-            for i, name, param in zip(saved["params"], names, group["params"], strict=False):
-                given = state_dict["state"].get(i)
-                if not given or not takes_part(param):
-                    continue
-                try:
-                    expected = self._expected_state(name, param, {**group, **saved})
-                except (ValueError, NotImplementedError) as error:  # of a view that does not fit
-                    raise type(error)(f"{where}parameter {name!r}: {error}") from error
-                everything[i] = expected
-                if given.keys() != expected.keys():
-                    raise ValueError(
-                        f"{where}parameter {name!r}: entries should be {sorted(expected)}, but are {sorted(given)}"
-                    )
-                for key, value in expected.items():
-                    if given[key].shape != value.shape:
-                        raise ValueError(
-                            f"{where}parameter {name!r}: shape of {key!r} should be {tuple(value.shape)}, "
-                            f"but is {tuple(given[key].shape)}"
-                        )
-        return everything
-
-    def _expected_state(self, name: str, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Return a new state of a parameter, without storage."""
-        rule, layout = RULES[group["algorithm"]], self._layouts(param)
-        matrices = None
-        if rule.for_matrices:
-            view = group["view"]
-            matrices = self._layouts.matrices(layout, None if view is None else MatrixView.of(view))
-        return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False).new_state()
 
 
 def _rule(algorithm: object, label: str) -> Rule:

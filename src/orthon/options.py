@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,15 +11,28 @@ from torch import Tensor
 # A param group: the options by name, beside "params" and what a scheduler may add.
 Group = Mapping[str, Any]
 
+# What torch's schedulers keep in param groups.
+SCHEDULER_KEYS = frozenset({"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"})
+
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a param group."""
+    """One option of a param group.
+
+    Attributes:
+        default: its value where nothing is said.
+        allowed: completes "should be ...".
+        has_type: whether a value is of a kind that is allowed.
+        in_range: whether such a value is allowed.
+        loaded: what becomes of it where a state is loaded. "saved": it takes the saved value. "own": it keeps the
+            one that it has. "same": the two must be the same, as the state means something else otherwise.
+    """
 
     default: Any
-    allowed: str  # completes "should be ..."
+    allowed: str
     has_type: Callable[[Any], bool]
     in_range: Callable[[Any], bool] = lambda _: True
+    loaded: str = "saved"
 
     def check(self, name: str, value: object, where: str) -> None:
         """Raise a TypeError or ValueError that names the option, its value and what is allowed.
@@ -34,6 +47,16 @@ class Option:
             raise TypeError(message)
         if not self.in_range(value):
             raise ValueError(message)
+
+
+def own(option: Option) -> Option:
+    """Return the option such that loading a state does not change it."""
+    return replace(option, loaded="own")
+
+
+def structural(option: Option) -> Option:
+    """Return the option such that a state can only be loaded where it is as it was."""
+    return replace(option, loaded="same")
 
 
 def portion(fraction: float, count: int) -> int:

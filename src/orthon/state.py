@@ -113,7 +113,7 @@ def new_matrix_state(
             if place not in state:
                 like = local(param.detach()).new_empty(0, dtype=entry.dtype)
                 state[place] = matrices.factor(entry.side, entry.width, block, like)
-            if entry.std:
+            if entry.std and not param.is_meta:
                 _fill(local(state[place]), entry, stack, f"{seed}/{name}", matrices)
     return state
 

@@ -5,7 +5,7 @@ from torch.optim.adamw import adamw as torch_adamw
 
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
 from orthon.batch import Batch, agreeing
-from orthon.options import Group, betas, flag, flag_or_none, number
+from orthon.options import Group, betas, flag, flag_or_none, number, own, structural
 from orthon.sharding import Step, local
 from orthon.state import Counter, Entries, Entry
 
@@ -61,9 +61,9 @@ RULE = Rule(
         **COMMON_OPTIONS,
         "betas": betas((0.9, 0.95)),
         "eps": number(1e-8, ">= 0", lambda v: 0 <= v < float("inf")),
-        "amsgrad": flag(False),
-        "foreach": flag_or_none(),
-        "fused": flag_or_none(),
+        "amsgrad": structural(flag(False)),
+        "foreach": own(flag_or_none()),
+        "fused": own(flag_or_none()),
     },
     entries=_entries,
     update=adamw,

@@ -9,7 +9,7 @@ from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.linalg import compute_dtype, orthonormalize, unit_columns
 from orthon.lr_scale import lr_factor
-from orthon.options import Group, choice, integer, number, portion
+from orthon.options import Group, choice, integer, number, own, portion, structural
 from orthon.sharding import Layout, Side, Step, worth_sending
 from orthon.state import Entries, Entry
 
@@ -124,11 +124,11 @@ RULE = Rule(
     name="dion",
     options={
         **MATRIX_OPTIONS,
-        "rank_fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
-        "rank_multiple_of": integer(1, at_least=1),
+        "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
+        "rank_multiple_of": own(integer(1, at_least=1)),
         "momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
         "right_factor": choice("normalize", "orthonormalize"),
-        "orthonormal_side": choice("short", "long"),
+        "orthonormal_side": structural(choice("short", "long")),
         "power_iterations": integer(1, at_least=1),
     },
     entries=_entries,

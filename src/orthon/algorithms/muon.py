@@ -9,7 +9,7 @@ from orthon.algorithms.polar_factor import POLAR_OPTIONS, check_route, dtype_of_
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
 from orthon.lr_scale import lr_factor
-from orthon.options import Group, flag, number
+from orthon.options import Group, flag, number, structural
 from orthon.sharding import Layout, Step
 from orthon.state import Entries, Entry
 
@@ -50,7 +50,7 @@ OPTIONS = {
     **POLAR_OPTIONS,
     "momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
     "nesterov": flag(True),
-    "ema": flag(False),
+    "ema": structural(flag(False)),
 }
 
 RULE = Rule(

@@ -9,7 +9,17 @@ from torch import Tensor
 from orthon.batch import Batch
 from orthon.lr_scale import LR_SCALES
 from orthon.matrix_view import MatrixView
-from orthon.options import Group, Option, choice, flag, float_dtype_or_none, integer, number, number_or_tensor
+from orthon.options import (
+    Group,
+    Option,
+    choice,
+    flag,
+    float_dtype_or_none,
+    integer,
+    number,
+    number_or_tensor,
+    structural,
+)
 from orthon.sharding import Layout, Step
 from orthon.state import Entries
 
@@ -91,5 +101,5 @@ MATRIX_OPTIONS: Mapping[str, Option] = {
     "lr_scale": choice(*LR_SCALES),
     "state_dtype": float_dtype_or_none(),
     "seed": integer(0, at_least=0),
-    "view": Option(None, "a MatrixView, a mapping of its attributes, or None", _is_view),
+    "view": structural(Option(None, "a MatrixView, a mapping of its attributes, or None", _is_view)),
 }
