@@ -103,6 +103,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "data flipped": (lambda path: flip_a_bit(path / "__0_0.distcp"), "its __0_0.distcp has changed since it was"),
     "data missing": (lambda path: (path / "__0_0.distcp").unlink(), "it has no __0_0.distcp"),
     "description truncated": (lambda path: truncate(path / ".metadata"), "its .metadata has "),
+    "description flipped": (lambda path: flip_a_bit(path / ".metadata"), "its .metadata has changed since it was"),
     "description missing": (lambda path: (path / ".metadata").unlink(), "it has no .metadata"),
     "manifest truncated": (lambda path: truncate(path / "manifest.json"), "its manifest.json is not JSON"),
     "manifest missing": (lambda path: (path / "manifest.json").unlink(), "it has no manifest.json"),
@@ -268,3 +269,7 @@ def test_another_rank(tmp_path: Path, tiny: list[str], numbers, fractions: tuple
         assert main(["train", *words, "--resume=auto", f"--out={run}"]) == 0
     losses = [record["val_loss"] for record in numbers(run) if "val_loss" in record]
     assert losses[1] < losses[0] < 4.5
+    # The state is that of the new rank.
+    assert main(["train", *words, "--steps=1", f"--out={tmp_path / 'fresh'}"]) == 0
+    state = [json.loads((path / "summary.json").read_text())["state_bytes"] for path in (run, tmp_path / "fresh")]
+    assert state[0] == state[1]

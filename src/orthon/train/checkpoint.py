@@ -87,10 +87,12 @@ def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
             size = (path / name).stat().st_size
             if size != written.bytes:
                 raise ValueError(f"its {name} has {size} bytes instead of {written.bytes}")
+        if Digest.of(path / METADATA) != manifest.files[METADATA]:
+            raise ValueError(f"its {METADATA} has changed since it was written")
         SafeReader(path).read_metadata()
     except FileNotFoundError as error:
         return None, f"it has no {Path(error.filename).name}"
-    except (ValueError, OSError) as error:
+    except Exception as error:  # whatever foreign bytes lead to
         return None, " ".join(str(error).removeprefix(f"checkpoint {path}: ").split())
     return manifest, None
 

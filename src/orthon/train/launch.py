@@ -74,7 +74,7 @@ def of_lost_process(error: RuntimeError) -> bool:
     """Whether an error means that another process has ended or cannot be reached."""
     import torch.distributed as dist
 
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or (
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError) or (
         type(error) is RuntimeError and GLOO in str(error)
     )
 

@@ -71,6 +71,6 @@ class Manifest:
         if not (isinstance(manifest.step, int) and isinstance(manifest.config, dict)):
             raise ValueError(f"its {NAME} has entries of another kind")
         for name in files:
-            if name in ("", ".", "..", NAME) or set(name) & set("/\\\0:"):
+            if name in ("", ".", "..", NAME) or set(name) & set("/\\\0"):
                 raise ValueError(f"its {NAME} names a file {name!r} that cannot be one of its own")
         return manifest
