@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from orthon.convert import Conversion, convert_state, convert_states
 from orthon.explain import Explanation, explain
 from orthon.family import Dion, Dion2, Dion3, Muon, NorDion2, NorMuon
 from orthon.matrix_view import MatrixView
@@ -10,6 +11,7 @@ from orthon.qk_clip import qk_clip_
 from orthon.routing import param_groups
 
 __all__ = [
+    "Conversion",
     "Dion",
     "Dion2",
     "Dion3",
@@ -19,6 +21,8 @@ __all__ = [
     "Muon",
     "NorDion2",
     "NorMuon",
+    "convert_state",
+    "convert_states",
     "explain",
     "param_groups",
     "qk_clip_",

@@ -10,10 +10,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    get_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
+    set_state_dict,
 )
 
 from orthon import MatrixView, MixedOptimizer
@@ -40,7 +43,6 @@ GROUPS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "adamw": ((13, 9), {"algorithm": "adamw", "amsgrad": True}),
     "lion": ((5, 12), {"algorithm": "lion"}),
 }
-COMPRESSED = {"dion2"}  # rules that need whole gradients where the replicas' differ
 
 
 class Weights(nn.Module):
@@ -90,12 +92,18 @@ def uninterrupted() -> dict[str, Tensor]:
     return {name: param.detach() for name, param in model.named_parameters()}
 
 
-def save(layout: str, folder: Path) -> None:
-    """Train on a layout to the middle of the run, and save."""
+def half_run(layout: str) -> tuple[Weights, MixedOptimizer]:
+    """Train on a layout to the middle of the run."""
     model, optimizer = run_of(layout, 1)
     train(layout, model, optimizer, range(SAVED))
     if layout != ALONE and LAYOUTS[layout].compressed:
         optimizer.consolidate()
+    return model, optimizer
+
+
+def save(layout: str, folder: Path) -> None:
+    """Train on a layout to the middle of the run, and save."""
+    model, optimizer = half_run(layout)
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about what it is going to change
@@ -117,18 +125,30 @@ def go_on(layout: str, folders: dict[str, Path]) -> None:
     """Load what other layouts have saved, train to the end, and compare with the uninterrupted run."""
     for source, folder in folders.items():
         model, optimizer = load(layout, folder)
-        train(layout, model, optimizer, range(SAVED, STEPS))
-        for name, param in model.named_parameters():
-            right = uninterrupted()[name]
-            if layout != ALONE:
-                rows, cols = layouts.parts(layout, dist.get_world_size(), (param.shape[0], param.shape[1]))[
-                    dist.get_rank()
-                ]
-                right = right[rows][:, cols]
-            case = f"from {source} to {layout}, {name}: "
-            torch.testing.assert_close(
-                layouts.local(param.detach()), right, rtol=1e-9, atol=1e-9, msg=lambda m, case=case: case + m
-            )
+        _finish(layout, model, optimizer, f"from {source} to {layout}")
+
+
+def pass_on(source: str, target: str, options: dict[str, bool]) -> None:
+    """Hand the state dicts of one layout to another without files, and train to the end."""
+    chosen = StateDictOptions(**options)
+    model, optimizer = half_run(source)
+    weights, state = get_state_dict(model, optimizer, options=chosen)
+    model, optimizer = run_of(target, None)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state, options=chosen)
+    _finish(target, model, optimizer, f"from {source} to {target}, {options}")
+
+
+def _finish(layout: str, model: nn.Module, optimizer: MixedOptimizer, case: str) -> None:
+    train(layout, model, optimizer, range(SAVED, STEPS))
+    for name, param in model.named_parameters():
+        right = uninterrupted()[name]
+        if layout != ALONE:
+            parts = layouts.parts(layout, dist.get_world_size(), (param.shape[0], param.shape[1]))
+            rows, cols = parts[dist.get_rank()]
+            right = right[rows][:, cols]
+        torch.testing.assert_close(
+            layouts.local(param.detach()), right, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{case}, {n}: {m}"
+        )
 
 
 def _build(layout: str, whole: Tensor) -> Tensor:

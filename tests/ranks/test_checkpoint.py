@@ -73,3 +73,25 @@ for world, other in [(2, 4), (2, 8), (4, 8), (4, 2), (8, 2), (8, 4), (2, 1), (8,
 )
 def test_other_numbers_of_ranks(ranks: Pool, saved: Callable[[int, str], Path], source: Place, target: Place) -> None:
     ranks.run(target[0], checkpointing.go_on, target[1], {f"{source[1]} on {source[0]}": saved(*source)})
+
+
+WHOLE = {"full_state_dict": True}
+SENT = {"full_state_dict": True, "broadcast_from_rank0": True}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "options"),
+    [
+        ("fsdp 0", "fsdp 0", {}),
+        ("fsdp x tp same dim", "fsdp x tp same dim", {"flatten_optimizer_state_dict": True}),
+        ("hsdp compressed", "hsdp compressed", {}),
+        ("fsdp 0", "hsdp", WHOLE),
+        ("ddp", "fsdp 1", WHOLE),
+        ("fsdp x tp same dim", "ddp compressed", WHOLE),
+        ("hsdp compressed", "fsdp x tp other dim", SENT),
+        ("ddp", "fsdp x tp same dim", SENT),
+        ("fsdp 0", "tp row", SENT),
+    ],
+)
+def test_state_dicts_without_files(ranks: Pool, source: str, target: str, options: dict[str, bool]) -> None:
+    ranks.run(WORLD, checkpointing.pass_on, source, target, options)

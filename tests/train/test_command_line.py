@@ -42,7 +42,7 @@ def test_errors_have_no_frame(monkeypatch: pytest.MonkeyPatch, fails, encoding: 
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "orthon", "fly"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "orthon: there is no command 'fly'; there are train and compare\n"
+    assert done.stderr == "orthon: there is no command 'fly'; there are train, compare and convert\n"
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, fails) -> None:

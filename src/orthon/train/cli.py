@@ -1,7 +1,8 @@
-"""The command line: `orthon train` and `orthon compare`."""
+"""The command line: `orthon train`, `orthon compare` and `orthon convert`."""
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
 import io
@@ -22,6 +23,7 @@ Train a LLaMA with optimizers whose updates are orthonormal.
 commands:
   train      one run: loss curve, checkpoints, a sample of what the model writes
   compare    several optimizers on the same data, a table and a picture
+  convert    states of other packages' optimizers as one that orthon's optimizers load
 
 `orthon COMMAND --help` lists the settings of a command."""
 
@@ -55,8 +57,8 @@ def _main(words: list[str]) -> int:
     if name == "--version":
         print(f"orthon {importlib.metadata.version('orthon')}")
         return 0
-    if name not in ("train", "compare"):
-        return _complain(f"there is no command {name!r}; there are train and compare", 2)
+    if name not in ("train", "compare", "convert"):
+        return _complain(f"there is no command {name!r}; there are train, compare and convert", 2)
     if any(importlib.util.find_spec(module) is None for module in EXTRA):
         return _complain("the trainer needs its extra: pip install 'orthon[train]'", 2)
     try:
@@ -68,11 +70,13 @@ def _main(words: list[str]) -> int:
 def _command(name: str, words: list[str]) -> int:
     # Only here, so that help and errors about the command itself do not wait for these imports.
     from orthon.train.compare_command import CompareCommand, run_compare
+    from orthon.train.convert_command import ConvertCommand, run_convert
     from orthon.train.train_command import TrainCommand, run_train
 
     commands: dict[str, tuple[Any, Callable[[Any], None]]] = {
         "train": (TrainCommand, run_train),
         "compare": (CompareCommand, run_compare),
+        "convert": (ConvertCommand, run_convert),
     }
     kind, carry_out = commands[name]
     try:
@@ -89,10 +93,11 @@ def _command(name: str, words: list[str]) -> int:
 
 
 def _parse(kind: Any, name: str, words: list[str]) -> Any:
-    """The command with its settings: defaults, overridden by a file, overridden by flags."""
+    """The command, with its settings if it has any: defaults, overridden by a file, overridden by flags."""
     import tyro
 
-    default = kind(settings=_settings_from_file(kind, words))
+    has_settings = any(field.name == "settings" for field in dataclasses.fields(kind))
+    default = kind(settings=_settings_from_file(kind, words)) if has_settings else tyro.MISSING_NONPROP
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -61,7 +61,7 @@ def load_run_state(path: Path, training: Training) -> None:
         set_optimizer_state_dict(training.model, optimizers.each, state["optimizer"])
     except CheckpointException as error:
         raise ValueError(first_failure(error)) from error
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
     for name, value in state["rng"].items():
         if name == "cpu":
