@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from orthon.train.checkpoint import newest_checkpoint
 from orthon.train.cli import main
+from orthon.train.errors import TrainingError
+from orthon.train.launch import of_lost_process
 from orthon.train.ranks import Ranks
 
 FAULTY = Path(__file__).with_name("faulty.py")
@@ -82,6 +85,22 @@ def test_one_rank_is_killed(tmp_path: Path, words: list[str], whole: Path, numbe
     assert "12 steps from step 4" in ended.stdout or (fault == "kill in step" and "from step 8" in ended.stdout)
     assert_same_curve(run, whole, numbers)
     assert steps(run) == [8, 12]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer"), True),
+        (RuntimeError("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"), True),
+        (dist.DistNetworkError("connection reset by peer"), True),
+        (dist.DistBackendError("NCCL communicator was aborted"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (TrainingError("gloo/transport/ in the name of a file"), False),
+        (NotImplementedError("gloo/transport/"), False),
+    ],
+)
+def test_errors_that_mean_a_lost_process(error: RuntimeError, expected: bool) -> None:
+    assert of_lost_process(error) == expected
 
 
 @pytest.mark.parametrize("fault", ["SIGTERM in save", pytest.param("SIGINT in save", marks=pytest.mark.long)])
