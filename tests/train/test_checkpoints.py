@@ -20,6 +20,7 @@ from orthon.train.ranks import Ranks
 ALONE = Ranks(torch.device("cpu"))
 NEWEST = "step-00000040"
 BEFORE = "step-00000030"
+FILES = [".metadata", "__0_0.distcp", "manifest.json"]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,9 @@ def test_names_that_are_no_checkpoints(run: Path) -> None:
 def test_going_on_from_the_one_before(run: Path, finished: Path, numbers, capsys: pytest.CaptureFixture[str]) -> None:
     """What was skipped gives way, and so does what a killed run has left."""
     flip_a_bit(run / "checkpoints" / NEWEST / "__0_0.distcp")
-    (run / "checkpoints" / "step-00000035.part").mkdir()
+    for left in ("step-00000040.part", "step-00000040.old.part", "step-00000035.part"):
+        (run / "checkpoints" / left).mkdir()
+        (run / "checkpoints" / left / "__0_0.distcp").write_bytes(b"a part of a file")
     capsys.readouterr()
     assert main(["train", f"--resume={run}"]) == 0
     assert "is skipped (its __0_0.distcp has changed since it was written): going on from" in capsys.readouterr().out
@@ -170,6 +173,7 @@ def test_going_on_from_the_one_before(run: Path, finished: Path, numbers, capsys
     assert found.manifest.step == 40
     assert not said
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [BEFORE, NEWEST]
+    assert sorted(path.name for path in (run / "checkpoints" / NEWEST).iterdir()) == FILES
 
 
 def test_none_is_good(run: Path, finished: Path, tiny: list[str], fails, snapshot, numbers) -> None:

@@ -160,7 +160,8 @@ def test_the_disk_is_full(tmp_path: Path, words: list[str], whole: Path, numbers
     assert "Traceback" not in ended.stderr
     if step == 8:
         assert ended.returncode == 0, ended.stderr
-        assert [line for line in ended.stdout.splitlines() if line.startswith(said)]
+        [line] = [line for line in ended.stdout.splitlines() if line.startswith(said)]
+        assert line.endswith("; the ones before it stay, and training goes on")
         assert steps(run) == [4, 12]
     else:
         assert ended.returncode == 1

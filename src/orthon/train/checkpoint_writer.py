@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from orthon.train.checkpoint import METADATA, checkpoints, folder
 from orthon.train.manifest import NAME, Digest, Manifest
+from orthon.train.run_directory import PART
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class CheckpointWriter(FileSystemWriter):
 
     def __init__(self, directory: Path, manifest: Manifest, keep: int) -> None:
         self.target = folder(directory, manifest.step)
-        self.part = self.target.with_name(f"{self.target.name}.part")
+        self.part = self.target.with_name(f"{self.target.name}{PART}")
         super().__init__(self.part)
         self.directory, self.manifest, self.keep = directory, manifest, keep
 
@@ -50,7 +51,7 @@ class CheckpointWriter(FileSystemWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Delete what killed runs have left behind: here, on one rank, before any rank writes."""
-        for left in self.part.parent.glob("step-*.part"):
+        for left in list(self.part.parent.glob(f"step-*{PART}")):
             remove(left)
         return super().prepare_global_plan(plans)
 
@@ -86,15 +87,12 @@ class CheckpointWriter(FileSystemWriter):
 def remove(path: Path) -> None:
     """Delete a folder, if it is there; a link to one, not what it points to.
 
-    It loses its name first: a checkpoint that is half deleted does not look like one.
+    A checkpoint loses its name first, so that one that is half deleted does not look like one.
     """
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
-        last = path.with_name(f"{path.name.removesuffix('.part')}.old.part")
-        if path != last:
-            path = path.rename(last)
-        shutil.rmtree(path)
+        shutil.rmtree(path if path.suffix == PART else path.rename(path.with_name(f"{path.name}.old{PART}")))
 
 
 def _file(result: WriteResult) -> str:

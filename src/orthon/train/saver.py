@@ -92,7 +92,8 @@ class Saver:
                 raise cause from error
             failure = f"checkpoint {writer.target} could not be written: {' '.join(str(cause).split())}"
             if self.ranks.rank == 0:  # all ranks have stopped writing
-                remove(writer.part)
+                with suppress(OSError):  # the next save tries again
+                    remove(writer.part)
         self._running = None
         return failure
 
