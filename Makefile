@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all lint format bench docs clean
+.PHONY: demo test test-all soak lint format bench docs clean
 
 demo: $(VENV)/.train
 	$(BIN)/orthon compare --out runs/demo
@@ -15,6 +15,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -m ''
+
+STEPS ?= 2000
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak --steps $(STEPS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

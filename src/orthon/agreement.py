@@ -41,8 +41,11 @@ class Agreement:
         Raises:
             ValueError: on all ranks, where a set does not agree on its parameters, options or gradients.
         """
+        return self._spread(members, names, self._sets)
+
+    def _spread(self, members: Sequence[Member], names: Sequence[str], sets: Sequence["_Set"]) -> list[str]:
         found, problem = set(names), ""
-        for each in self._sets:
+        for each in sets:
             digest = each.digest(members)
             numbers = torch.tensor([len(found) + bool(problem), digest, -digest], device=each.device)
             news, top, bottom = each.ranks.largest(numbers).tolist()
@@ -56,8 +59,13 @@ class Agreement:
             raise ValueError(f"{self.owner}: {problem}")
         return sorted(found)
 
-    def all(self, condition: Tensor) -> Tensor:
-        """Return whether a condition, a boolean on a device, holds on all ranks, without waiting for the device."""
+    def all(self, members: Sequence[Member], condition: Tensor) -> Tensor:
+        """Return whether a condition, a boolean on a device, holds on all ranks, without waiting for an accelerator.
+
+        Raises:
+            ValueError: on all ranks, where a set whose parameters lie on CPUs does not agree on what `spread` names.
+        """
+        self._spread(members, (), [each for each in self._sets if each.device.type == "cpu"])
         for each in self._sets:
             violated = each.ranks.largest((~condition).to(each.device, torch.int32))
             condition = violated == 0
@@ -129,10 +137,11 @@ def _unequal(members: Sequence[Member], ranks: Ranks) -> list[str]:
     device = local(members[0].param).device
     zero = torch.zeros((), dtype=torch.float64, device=device)
     norms = torch.stack([zero if m.grad is None else _norm(m.grad).to(device) for m in members])
-    norms = torch.where(norms.isfinite(), norms, 0)
-    largest, smallest = ranks.largest(torch.stack([norms, -norms]))
+    known = norms.isfinite()
+    norms = torch.where(known, norms, 0)
+    largest, smallest, unknown = ranks.largest(torch.stack([norms, -norms, (~known).double()]))
     # A gradient that is zero but for rounding, such as that of a key's bias, may be anything beside the others.
-    different = largest + smallest > _SAME * largest + _NOISE * largest.max()
+    different = (largest + smallest > _SAME * largest + _NOISE * largest.max()) & (unknown == 0)
     return [members[i].name for i in different.nonzero().flatten().tolist()]
 
 

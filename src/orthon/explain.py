@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.loss_scale import LossScale
 from orthon.lr_scale import lr_factor
 from orthon.member import Member
 from orthon.optimizer import MixedOptimizer
@@ -161,7 +162,7 @@ def explain(optimizer: MixedOptimizer) -> Explanation:
         states[member.param].update(member.new_state())
     for work in batches(everything):
         with record_messages() as messages:
-            run([update(work, states, {})], at_once=1)
+            run([update(work, states, {}, LossScale())], at_once=1)
         first = work.parts[0]
         member, layout = first.member, first.layout
         names = dict.fromkeys(part.member.name for part in work.parts)

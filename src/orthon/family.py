@@ -29,7 +29,8 @@ class CommonOptions(TypedDict, total=False):
         view: how parameters that are not one plain matrix are read as matrices, see `orthon.MatrixView`; usually given
             in a param group.
         maximize: ascend instead of descend.
-        nonfinite: what happens at a gradient with infinities or NaNs: "raise", the default, or "skip".
+        nonfinite: what happens at a gradient with infinities or NaNs: "raise", the default, or "skip". Under a
+            torch.amp.GradScaler the step is left out in any case.
         seed: of random numbers, which are functions of it, the parameter's name, and row and column; 0 by default.
         replicas: the ranks that train copies on other data, where the parameters' meshes do not tell: those of
             DistributedDataParallel, or a data-parallel axis that fully_shard does not see; a process group, or a

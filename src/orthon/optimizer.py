@@ -12,6 +12,7 @@ from orthon.agreement import Agreement
 from orthon.algorithms import RULES, Rule
 from orthon.finite import all_finite, all_zero, nonfinite_gradients
 from orthon.linalg import factor_dtype
+from orthon.loss_scale import LossScale
 from orthon.matrix_view import MatrixView
 from orthon.member import Member, members
 from orthon.names import parameter_names
@@ -36,7 +37,8 @@ class MixedOptimizer(torch.optim.Optimizer):
     """An optimizer whose param groups each name the algorithm that updates them.
 
     It keeps torch's contract: schedulers, closures, hooks, `state_dict` and `load_state_dict`. A parameter
-    without a gradient is skipped.
+    without a gradient is skipped. Under a torch.amp.GradScaler an infinity or a NaN on one rank leaves the step out on
+    all of them, whatever `nonfinite` says, and is decided on the device.
 
     Args:
         params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
@@ -55,6 +57,9 @@ class MixedOptimizer(torch.optim.Optimizer):
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
     """
+
+    # Tells torch.amp.GradScaler to call `step` in any case, with `found_inf` and `grad_scale` set on the optimizer.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps `nonfinite="skip"` has left out; asking synchronizes with the device."""
+        """How many steps `nonfinite="skip"` or a gradient scaler has left out; asking synchronizes with the device."""
         return 0 if self._skipped is None else int(self._skipped)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -161,11 +166,12 @@ class MixedOptimizer(torch.optim.Optimizer):
         everything = self.members()
         self._refuse_swapped(everything)
         agreement, is_new = self._agree(everything)
+        scale = LossScale.given_to(self)
         gates: dict[torch.device, Tensor] = {}
-        if self.nonfinite == "raise":
+        if self.nonfinite == "raise" and scale.found_inf is None:
             self._raise_unless_finite(agreement.spread(everything, nonfinite_gradients(everything)))
         else:
-            gates = self._gates(everything, agreement)
+            gates = self._gates(everything, agreement, scale)
         if is_new:
             agreement.check_copies(everything)
         self._prepare_state(everything, gates)
@@ -174,11 +180,11 @@ class MixedOptimizer(torch.optim.Optimizer):
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
             kinds = {work.kind for work in together}
             at_once = _AT_ONCE if kinds <= self._updated else 1
-            run((update(work, self.state, gates) for work in together), at_once=at_once)
+            run((update(work, self.state, gates, scale) for work in together), at_once=at_once)
             self._updated |= kinds
         self._named = {member.name: member.param for member in everything}
         # The step with which torch.distributed.checkpoint makes the state has zeros for gradients.
-        if self.sync_gradients and not (is_new and agreement.all(all_zero(everything))):
+        if self.sync_gradients and not (is_new and agreement.all(everything, all_zero(everything))):
             self._unconsolidated |= any(member.differs for member in everything)
         return loss
 
@@ -291,15 +297,15 @@ class MixedOptimizer(torch.optim.Optimizer):
         assert self._agreement is not None
         return self._agreement[1], is_new
 
-    def _gates(self, everything: list[Member], agreement: Agreement) -> dict[torch.device, Tensor]:
+    def _gates(self, everything: list[Member], agreement: Agreement, scale: LossScale) -> dict[torch.device, Tensor]:
         """Return for each device a tensor that is 1 if all gradients are finite, else 0."""
         if not everything:
             return {}
         devices = {local(member.param).device for member in everything}
         finite = all_finite(everything)
-        if finite is None:
-            finite = torch.ones((), dtype=torch.bool, device=min(devices, key=str))
-        finite = agreement.all(finite)
+        # What the scaler has seen may have changed since, by clipping or where partial sums have been added up.
+        allowed = scale.allows(min(devices, key=str) if finite is None else finite.device)
+        finite = agreement.all(everything, allowed if finite is None else finite & allowed)
         if self._skipped is None:
             self._skipped = torch.zeros((), dtype=torch.int64, device=finite.device)
         self._skipped += ~finite

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orthon.batch import Batch
+from orthon.loss_scale import LossScale
 from orthon.member import Member
 from orthon.sharding import Layout, Ranks, Share, Stack, Step, deal, local
 from orthon.state import Entry, factor_key, matrix_name
@@ -122,7 +123,10 @@ def _share(parts: list[Part]) -> Share:
 
 
 def update(
-    work: Work, states: MutableMapping[Tensor, dict[str, Any]], gates: Mapping[torch.device, Tensor]
+    work: Work,
+    states: MutableMapping[Tensor, dict[str, Any]],
+    gates: Mapping[torch.device, Tensor],
+    scale: LossScale,
 ) -> Step[None]:
     """Update one batch of parameters.
 
@@ -130,10 +134,11 @@ def update(
         work: one of `batches`.
         states: of all parameters.
         gates: for each device a tensor that is 1, or 0 to leave everything as it is; empty if none is to be left.
+        scale: of the loss, and so of the gradients.
     """
     opened = [_Opened(part, states[part.member.param]) for part in work.parts]
     first = work.parts[0]
-    grads = [grad for each in opened for grad in each.grads]
+    grads = scale.unscaled([grad for each in opened for grad in each.grads])  # replicas may differ in it
     if first.member.averages and not first.compressed:
         grads = yield from _averaged(grads, first.layout.replicas)
     gate = gates.get(grads[0].device)

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from orthon import MatrixView, MixedOptimizer
 from orthon.checkpoint import LoadPlanner, SafeReader
@@ -110,8 +111,11 @@ def save(layout: str, folder: Path) -> None:
         dcp.save(state, checkpoint_id=folder)
 
 
-def load(layout: str, folder: Path) -> tuple[Weights, MixedOptimizer]:
+def load(layout: str, folder: Path, rank_fraction: float | None = None) -> tuple[Weights, MixedOptimizer]:
     model, optimizer = run_of(layout, None)
+    for group in optimizer.param_groups if rank_fraction is not None else ():
+        if group["algorithm"] == "dion":
+            group["rank_fraction"] = rank_fraction
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -138,6 +142,21 @@ def pass_on(source: str, target: str, options: dict[str, bool]) -> None:
     _finish(target, model, optimizer, f"from {source} to {target}, {options}")
 
 
+def go_on_with_another_rank(layout: str, folder: Path, rank_fraction: float) -> None:
+    """Load with another rank, and compare the right factors and the next weights with those of one process."""
+    results = []
+    for where in (ALONE, layout):
+        model, optimizer = load(where, folder, rank_fraction)
+        values = {}
+        for name, param in model.named_parameters():
+            for key, value in optimizer.state[param].items():
+                values[f"{key} of {name}"] = _whole(value)
+        train(where, model, optimizer, range(SAVED, STEPS))
+        results.append(values | {name: _whole(param.detach()) for name, param in model.named_parameters()})
+    for name, right in results[0].items():
+        torch.testing.assert_close(results[1][name], right, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def _finish(layout: str, model: nn.Module, optimizer: MixedOptimizer, case: str) -> None:
     train(layout, model, optimizer, range(SAVED, STEPS))
     for name, param in model.named_parameters():
@@ -149,6 +168,10 @@ def _finish(layout: str, model: nn.Module, optimizer: MixedOptimizer, case: str)
         torch.testing.assert_close(
             layouts.local(param.detach()), right, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{case}, {n}: {m}"
         )
+
+
+def _whole(x: Tensor) -> Tensor:
+    return (x.full_tensor() if isinstance(x, DTensor) else x).clone()
 
 
 def _build(layout: str, whole: Tensor) -> Tensor:

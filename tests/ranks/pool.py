@@ -251,7 +251,7 @@ def _leave() -> None:
         torch._C._clear_DTensor_sharding_propagator_cache()
     DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding.cache_clear()  # type: ignore[attr-defined]
     for name, module in list(sys.modules.items()):
-        if name.startswith(("torch.distributed", "tests.ranks")):
+        if name.startswith(("torch.distributed", "tests.")):
             _clear_caches(module)
 
 

@@ -95,3 +95,10 @@ SENT = {"full_state_dict": True, "broadcast_from_rank0": True}
 )
 def test_state_dicts_without_files(ranks: Pool, source: str, target: str, options: dict[str, bool]) -> None:
     ranks.run(WORLD, checkpointing.pass_on, source, target, options)
+
+
+@pytest.mark.parametrize("rank_fraction", [0.1, 0.75])
+@pytest.mark.parametrize("target", ["ddp", "fsdp 0", "fsdp 1", "hsdp", "fsdp x tp same dim", "fsdp x tp other dim"])
+def test_another_rank(ranks: Pool, saved: Callable[[int, str], Path], target: str, rank_fraction: float) -> None:
+    source = ON_FOUR[(ON_FOUR.index(target) + 3) % len(ON_FOUR)]
+    ranks.run(WORLD, checkpointing.go_on_with_another_rank, target, saved(WORLD, source), rank_fraction)

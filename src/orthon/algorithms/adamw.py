@@ -22,9 +22,11 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
     average, square, *largest = ([local(state[key]) for state in batch.state] for key in _averages(group))
     cautious = group["cautious_weight_decay"]
     before = torch._foreach_clone(batch.weights) if cautious else ()
+    # A scaler's gradients of float16 weights arrive in float32, which torch's own does not take for them.
+    grads = [grad.to(X.dtype) for X, grad in zip(batch.weights, batch.grads, strict=True)]
     torch_adamw(
         batch.weights,
-        batch.grads,
+        grads,
         average,
         square,
         largest[0] if largest else [],
