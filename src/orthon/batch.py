@@ -1,7 +1,7 @@
 """What one call of a rule updates: parameters with their gradients and state."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from orthon.sharding import Layout, Side, local, relocated
 
 # Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
 _LARGE = 1 << 16
+
+
+# By key, the state tensors of a batch and the one tensor that they are parts of.
+Buffers = dict[str, tuple[list[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Batch:
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
         gate: None, or a tensor on the device that is 1, or 0 to leave weights and state as they are.
         reads_transposed: whether rows and columns have changed places in the above, but for the layout.
+        buffers: what `stacked` has found in the steps before.
     """
 
     names: list[str]
@@ -42,6 +47,7 @@ class Batch:
     unsynced: bool = False
     gate: Tensor | None = None
     reads_transposed: bool = False
+    buffers: Buffers = field(default_factory=dict)
 
     def rows(self, *, share: bool) -> Side:
         """Return the rows as a side of the matrices; `share` divides work that copies would repeat."""
@@ -66,6 +72,14 @@ class Batch:
         They are moved into a common storage when they do not lie in one already: at the first step, after
         loading a state, or when other parameters than before have gradients.
         """
+        known = self.buffers.get(key)
+        if known is not None and all(s[key] is part for s, part in zip(self.state, known[0], strict=True)):
+            return known[1]
+        whole = self._common_storage(key)
+        self.buffers[key] = [state[key] for state in self.state], whole
+        return whole
+
+    def _common_storage(self, key: str) -> Tensor:
         parts = [local(state[key]) for state in self.state]
         first, stride = parts[0], parts[0].stride()
         start, memory = first.storage_offset(), first.untyped_storage().data_ptr()

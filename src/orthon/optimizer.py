@@ -15,13 +15,13 @@ from orthon.finite import all_finite, all_zero, nonfinite_gradients
 from orthon.linalg import factor_dtype
 from orthon.loss_scale import LossScale
 from orthon.matrix_view import MatrixView
-from orthon.member import Member, members
+from orthon.member import Member, Members
 from orthon.names import parameter_names
 from orthon.options import SCHEDULER_KEYS, choice, flag
 from orthon.replicas import replica_group
 from orthon.saved_state import fit_state
 from orthon.sharding import Layouts, Step, check_placements, local, run
-from orthon.updates import batches, by_ranks, update
+from orthon.updates import Plan, update
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -81,10 +81,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         if sync_gradients and replicas is None:
             raise ValueError(f"{owner}: sync_gradients=True averages over replicas=..., but replicas is None")
         self.sync_gradients = sync_gradients
-        self._layouts = Layouts(self._replicas)
-        self._agreement: tuple[list[int], Agreement] | None = None
-        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
-        self._named: dict[str, Tensor] = {}  # at the last step
+        self._begin_anew()
         self._unconsolidated = False
         rules = [_rule(algorithm, owner), *RULES.values()]
         for name, value in options.items():
@@ -180,7 +177,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             agreement.check_copies(everything)
         self._prepare_state(everything, gates)
         # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
-        for together in by_ranks(batches(everything)):
+        for together in self._plan(everything):
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
             kinds = {work.kind for work in together}
             at_once = _AT_ONCE if kinds <= self._updated else 1
@@ -241,7 +238,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self.param_groups, loaded = fit_state(state_dict, self.param_groups, self._layouts, owner)
         self.state.clear()
         self.state.update(loaded)
-        self._agreement, self._updated, self._named = None, set(), {}
+        self._begin_anew()
         self._unconsolidated = False
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
@@ -262,13 +259,21 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._replicas, self._layouts, self._agreement = None, Layouts(None), None
-        self._updated, self._named = set(), {}
+        self._replicas = None
+        self._begin_anew()
 
     def members(self) -> list[Member]:
         """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
-        owner = type(self).__name__
-        return list(members(self.param_groups, self._layouts, sync_gradients=self.sync_gradients, owner=owner))
+        return self._members(self.param_groups)
+
+    def _begin_anew(self) -> None:
+        """Forget all that is known from the steps before."""
+        self._layouts = Layouts(self._replicas)
+        self._members = Members(self._layouts, sync_gradients=self.sync_gradients, owner=type(self).__name__)
+        self._plan = Plan()
+        self._agreement: tuple[list[int], Agreement] | None = None
+        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
+        self._named: Mapping[str, Tensor] = {}  # at the last step
 
     def _prepare_state(self, everything: Iterable[Member], gates: Mapping[torch.device, Tensor]) -> None:
         """Make the state of parameters that have none yet, and count their steps where a rule asks for that."""
