@@ -5,6 +5,7 @@ from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -61,6 +62,8 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     # Tells torch.amp.GradScaler to call `step` in any case, with `found_inf` and `grad_scale` set on the optimizer.
     _step_supports_amp_scaling = True
+
+    _named: Mapping[str, Tensor]  # the parameters at the last step
 
     def __init__(
         self,
@@ -148,6 +151,9 @@ class MixedOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # Compiled, it would trace the lists of parameters and batches on the host, anew for other shapes, and find little to
+    # fuse: most of a step is products. (torch.compiler.disable would import the compiler with Orthon.)
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient.
@@ -273,7 +279,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._plan = Plan()
         self._agreement: tuple[list[int], Agreement] | None = None
         self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
-        self._named: Mapping[str, Tensor] = {}  # at the last step
+        self._named = {}
 
     def _prepare_state(self, everything: Iterable[Member], gates: Mapping[torch.device, Tensor]) -> None:
         """Make the state of parameters that have none yet, and count their steps where a rule asks for that."""

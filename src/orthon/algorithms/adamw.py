@@ -21,10 +21,12 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
             state["step"] = state["step"].to(weight.device)
     beta1, beta2 = group["betas"]
     average, square, *largest = ([local(state[key]) for state in batch.state] for key in _averages(group))
-    (_, rate), cautious, weight_decay = batch.rates(group), group["cautious_weight_decay"], scalar(group["weight_decay"])
-    if isinstance(weight_decay, Tensor) and not cautious:  # torch's own takes numbers alone
-        batch.decay(rate)
+    (_, rate), weight_decay = batch.rates(group), scalar(group["weight_decay"])
+    cautious = group["cautious_weight_decay"]
+    if isinstance(weight_decay, Tensor):  # torch's own takes numbers alone
         weight_decay = 0.0
+        if not cautious:
+            batch.decay(rate)
     before = torch._foreach_clone(batch.weights) if cautious else ()
     # A scaler's gradients of float16 weights arrive in float32, which torch's own does not take for them.
     grads = [grad.to(X.dtype) for X, grad in zip(batch.weights, batch.grads, strict=True)]
