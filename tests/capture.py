@@ -35,7 +35,12 @@ class Graph:
 
     def __init__(self, step: Callable[[], Any]) -> None:
         self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-        with mock.patch("orthon.optimizer.is_capturing", return_value=True), accelerated(), _NoReading(), _Recorder(self):
+        with (
+            mock.patch("orthon.optimizer.is_capturing", return_value=True),
+            accelerated(),
+            _NoReading(),
+            _Recorder(self),
+        ):
             step()
 
     def __len__(self) -> int:

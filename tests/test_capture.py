@@ -44,15 +44,18 @@ SHAPES: list[tuple[tuple[int, ...], dict[str, Any] | None]] = [
 ]
 
 
-def optimizer_of(case: str, dtype: torch.dtype, **options: Any) -> tuple[list[nn.Parameter], MixedOptimizer]:
+def optimizer_of(
+    case: str, dtype: torch.dtype, *, device: str = "cpu", **options: Any
+) -> tuple[list[nn.Parameter], MixedOptimizer]:
     """Return parameters, the last one in channels_last, and their optimizer."""
     rule, generator = RULES[case.partition(",")[0]], torch.Generator().manual_seed(0)
-    options = {"lr": torch.tensor(0.0), "weight_decay": torch.tensor([0.0]), "capturable": True, **options}
+    rates = {"lr": torch.zeros((), device=device), "weight_decay": torch.zeros(1, device=device)}
+    options = {**rates, "capturable": True, **options}
     if "polar_dtype" in rule.options:
         options["polar_dtype"] = torch.float32  # whatever the CPU
     groups = []
     for shape, view in SHAPES:
-        param = torch.randn(shape, generator=generator).to(dtype)
+        param = torch.randn(shape, generator=generator).to(device, dtype)
         if len(shape) == 4:
             param = param.to(memory_format=torch.channels_last)
         group = {"params": [nn.Parameter(param)], **CASES[case]}
@@ -195,8 +198,10 @@ def without_state(params: list[nn.Parameter], optimizer: MixedOptimizer) -> None
     optimizer.state.clear()
 
 
-def loaded(params: list[nn.Parameter], optimizer: MixedOptimizer) -> None:
-    optimizer.load_state_dict(optimizer.state_dict())
+def with_loaded_state(params: list[nn.Parameter], optimizer: MixedOptimizer) -> None:
+    """As after `load_state_dict`, state is not in one storage yet."""
+    for state in optimizer.state.values():
+        state.update({key: value.clone() for key, value in state.items()})
 
 
 def on_another_device(params: list[nn.Parameter], optimizer: MixedOptimizer) -> None:
@@ -207,6 +212,11 @@ def not_capturable(params: list[nn.Parameter], optimizer: MixedOptimizer) -> Non
     optimizer.param_groups[1]["capturable"] = False
 
 
+def scheduled(params: list[nn.Parameter], optimizer: MixedOptimizer) -> None:
+    optimizer.param_groups[1]["lr"] = 0.1
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+
+
 def raising(params: list[nn.Parameter], optimizer: MixedOptimizer) -> None:
     optimizer.nonfinite = "raise"
 
@@ -215,8 +225,9 @@ REFUSED = [
     (not_capturable, RuntimeError, r"param group 1: step\(\) is captured .*, but capturable is False"),
     (raising, ValueError, "param group 0: capturable should be False with nonfinite='raise'"),
     (on_another_device, ValueError, "weight_decay should be a tensor on cpu, .* but is a tensor on meta"),
+    (scheduled, ValueError, "param group 1: lr should be a tensor on cpu, as a scheduler changes it, .* but is 0.1"),
     (without_state, RuntimeError, "has no state yet, .* take a step like the captured one before"),
-    (loaded, RuntimeError, "the state has moved during the capture"),
+    (with_loaded_state, RuntimeError, "the state has moved during the capture"),
 ]
 
 
@@ -230,7 +241,12 @@ def test_what_a_graph_would_get_wrong_is_refused(
 
 BAD_OPTIONS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("dion", {"nonfinite": "raise"}, ValueError, "capturable should be False with nonfinite='raise', .*'skip' decides"),
-    ("muon", {"options": {"polar": "svd"}}, ValueError, "capturable should be False with polar='svd', .* are capturable"),
+    (
+        "muon",
+        {"options": {"polar": "svd"}},
+        ValueError,
+        "capturable should be False with polar='svd', .* are capturable",
+    ),
     ("dion", {"options": {"capturable": 1}}, TypeError, "capturable should be True or False, but is 1"),
     ("dion", {"options": {"weight_decay": torch.ones(2)}}, TypeError, "weight_decay should be .* one-element tensor"),
     ("dion", {"options": {"weight_decay": torch.tensor(-1.0)}}, ValueError, "weight_decay should be .* >= 0"),
@@ -238,7 +254,9 @@ BAD_OPTIONS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("rule", "given", "error", "message"), BAD_OPTIONS, ids=[m for *_, m in BAD_OPTIONS])
-def test_options_that_do_not_go_together(rule: str, given: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_options_that_do_not_go_together(
+    rule: str, given: dict[str, Any], error: type[Exception], message: str
+) -> None:
     options = {"capturable": True, **given.get("options", {})}
     with pytest.raises(error, match=message):
         MixedOptimizer(
@@ -276,7 +294,7 @@ def test_a_state_goes_on_with_the_other_switch(case: str, saved_as: bool) -> Non
 
 
 def test_a_loaded_rate_is_no_part_of_the_saved_state() -> None:
-    params, optimizer = optimizer_of("dion", torch.float32)
+    _, optimizer = optimizer_of("dion", torch.float32)
     saved = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(saved)
     set_rates(optimizer, 0)
@@ -385,7 +403,9 @@ def test_the_emulation_shows_a_step_that_is_not_capturable(lr: float | Tensor) -
         with pytest.raises(HostReadError):
             Graph(optimizer.step)
         return
-    mine = Dion([{"params": [nn.Parameter(torch.ones(3))], "algorithm": "lion"}], lr=lr, nonfinite="skip", capturable=True)
+    mine = Dion(
+        [{"params": [nn.Parameter(torch.ones(3))], "algorithm": "lion"}], lr=lr, nonfinite="skip", capturable=True
+    )
     weight = mine.param_groups[0]["params"][0]
     weight.grad = torch.ones(3)
     mine.step()

@@ -78,8 +78,7 @@ class Capture:
             if not group["capturable"]:
                 raise RuntimeError(f"{where}: step() is captured into a CUDA graph, but capturable is False")
             check_options(group, nonfinite, where)
-            for name in ("lr", "weight_decay"):
-                _check_place(name, group[name], group["params"], where)
+            _check_rates(group, where)
         for member in members:
             if member.grad is not None and not (warm and states.get(member.param)):
                 raise RuntimeError(
@@ -92,8 +91,8 @@ class Capture:
         """Raise a RuntimeError if the step has moved its state, which each replay would bring back from there."""
         if self._places_now() != self._places:
             raise RuntimeError(
-                f"{self._owner}: the state has moved during the capture, as other parameters have gradients than in the "
-                "step before; take a step like the captured one before, on a side stream"
+                f"{self._owner}: the state has moved during the capture, as after loading, or where other parameters "
+                "have gradients than before; take a step like the captured one before, on a side stream"
             )
 
     def _places_now(self) -> list[int]:
@@ -101,12 +100,18 @@ class Capture:
         return [local(value).data_ptr() for entries in state for value in entries.values()]
 
 
-def _check_place(name: str, value: object, params: Sequence[Tensor], where: str) -> None:
-    """Raise a ValueError for a tensor that the host reads: a graph would keep its value of today."""
-    if isinstance(value, Tensor):
-        for param in params:
-            if value.device != param.device:
-                raise ValueError(
-                    f"{where}: {name} should be a tensor on {param.device}, or a number, which the graph keeps, but is "
-                    f"a tensor on {value.device}"
-                )
+def _check_rates(group: Group, where: str) -> None:
+    """Raise a ValueError for a rate that is to change, but that a graph would keep as it is now."""
+    device = group["params"][0].device
+    for name in ("lr", "weight_decay"):
+        value = group[name]
+        if isinstance(value, Tensor) and value.device != device:
+            raise ValueError(
+                f"{where}: {name} should be a tensor on {device}, or a number if it never changes, but is a tensor on "
+                f"{value.device}"
+            )
+    if "initial_lr" in group and not isinstance(group["lr"], Tensor):
+        raise ValueError(
+            f"{where}: lr should be a tensor on {device}, as a scheduler changes it, and a CUDA graph keeps a number, "
+            f"but is {group['lr']!r}"
+        )

@@ -80,7 +80,7 @@ class _Named(MixedOptimizer):
         lr: float | Tensor = 0.01,
         *,
         scalar_algorithm: str = "adamw",
-        scalar_lr: float | None = None,
+        scalar_lr: float | Tensor | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         per_head: bool = False,
         **options: Any,

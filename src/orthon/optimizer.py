@@ -151,8 +151,8 @@ class MixedOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    # Compiled, it would trace the lists of parameters and batches on the host, anew for other shapes, and find little to
-    # fuse: most of a step is products. (torch.compiler.disable would import the compiler with Orthon.)
+    # torch.compile would trace the lists of parameters and batches for seconds, anew for other shapes, and fail at some.
+    # (torch.compiler.disable would import the compiler together with Orthon.)
     @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

@@ -55,7 +55,10 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
-    return {"step": Counter(on_device=bool(group["fused"] or group["capturable"])), **dict.fromkeys(_averages(group), Entry())}
+    return {
+        "step": Counter(on_device=bool(group["fused"] or group["capturable"])),
+        **dict.fromkeys(_averages(group), Entry()),
+    }
 
 
 def _averages(group: Group) -> list[str]:
