@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthon.linalg import in_cache
+from orthon.linalg import add_product_, in_cache
 from orthon.sharding import Layout, Side, local, relocated
 
 # Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
-_LARGE = 1 << 16
+LARGE = 1 << 16
 
 
 # By key, the state tensors of a batch and the one tensor that they are parts of.
@@ -120,11 +120,7 @@ class Batch:
 
     def add_gradients(self, M: Tensor, gain: float) -> None:
         """Add the gradients, times a number, to M (b, m, n) in place."""
-        if self.grads[0].dtype == M.dtype:
-            torch._foreach_add_(M.unbind(), self.grads, alpha=gain)
-        else:
-            for part, grad in zip(M.unbind(), self.grads, strict=True):
-                part.add_(grad, alpha=gain)
+        add_each(M, self.grads, gain)
 
     def decay(self, rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:
         """Decay the weights: X ← (1 − rate)·X.
@@ -144,11 +140,7 @@ class Batch:
         """Subtract a multiple of an update (m, n) from each weight."""
         if isinstance(by, Tensor):
             updates, by = torch._foreach_mul(list(updates), by), 1.0
-        if updates[0].dtype == self.weights[0].dtype:
-            torch._foreach_sub_(self.weights, list(updates), alpha=by)
-            return
-        for X, update in zip(self.weights, updates, strict=True):
-            X.sub_(update, alpha=by)
+        _subtract_each(self.weights, updates, by)
 
     def decay_and_subtract(
         self, updates: Sequence[Tensor], *, rate: float | Tensor, by: float | Tensor, cautious: bool
@@ -165,9 +157,9 @@ class Batch:
             self.decay(rate, cautious=updates if cautious else None)
             self.subtract(updates, by)
             return
-        for whole in zip(self.weights, updates, strict=True):
-            for X, update in in_cache(*whole):
-                X.mul_(1 - rate).sub_(update, alpha=by)
+        for X, update in in_cache(self.weights, updates):
+            torch._foreach_mul_(X, 1 - rate)
+            _subtract_each(X, update, by)
 
     def decay_and_subtract_product(
         self, P: Tensor, Q: Tensor, *, rate: float | Tensor, by: float | Tensor, cautious: bool
@@ -185,7 +177,7 @@ class Batch:
         if isinstance(by, Tensor):  # which the fused product takes no factors from
             Q, by = Q * by, 1.0
         P, Q = P.to(dtype), Q.to(dtype)
-        if cautious or self.weights[0].numel() < _LARGE:
+        if cautious or self.weights[0].numel() < LARGE:
             updates = (P @ Q.mT).unbind()
             self.decay(rate, cautious=updates if cautious else None)
             self.subtract(updates, by)
@@ -194,7 +186,25 @@ class Batch:
             self.decay(rate)
             rate = 0.0
         for X, p, q in zip(self.weights, P.unbind(), Q.unbind(), strict=True):
-            X.addmm_(p, q.mT, beta=1 - rate, alpha=-by)
+            add_product_(X, p, q, beta=1 - rate, alpha=-by)
+
+
+def add_each(M: Tensor, matrices: Sequence[Tensor], gain: float) -> Tensor:
+    """Add matrices (m, n), times a number, to those of M (b, m, n) in place, and return M."""
+    if matrices[0].dtype == M.dtype:
+        torch._foreach_add_(M.unbind(), list(matrices), alpha=gain)
+    else:
+        for into, matrix in zip(M.unbind(), matrices, strict=True):
+            into.add_(matrix, alpha=gain)
+    return M
+
+
+def _subtract_each(weights: Sequence[Tensor], updates: Sequence[Tensor], by: float) -> None:
+    if updates[0].dtype == weights[0].dtype:
+        torch._foreach_sub_(list(weights), list(updates), alpha=by)
+        return
+    for X, update in zip(weights, updates, strict=True):
+        X.sub_(update, alpha=by)
 
 
 def agreeing(X: Tensor, direction: Tensor) -> Tensor:

@@ -92,6 +92,15 @@ class MixedOptimizer(torch.optim.Optimizer):
             raise TypeError(f"{type(self).__name__}: params should be an iterable of tensors, but is one tensor")
         super().__init__(cast(Any, params), {"algorithm": algorithm, **options})
 
+    def _begin_anew(self) -> None:
+        """Forget all that is known from the steps before."""
+        self._layouts = Layouts(self._replicas)
+        self._members = Members(self._layouts, sync_gradients=self.sync_gradients, owner=type(self).__name__)
+        self._plan = Plan()
+        self._agreement: tuple[list[int], Agreement] | None = None
+        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
+        self._named: dict[str, Tensor] = {}  # at the last step
+
     @property
     def skipped_steps(self) -> int:
         """How many steps `nonfinite="skip"` or a gradient scaler has left out; asking synchronizes with the device."""
@@ -259,15 +268,6 @@ class MixedOptimizer(torch.optim.Optimizer):
     def members(self) -> list[Member]:
         """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
         return self._members(self.param_groups)
-
-    def _begin_anew(self) -> None:
-        """Forget all that is known from the steps before."""
-        self._layouts = Layouts(self._replicas)
-        self._members = Members(self._layouts, sync_gradients=self.sync_gradients, owner=type(self).__name__)
-        self._plan = Plan()
-        self._agreement: tuple[list[int], Agreement] | None = None
-        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
-        self._named: Mapping[str, Tensor] = {}  # at the last step
 
     def _prepare_state(self, everything: Iterable[Member], gates: Mapping[torch.device, Tensor]) -> None:
         """Make the state of parameters that have none yet, and count their steps where a rule asks for that."""
