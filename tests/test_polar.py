@@ -162,7 +162,7 @@ def test_inputs_stay_as_they_are(storage: torch.dtype) -> None:
         keep = U.clone()
         X = polar(U, method=method, route=route, dtype=dtype)
         assert torch.equal(U, keep), (method, route, dtype)
-        expected = dtype or polar_dtype(storage, U.device)
+        expected = dtype or polar_dtype(storage, U.device, U.shape[-2:])
         if method == "svd" and expected == BF16:
             expected = F32
         assert X.dtype == expected
@@ -275,9 +275,10 @@ def test_options_that_do_not_exist(options: dict[str, object], message: str) -> 
 def test_dtypes() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for storage in (F16, BF16, F32):
-        assert polar_dtype(storage, cuda) == BF16
-        assert polar_dtype(storage, cpu) in (BF16, F32)
-    assert polar_dtype(F64, cuda) == polar_dtype(F64, cpu) == F64
+        assert polar_dtype(storage, cuda, (8, 8)) == BF16
+        assert polar_dtype(storage, cpu, (8, 8)) == F32
+        assert polar_dtype(storage, cpu, (256, 256)) in (BF16, F32)
+    assert polar_dtype(F64, cuda, (8, 8)) == polar_dtype(F64, cpu, (8, 8)) == F64
 
 
 @pytest.mark.parametrize("route", ["gram", "auto"])

@@ -99,7 +99,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._plan = Plan()
         self._agreement: tuple[list[int], Agreement] | None = None
         self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
-        self._named: dict[str, Tensor] = {}  # at the last step
+        self._seen: list[Member] = []  # at the last step
+        self._named: dict[str, Tensor] = {}
 
     @property
     def skipped_steps(self) -> int:
@@ -170,7 +171,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         everything = self.members()
-        self._refuse_swapped(everything)
+        if everything is not self._seen:
+            self._refuse_swapped(everything)
         agreement, is_new = self._agree(everything)
         scale = LossScale.given_to(self)
         gates: dict[torch.device, Tensor] = {}
@@ -188,7 +190,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             at_once = _AT_ONCE if kinds <= self._updated else 1
             run((update(work, self.state, gates, scale) for work in together), at_once=at_once)
             self._updated |= kinds
-        self._named = {member.name: member.param for member in everything}
+        if everything is not self._seen:
+            self._seen, self._named = everything, {member.name: member.param for member in everything}
         # The step with which torch.distributed.checkpoint makes the state has zeros for gradients.
         if self.sync_gradients and not (is_new and agreement.all(everything, all_zero(everything))):
             self._unconsolidated |= any(member.differs for member in everything)
@@ -295,10 +298,12 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def _agree(self, everything: list[Member]) -> tuple[Agreement, bool]:
         """Return what the ranks must agree on, and whether that is new."""
-        key = [id(member.layout) for member in everything]
-        is_new = self._agreement is None or self._agreement[0] != key
-        if is_new:
-            self._agreement = key, Agreement(everything, type(self).__name__)
+        is_new = False
+        if self._agreement is None or everything is not self._seen:
+            key = [id(member.layout) for member in everything]
+            is_new = self._agreement is None or self._agreement[0] != key
+            if is_new:
+                self._agreement = key, Agreement(everything, type(self).__name__)
         assert self._agreement is not None
         return self._agreement[1], is_new
 

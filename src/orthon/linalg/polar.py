@@ -1,6 +1,7 @@
 """Polar factors of batches of matrices, by odd polynomials of them or exactly."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar, cast
 
@@ -21,10 +22,13 @@ ROUTES = ("auto", "direct", "gram")
 # 2, 0.91 (0.85) at 3, and 0.85 (0.78) at 4. It rounds twice as much, which is why it is left where it gains little.
 GRAM_ASPECT = 2.5
 
-# Composed polynomials are for matrices in 16 bits with a short side of at least this. In smaller ones the rounding of the
-# Gram matrix does not average out: of Gaussian matrices of 8×32 to 32×96, 6 to 12 % end with a singular value above
-# 1.2, up to 26; of 48×144 0.2 %, of 64×192 none.
+# In 16 bits, polynomials are composed for Gram matrices of at least this side. In smaller ones rounding does not
+# average out: of Gaussian matrices of 8×32 to 32×96, 6 to 12 % end with a singular value above 1.2, up to 26; of
+# 48×144 0.2 %, of 64×192 none.
 COMPOSED_SIDE = 128
+
+# Of so many numbers and fewer, a CPU computes the polar factor in float32 in half of the time, in hardware or not.
+SMALL_ON_CPU = 2048
 
 # How many polynomials the Gram route composes, after the first, before it applies them and computes the Gram matrix
 # anew. What rounding has left in it is multiplied by up to a² in each: by 68 in the first, which therefore stays
@@ -54,8 +58,8 @@ def polar(
     bfloat16 it can reach 1, but for rows and columns that are zero or equal.
 
     The Polar Express brings the singular values of matrices with condition numbers to 100 into [0.87, 1.13] in 5 steps,
-    and into [0.99, 1.01] in 6; a condition number of 1000 takes 7. The "gram" route in bfloat16 reaches 1.2 after 5; that
-    of matrices with a short side below 128 takes one polynomial at a time there.
+    and into [0.99, 1.01] in 6; a condition number of 1000 takes 7. The "gram" route in bfloat16 reaches 1.2 after 5;
+    for short sides below 128 it takes one polynomial at a time there.
 
     Args:
         U: (..., m, n), of any scale and floating dtype. It is not overwritten.
@@ -73,7 +77,7 @@ def polar(
         ValueError: if there is no such method or route, `steps` is less than 1, or `dtype` is none for it.
     """
     m, n = U.shape[-2:]
-    dtype = dtype or polar_dtype(U.dtype, U.device)
+    dtype = dtype or polar_dtype(U.dtype, U.device, U.shape[-2:])
     _check(method, steps, route, dtype)
     batch = U.reshape(math.prod(U.shape[:-2]), m, n)
     result = torch.empty(batch.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
@@ -118,7 +122,7 @@ def polar_on_shards(
         ValueError: if there is no such method, `steps` is less than 1, or `dtype` is none for it.
     """
     b, _, n = U.shape
-    dtype = dtype or polar_dtype(U.dtype, U.device)
+    dtype = dtype or polar_dtype(U.dtype, U.device, (n, n))
     _check(method, steps, "gram", dtype)
     result = torch.empty(U.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
     segments = _segments(method, steps, dtype, "gram", n)
@@ -132,14 +136,21 @@ def polar_on_shards(
     return result
 
 
-def polar_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype in which the polar factor of a tensor is computed fastest, and well enough for a training step.
+def polar_dtype(storage: torch.dtype, device: torch.device, shape: Sequence[int]) -> torch.dtype:
+    """Return the dtype in which the polar factor of a matrix is computed fastest, and well enough for a training step.
 
-    That is bfloat16 on GPUs and on CPUs that multiply matrices of it in hardware, and float32 on other CPUs; float64
-    for float64.
+    That is bfloat16 on GPUs and on CPUs that multiply matrices of it in hardware, and float32 on other CPUs and for
+    the smallest matrices; float64 for float64.
+
+    Args:
+        storage: dtype of the matrix.
+        device: on which it is.
+        shape: of the matrix.
     """
     if storage == torch.float64:
         return torch.float64
+    if device.type == "cpu" and math.prod(shape) <= SMALL_ON_CPU:
+        return torch.float32
     return torch.bfloat16 if device.type != "cpu" or _cpu_multiplies_bfloat16() else torch.float32
 
 
