@@ -60,8 +60,8 @@ SMALL = Case("1000 of 128×128", ((128, 128),) * 1000)
 # The same in miniature, to exercise the suites in seconds.
 _MINIATURES = {
     GPT2_SMALL.shapes: gpt2(1, 64),
-    LLAMA_8B_LAYER.shapes: llama_layer(64, 32, 224),
-    LLAMA_405B_LAYER.shapes: llama_layer(64, 32, 208),
+    LLAMA_8B_LAYER.shapes: llama_layer(32, 16, 112),
+    LLAMA_405B_LAYER.shapes: llama_layer(32, 16, 104),
     TINY.shapes: ((32, 32),) * 3,
     SMALL.shapes: ((128, 128),) * 3,
 }

@@ -111,6 +111,11 @@ def _inverse(fraction: float) -> str:
     return f"1/{round(1 / fraction)}"
 
 
+def essential(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+    """Return few of them, one for each kind of code that a suite has, for a quick look at whether it runs."""
+    return tuple(c for c in contenders if c.name in (ADAMW, TORCH_MUON, "Dion 1/4", "Muon", "Dion2 1/4"))
+
+
 def named(contenders: Sequence[Contender], *names: str) -> tuple[Contender, ...]:
     """Return those of these names, in the order of the names."""
     by_name = {contender.name: contender for contender in contenders}

@@ -17,10 +17,10 @@ import torch
 from benchmarks import contenders as who
 from benchmarks import ranks, report, roofline, targets
 from benchmarks.cases import GPT2_SMALL, LLAMA_8B_LAYER, SMALL, TINY, Case, fake_ranks, gpt2, miniature, parameters
-from benchmarks.contenders import ADAMW, TORCH_MUON, Contender, named
+from benchmarks.contenders import ADAMW, TORCH_MUON, Contender, essential, named
 from benchmarks.measure import Sets, Setting, attempt, in_row, side_by_side
 from benchmarks.products import dion_products
-from benchmarks.results import Results, folder_for_results
+from benchmarks.results import Results, folder_for_results, reason
 from benchmarks.roofline import Roofline
 from benchmarks.timing import Budget, Work, in_turns
 
@@ -78,10 +78,14 @@ class _Suite:
         self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender], *, repeats: int, seconds: float
     ) -> None:
         """Measure each optimizer in turns with torch.optim.Muon, each with weights of its own."""
+        if self.small and (case, dtype) != (GPT2_SMALL, torch.float32):
+            everyone = essential(everyone)
         case, setting = self._sized(case), self._setting(repeats, seconds)
         (beside,) = named(who.TORCH, TORCH_MUON)
         for contender in everyone:
-            work = partial(side_by_side, contender, beside, case, dtype=dtype, setting=setting)
+            rows = self.results.baselines(case.name, dtype)
+            others = {name: row.ratios[TORCH_MUON] for name, row in rows.items()}
+            work = partial(side_by_side, contender, beside, case, dtype=dtype, setting=setting, others=others)
             attempt(self.results, contender, case, dtype, work, budget=self.budget)
 
     def products(self, case: Case, *, repeats: int, seconds: float) -> None:
@@ -113,8 +117,11 @@ class _Suite:
             self.results.note("gloo ranks", case=case.name, note="no time was left")
             return
         worlds = (1, 2) if self.small else (1, 2, 4)
-        for line in ranks.measured(case, worlds=worlds, repeats=2 if self.small else repeats):
-            self.results.note("gloo ranks", **line)
+        try:
+            for line in ranks.measured(case, worlds=worlds, repeats=2 if self.small else repeats):
+                self.results.note("gloo ranks", **line)
+        except Exception as error:  # such as ranks that may not talk to each other here; the rest keeps its turn
+            self.results.note("gloo ranks", case=case.name, note=reason(error))
 
     def shard(self, case: Case, dtype: torch.dtype, *, repeats: int, seconds: float) -> None:
         """Measure what one of many ranks computes, with nothing sent."""

@@ -14,7 +14,7 @@ import torch
 from benchmarks import contenders as who
 from benchmarks import factors, report, roofline, targets
 from benchmarks.cases import GPT2_SMALL, LLAMA_8B_LAYER, LLAMA_405B_LAYER, SMALL, TINY, Case, fake_ranks, miniature
-from benchmarks.contenders import ADAMW, TORCH_MUON, Contender, named
+from benchmarks.contenders import ADAMW, TORCH_MUON, Contender, essential, named
 from benchmarks.graphs import captured
 from benchmarks.measure import Sets, Setting, attempt, in_row
 from benchmarks.results import Results, folder_for_results, reason
@@ -82,15 +82,17 @@ class _Suite:
         self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender], *, repeats: int, seconds: float
     ) -> None:
         """Measure optimizers on a case, one after the other on the same weights."""
-        case = self._sized(case)
-        self._rows(case, dtype, everyone, self._setting(repeats, seconds))
+        if self.small and (case, dtype) != (GPT2_SMALL, torch.bfloat16):
+            everyone = essential(everyone)
+        self._rows(self._sized(case), dtype, everyone, self._setting(repeats, seconds))
 
     def shards(self, case: Case, dtype: torch.dtype) -> None:
         """Measure what one of 8, 64 and 512 ranks computes, with nothing sent."""
+        everyone = (*named(who.TORCH, ADAMW), *(essential(who.FAMILY) if self.small else who.FAMILY))
         for ranks in (8, 64, 512):
             share = self._sized(case).shard(ranks)
             with fake_ranks(ranks):
-                self._rows(share, dtype, (*named(who.TORCH, ADAMW), *who.FAMILY), self._setting(20, 1.0))
+                self._rows(share, dtype, everyone, self._setting(20, 1.0))
 
     def graphs(self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender]) -> None:
         """Measure steps as CUDA graphs, and compare each with fused AdamW as one."""

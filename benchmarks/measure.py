@@ -17,6 +17,14 @@ from benchmarks.roofline import Roofline
 from benchmarks.timing import Budget, Work, copies_beyond_cache, in_a_row, in_turns, once, peak_memory
 from orthon.sharding import local
 
+# A step that takes more seconds than this is not begun on a CPU: some of its products of 16-bit numbers take slow paths,
+# hundreds of times slower than the others.
+_LONGEST = 60.0
+
+
+class TooSlowError(Exception):
+    """A step would take so long that the others would have no time."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -38,7 +46,15 @@ class Setting:
         return self.roofline.device
 
 
-def side_by_side(contender: Contender, beside: Contender, case: Case, *, dtype: torch.dtype, setting: Setting) -> Row:
+def side_by_side(
+    contender: Contender,
+    beside: Contender,
+    case: Case,
+    *,
+    dtype: torch.dtype,
+    setting: Setting,
+    others: Mapping[str, float],
+) -> Row:
     """Measure an optimizer in turns with another one, on a CPU.
 
     Args:
@@ -47,10 +63,13 @@ def side_by_side(contender: Contender, beside: Contender, case: Case, *, dtype: 
         case: what they update, each its own weights with the same gradients.
         dtype: of weights and state.
         setting: how.
+        others: more to be compared with, and what they take in turns with the same other one, relative to it.
 
     Raises:
         WrongStepError: if a step is not what it should be.
+        TooSlowError: if it would take minutes.
     """
+    _refuse_slow(contender, case, dtype, setting.device)
     row = _checked_row(contender, case, dtype=dtype, setting=setting)
     params = parameters(case, dtype=dtype, device=setting.device)
     optimizer = contender.optimizer(params)
@@ -66,7 +85,8 @@ def side_by_side(contender: Contender, beside: Contender, case: Case, *, dtype: 
     taken = in_turns(works, repeats=setting.repeats, seconds=setting.seconds)
     checks.check_moved([local(param) for param in params], before, contender.name)
     ratio = statistics.median(taken[contender.name]) / statistics.median(taken[beside.name])
-    return _timed(row, first, taken[contender.name], {beside.name: ratio}, _bytes_of_state(optimizer))
+    ratios = {name: ratio / of_beside for name, of_beside in others.items()}
+    return _timed(row, first, taken[contender.name], {**ratios, beside.name: ratio}, _bytes_of_state(optimizer))
 
 
 class Sets:
@@ -131,6 +151,20 @@ def attempt(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _refuse_slow(contender: Contender, case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise a TooSlowError by a step with sides that are an eighth as long, which takes a 512th for large products."""
+    if dtype == torch.float32 or max(map(max, case.shapes)) < 1024:
+        return
+    params = parameters(
+        replace(case, shapes=tuple((m // 8, n // 8) for m, n in case.shapes)), dtype=dtype, device=device
+    )
+    optimizer = contender.optimizer(params)
+    optimizer.step()
+    foreseen = 512 * once(optimizer.step, device)
+    if foreseen > _LONGEST:
+        raise TooSlowError(f"a step would take about {foreseen:.0f} s")
 
 
 def _empty_row(contender: Contender, case: Case, dtype: torch.dtype, *, note: str) -> Row:

@@ -41,13 +41,25 @@ def measured(case: Case, *, worlds: tuple[int, ...] = (1, 2, 4), repeats: int) -
     alone: dict[str, float] = {}
     for world in worlds:
         with tempfile.TemporaryDirectory(prefix="benchmark-ranks-") as folder:
-            spawn(_rank, args=(world, folder, case, repeats), nprocs=world)  # type: ignore[no-untyped-call]
+            if world == 1:
+                _alone(folder, case, repeats)
+            else:
+                spawn(_rank, args=(world, folder, case, repeats), nprocs=world)  # type: ignore[no-untyped-call]
             lines = json.loads(Path(folder, "result").read_text())
         for line in lines:
             if world == 1:
                 alone[line["contender"]] = line["ms"]
             one = alone.get(line["contender"])
             yield {**line, "of_one_process": None if one is None else line["ms"] / one}
+
+
+def _alone(folder: str, case: Case, repeats: int) -> None:
+    """Measure in this process, with one thread."""
+    threads = torch.get_num_threads()
+    try:
+        _rank(0, 1, folder, case, repeats)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _rank(rank: int, world: int, folder: str, case: Case, repeats: int) -> None:
