@@ -16,8 +16,20 @@ import torch
 
 from benchmarks import contenders as who
 from benchmarks import ranks, report, roofline, targets
-from benchmarks.cases import GPT2_SMALL, LLAMA_8B_LAYER, SMALL, TINY, Case, fake_ranks, gpt2, miniature, parameters
+from benchmarks.cases import (
+    GPT2_SMALL,
+    LLAMA_8B_LAYER,
+    SMALL,
+    TINY,
+    Case,
+    Shape,
+    fake_ranks,
+    gpt2,
+    miniature,
+    parameters,
+)
 from benchmarks.contenders import ADAMW, TORCH_MUON, Contender, essential, named
+from benchmarks.factors import polar_candidates
 from benchmarks.measure import Sets, Setting, attempt, in_row, side_by_side
 from benchmarks.products import dion_products
 from benchmarks.results import Results, folder_for_results, reason
@@ -67,6 +79,7 @@ class _Suite:
         self.products(GPT2_SMALL, repeats=7, seconds=10.0)
         self.pairs(TINY, f32, _EVERYONE, repeats=100, seconds=1.5)
         self.pairs(SMALL, f32, _FEW, repeats=20, seconds=3.0)
+        self.polar_factors((768, 768), (768, 3072))
         self.ranks(Case("GPT-2 small, 4 layers", gpt2(4, 768)), repeats=5)
         self.shard(LLAMA_8B_LAYER.shard(64), f32, repeats=5, seconds=4.0)
         self.pairs(GPT2_SMALL, bf16, _FEW, repeats=5, seconds=8.0)
@@ -109,6 +122,17 @@ class _Suite:
             products_ms=products * 1e3,
             of_products=step / products,
         )
+
+    def polar_factors(self, *shapes: Shape) -> None:
+        """Measure polar factors alone, and how far from orthonormal they are."""
+        seconds = 0.0 if self.small else 0.5
+        for m, n in shapes:
+            shape = (m // 16, n // 16) if self.small else (m, n)
+            if not self.budget.left:
+                self.results.note("polar factors alone", matrix=f"{m}×{n}", note="no time was left")
+                continue
+            for line in polar_candidates(shape, self.device, ranks=8, seconds=seconds):
+                self.results.note("polar factors alone", **line)
 
     def ranks(self, case: Case, *, repeats: int) -> None:
         """Measure steps on several gloo ranks."""

@@ -17,8 +17,8 @@ from benchmarks.roofline import Roofline
 from benchmarks.timing import Budget, Work, copies_beyond_cache, in_a_row, in_turns, once, peak_memory
 from orthon.sharding import local
 
-# A step that takes more seconds than this is not begun on a CPU: some of its products of 16-bit numbers take slow paths,
-# hundreds of times slower than the others.
+# A step that takes more seconds than this is not begun on a CPU: some products of 16-bit numbers take slow paths there,
+# by hundreds of times.
 _LONGEST = 60.0
 
 
@@ -157,9 +157,8 @@ def _refuse_slow(contender: Contender, case: Case, dtype: torch.dtype, device: t
     """Raise a TooSlowError by a step with sides that are an eighth as long, which takes a 512th for large products."""
     if dtype == torch.float32 or max(map(max, case.shapes)) < 1024:
         return
-    params = parameters(
-        replace(case, shapes=tuple((m // 8, n // 8) for m, n in case.shapes)), dtype=dtype, device=device
-    )
+    eighth = replace(case, shapes=tuple((m // 8, n // 8) for m, n in case.shapes))
+    params = parameters(eighth, dtype=dtype, device=device)
     optimizer = contender.optimizer(params)
     optimizer.step()
     foreseen = 512 * once(optimizer.step, device)
