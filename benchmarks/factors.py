@@ -6,17 +6,17 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
-from benchmarks.cases import Shape
+from benchmarks.cases import Shape, fake_ranks
 from benchmarks.timing import in_a_row
 from orthon.linalg import polar, polar_flops, polar_on_shards, shards_cost
-from orthon.sharding import Ranks, run
+from orthon.sharding import Ranks, Step, run
+from orthon.sharding.ranks import Line
 
 Product = Callable[[Tensor], Tensor]
-
-_ALONE = Ranks((0,), ())
 
 
 def polar_candidates(shape: Shape, device: torch.device, *, ranks: int, seconds: float) -> Iterator[dict[str, Any]]:
@@ -25,18 +25,27 @@ def polar_candidates(shape: Shape, device: torch.device, *, ranks: int, seconds:
     Args:
         shape: of the matrix.
         device: where.
-        ranks: the share of one of so many, of the longer side, is what the last of the ways works on; the sums of Gram
-            matrices with others are not in its time.
+        ranks: one of the ways is that of one of so many, each with a share of the longer side; nothing is sent, and its
+            result means nothing.
         seconds: for each way.
     """
     short, long = sorted(shape)
     U = torch.randn(short, long, device=device).bfloat16()
+    with fake_ranks(ranks):
+        yield from _timed_ways(U, ranks, seconds)
+
+
+def _timed_ways(U: Tensor, ranks: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield a line for each way; in `fake_ranks`."""
+    (short, long), device = U.shape, U.device
     share = U[:, : -(-long // ranks)].mT.contiguous()
     sums, flops_on_shards = shards_cost(len(share), short)
+    assert dist.group.WORLD is not None
+    everyone = Ranks(range(ranks), [Line(range(ranks), 0, dist.group.WORLD)])
     ways: tuple[tuple[str, Callable[[], Tensor], float], ...] = (
         ("products of the matrix", lambda: polar(U, route="direct"), polar_flops(short, long, route="direct")),
         ("Gram matrix", lambda: polar(U, route="gram"), polar_flops(short, long, route="gram")),
-        (f"share of {ranks} ranks, {sums} sums", lambda: _on_shards(share), flops_on_shards),
+        (f"shard of {ranks} ranks, {sums} sums", lambda: _on_shards(share, everyone), flops_on_shards),
         (
             "torch's Newton-Schulz",
             lambda: _zeropower_via_newtonschulz(U, (3.4445, -4.775, 2.0315), 5, 1e-7),
@@ -46,25 +55,26 @@ def polar_candidates(shape: Shape, device: torch.device, *, ranks: int, seconds:
     for way, work, flops in ways:
         taken = statistics.median(in_a_row([work], device, repeats=30, seconds=seconds))
         O = work().float()
-        O = O if O.shape[0] <= O.shape[1] else O.mT
-        distance = (O @ O.mT - torch.eye(len(O), device=device)).norm() / len(O) ** 0.5
+        distance = None
+        if O.shape == U.shape:
+            distance = float((O @ O.mT - torch.eye(short, device=device)).norm() / short**0.5)
         yield {
             "matrix": f"{short}×{long}",
             "way": way,
             "ms": taken * 1e3,
             "tflop_per_s": flops / taken / 1e12,
-            "distance": float(distance),
+            "distance": distance,
         }
 
 
-def _on_shards(share: Tensor) -> Tensor:
-    """Return the polar factor of rows (m, n) by the route of shards, as if they were all rows."""
+def _on_shards(share: Tensor, everyone: Ranks) -> Tensor:
+    """Return this rank's rows (m, n) of a polar factor by the route of shards."""
     found: list[Tensor] = []
 
-    def step() -> Iterator[None]:
-        found.append((yield from polar_on_shards(share[None], _ALONE)))
+    def step() -> Step[None]:
+        found.append((yield from polar_on_shards(share[None], everyone)))
 
-    run([step()], at_once=1)  # type: ignore[list-item]
+    run([step()], at_once=1)
     return found[0][0]
 
 

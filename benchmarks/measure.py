@@ -22,6 +22,10 @@ from orthon.sharding import local
 _LONGEST = 60.0
 
 
+# Cases of more numbers than this hold memory worth freeing at once.
+_LARGE = 1 << 20
+
+
 class TooSlowError(Exception):
     """A step would take so long that the others would have no time."""
 
@@ -148,9 +152,10 @@ def attempt(
     except Exception as error:
         row = _empty_row(contender, case, dtype, note=reason(error))
     results.add(row)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if case.numbers > _LARGE:  # optimizers are parts of cycles, and would stay until there is no room for the next
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _refuse_slow(contender: Contender, case: Case, dtype: torch.dtype, device: torch.device) -> None:
