@@ -19,8 +19,8 @@ from orthon.linalg import polar_dtype
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 POLAR_BOUNDS = {torch.float32: 3e-3, torch.bfloat16: 3e-1}
 
-# At full rank so many of the smallest directions may count as rounding noise, and are left out then. In 16 bits they are
-# more, so that the check is made in float32.
+# At full rank so many of the smallest directions may count as rounding noise, and are left out then. In 16 bits they
+# are more, so that the check is made in float32.
 LEFT_OUT = 3
 
 # Matrices of more numbers are checked in smaller ones of the same aspect.
