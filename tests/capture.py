@@ -1,7 +1,8 @@
 """A CUDA graph in emulation, on the CPU: the operations of one step, and the same again on the same memory.
 
-What runs is the path of accelerators, by the kernels of the CPU. Whatever the host does beside operations (counting in
-Python, reading lr as a number) is not repeated, and what waits for a device raises, both as in a graph.
+What waits for a device raises, and what the host does beside operations (counting in Python, reading lr as a number) is
+not repeated, both as in a graph. Wherever the host would look into a tensor, the path of accelerators runs; what is
+written otherwise for CPUs only to be fast there stays so, and the kernels are the CPU's.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,12 +1,28 @@
 """Whole steps in a CUDA graph, where there is a device for it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from benchmarks.graphs import captured
 
 from tests.test_capture import CASES, content, optimizer_of, set_rates, write_gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def captured(step: Callable[[], Any], *, warm_up: int) -> torch.cuda.CUDAGraph:
+    """Return a graph of a step, before which some steps are taken as usual."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warm_up):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from orthon.host import is_readable
-from orthon.linalg import in_cache
+from orthon.linalg import add_product_, in_cache
 from orthon.options import Group
 from orthon.sharding import Layout, Side, local, relocated
 
 # Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
-_LARGE = 1 << 16
+LARGE = 1 << 16
+
+# On a CPU, matrices of fewer numbers are copied into one tensor for an operation on all of them.
+SMALL = 1 << 12
 
 
 # By key, the state tensors of a batch and the one tensor that they are parts of.
@@ -124,11 +127,7 @@ class Batch:
 
     def add_gradients(self, M: Tensor, gain: float) -> None:
         """Add the gradients, times a number, to M (b, m, n) in place."""
-        if self.grads[0].dtype == M.dtype:
-            torch._foreach_add_(M.unbind(), self.grads, alpha=gain)
-        else:
-            for part, grad in zip(M.unbind(), self.grads, strict=True):
-                part.add_(grad, alpha=gain)
+        add_each(M, self.grads, gain)
 
     def decay(self, rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:
         """Decay the weights: X ← (1 − rate)·X.
@@ -139,7 +138,7 @@ class Batch:
                 that it does not make larger, where its sign is that of the weight or zero (arXiv 2510.12402).
         """
         if cautious is None:
-            torch._foreach_mul_(self.weights, 1 - rate)
+            _decay_each(self.weights, rate)
             return
         for X, direction in zip(self.weights, cautious, strict=True):
             X.sub_(agreeing(X, direction).mul_(rate))
@@ -148,11 +147,7 @@ class Batch:
         """Subtract a multiple of an update (m, n) from each weight."""
         if isinstance(by, Tensor):
             updates, by = torch._foreach_mul(list(updates), by), 1.0
-        if updates[0].dtype == self.weights[0].dtype:
-            torch._foreach_sub_(self.weights, list(updates), alpha=by)
-            return
-        for X, update in zip(self.weights, updates, strict=True):
-            X.sub_(update, alpha=by)
+        _subtract_each(self.weights, updates, by)
 
     def decay_and_subtract(
         self, updates: Sequence[Tensor], *, rate: float | Tensor, by: float | Tensor, cautious: bool
@@ -169,9 +164,9 @@ class Batch:
             self.decay(rate, cautious=updates if cautious else None)
             self.subtract(updates, by)
             return
-        for whole in zip(self.weights, updates, strict=True):
-            for X, update in in_cache(*whole):
-                X.mul_(1 - rate).sub_(update, alpha=by)
+        for X, update in in_cache(self.weights, updates):
+            _decay_each(X, rate)
+            _subtract_each(X, update, by)
 
     def decay_and_subtract_product(
         self, P: Tensor, Q: Tensor, *, rate: float | Tensor, by: float | Tensor, cautious: bool
@@ -189,7 +184,7 @@ class Batch:
         if isinstance(by, Tensor):  # which the fused product takes no factors from
             Q, by = Q * by, 1.0
         P, Q = P.to(dtype), Q.to(dtype)
-        if cautious or self.weights[0].numel() < _LARGE:
+        if cautious or self.weights[0].numel() < LARGE:
             updates = (P @ Q.mT).unbind()
             self.decay(rate, cautious=updates if cautious else None)
             self.subtract(updates, by)
@@ -198,7 +193,34 @@ class Batch:
             self.decay(rate)
             rate = 0.0
         for X, p, q in zip(self.weights, P.unbind(), Q.unbind(), strict=True):
-            X.addmm_(p, q.mT, beta=1 - rate, alpha=-by)
+            add_product_(X, p, q, beta=1 - rate, alpha=-by)
+
+
+def add_each(M: Tensor, matrices: Sequence[Tensor], gain: float) -> Tensor:
+    """Add matrices (m, n), times a number, to those of M (b, m, n) in place, and return M."""
+    if M.device.type == "cpu" and M[0].numel() < SMALL:
+        M.add_(torch.stack(list(matrices)), alpha=gain)
+    elif matrices[0].dtype == M.dtype:
+        torch._foreach_add_(M.unbind(), list(matrices), alpha=gain)
+    else:
+        for into, matrix in zip(M.unbind(), matrices, strict=True):
+            into.add_(matrix, alpha=gain)
+    return M
+
+
+def _decay_each(weights: Sequence[Tensor], rate: float | Tensor) -> None:
+    if isinstance(rate, Tensor) or weights[0].device.type != "cpu" or weights[0].numel() >= SMALL:
+        torch._foreach_mul_(list(weights), 1 - rate)
+    elif rate:  # three times as fast as a product with a number, each of which torch makes a tensor of
+        torch._foreach_add_(list(weights), list(weights), alpha=-rate)
+
+
+def _subtract_each(weights: Sequence[Tensor], updates: Sequence[Tensor], by: float) -> None:
+    if updates[0].dtype == weights[0].dtype:
+        torch._foreach_sub_(list(weights), list(updates), alpha=by)
+        return
+    for X, update in zip(weights, updates, strict=True):
+        X.sub_(update, alpha=by)
 
 
 def scalar(value: float | Tensor) -> float | Tensor:

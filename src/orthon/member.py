@@ -115,7 +115,15 @@ class Members:
         if len(known) != len(self._known) or any(new is not old for new, old in zip(known, self._known, strict=True)):
             self._known, self._all = known, [member for of_group in known for member in of_group.members]
         for member in self._all:
-            member.grad = _local_gradient(member, self._owner)
+            grad = member.param.grad
+            if (
+                grad is None
+                or member.layout.mesh is not None
+                or grad.layout != torch.strided
+                or type(grad) is not Tensor
+            ):
+                grad = _local_gradient(member, self._owner)
+            member.grad = grad
         return self._all
 
     def _of_group(self, index: int, group: dict[str, Any]) -> _Known:
@@ -128,10 +136,16 @@ class Members:
             and known.options == options
             and len(known.params) == len(params)
             and all(new is old for new, old in zip(params, known.params, strict=True))
-            and all(self._layouts(member.param) is member.layout for member in known.members)
+            and all(map(self._lies_as_before, known.members))
         ):
             return known
         return _Known(group, list(params), options, list(self._made(index, group, rule)))
+
+    def _lies_as_before(self, member: Member) -> bool:
+        param, layout = member.param, member.layout
+        if layout.mesh is None:  # quicker than to ask for the layout
+            return param.shape == layout.shape and param.device == layout.device and not isinstance(param, DTensor)
+        return self._layouts(param) is layout
 
     def _made(self, index: int, group: dict[str, Any], rule: Rule) -> Iterator[Member]:
         for name, param in zip(parameter_names(group, index), group["params"], strict=True):

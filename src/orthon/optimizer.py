@@ -63,8 +63,6 @@ class MixedOptimizer(torch.optim.Optimizer):
     # Tells torch.amp.GradScaler to call `step` in any case, with `found_inf` and `grad_scale` set on the optimizer.
     _step_supports_amp_scaling = True
 
-    _named: Mapping[str, Tensor]  # the parameters at the last step
-
     def __init__(
         self,
         params: Params,
@@ -95,6 +93,16 @@ class MixedOptimizer(torch.optim.Optimizer):
         if isinstance(params, Tensor):
             raise TypeError(f"{type(self).__name__}: params should be an iterable of tensors, but is one tensor")
         super().__init__(cast(Any, params), {"algorithm": algorithm, **options})
+
+    def _begin_anew(self) -> None:
+        """Forget all that is known from the steps before."""
+        self._layouts = Layouts(self._replicas)
+        self._members = Members(self._layouts, sync_gradients=self.sync_gradients, owner=type(self).__name__)
+        self._plan = Plan()
+        self._agreement: tuple[list[int], Agreement] | None = None
+        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
+        self._seen: list[Member] = []  # at the last step
+        self._named: dict[str, Tensor] = {}
 
     @property
     def skipped_steps(self) -> int:
@@ -151,8 +159,8 @@ class MixedOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    # torch.compile would trace the lists of parameters and batches for seconds, anew for other shapes, and fail at some.
-    # (torch.compiler.disable would import the compiler together with Orthon.)
+    # torch.compile would trace the lists of parameters and batches for seconds, and fail for some rules. The public
+    # torch.compiler.disable would import the compiler together with Orthon.
     @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -169,7 +177,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         everything = self.members()
-        self._refuse_swapped(everything)
+        if everything is not self._seen:
+            self._refuse_swapped(everything)
         capture = self._capture(everything) if is_capturing() else None
         agreement, is_new = self._agree(everything)
         scale = LossScale.given_to(self)
@@ -189,7 +198,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             at_once = _AT_ONCE if kinds <= self._updated else 1
             run((update(work, self.state, gates, scale) for work in together), at_once=at_once)
             self._updated |= kinds
-        self._named = {member.name: member.param for member in everything}
+        if everything is not self._seen:
+            self._seen, self._named = everything, {member.name: member.param for member in everything}
         # The step with which torch.distributed.checkpoint makes the state has zeros for gradients.
         if self.sync_gradients and not (is_new and agreement.all(everything, all_zero(everything))):
             self._unconsolidated |= any(member.differs for member in everything)
@@ -272,15 +282,6 @@ class MixedOptimizer(torch.optim.Optimizer):
         """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
         return self._members(self.param_groups)
 
-    def _begin_anew(self) -> None:
-        """Forget all that is known from the steps before."""
-        self._layouts = Layouts(self._replicas)
-        self._members = Members(self._layouts, sync_gradients=self.sync_gradients, owner=type(self).__name__)
-        self._plan = Plan()
-        self._agreement: tuple[list[int], Agreement] | None = None
-        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
-        self._named = {}
-
     def _prepare_state(self, everything: Iterable[Member], gates: Mapping[torch.device, Tensor]) -> None:
         """Make the state of parameters that have none yet, and count their steps where a rule asks for that."""
         for member in everything:
@@ -314,10 +315,12 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def _agree(self, everything: list[Member]) -> tuple[Agreement, bool]:
         """Return what the ranks must agree on, and whether that is new."""
-        key = [id(member.layout) for member in everything]
-        is_new = self._agreement is None or self._agreement[0] != key
-        if is_new:
-            self._agreement = key, Agreement(everything, type(self).__name__)
+        is_new = False
+        if self._agreement is None or everything is not self._seen:
+            key = [id(member.layout) for member in everything]
+            is_new = self._agreement is None or self._agreement[0] != key
+            if is_new:
+                self._agreement = key, Agreement(everything, type(self).__name__)
         assert self._agreement is not None
         return self._agreement[1], is_new
 

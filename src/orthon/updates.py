@@ -169,7 +169,9 @@ def update(
     names, weights, grads, state, opened = [], [], [], [], []
     for part in work.parts:
         member, own = part.member, states[part.member.param]
-        weight, grad = member.layout.fit(local(member.param)), member.layout.fit(cast(Tensor, member.grad))
+        weight, grad = member.param, cast(Tensor, member.grad)
+        if member.layout.mesh is not None:
+            weight, grad = member.layout.fit(local(weight)), member.layout.fit(grad)
         if part.is_plain:
             names.append(member.name)
             weights.append(weight)

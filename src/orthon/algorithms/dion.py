@@ -7,7 +7,7 @@ from torch import Tensor
 
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.linalg import compute_dtype, orthonormalize, unit_columns
+from orthon.linalg import add_product_, compute_dtype, orthonormalize, unit_columns
 from orthon.lr_scale import lr_factor
 from orthon.options import Group, choice, integer, number, own, portion, structural
 from orthon.sharding import Layout, Side, Step, worth_sending
@@ -66,7 +66,7 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     else:
         T = (yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))).to(sent)  # (b, r, r)
         PT, QT = (P @ T.mT, found) if rows.size < cols.size else (P, found @ T)
-    M.baddbmm_(PT.to(M.dtype), QT.mT.to(M.dtype), alpha=group["momentum"] - 1)
+    add_product_(M, PT.to(M.dtype), QT.to(M.dtype), alpha=group["momentum"] - 1)
     if M is not stored:
         stored.copy_(M)
 

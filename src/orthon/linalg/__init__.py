@@ -4,10 +4,12 @@ from orthon.linalg.in_cache import in_cache
 from orthon.linalg.orthonormalize import Columns, orthonormalize, unit_columns
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.precision import compute_dtype, factor_dtype
+from orthon.linalg.products import add_product_
 from orthon.linalg.random import random_normal
 
 __all__ = [
     "Columns",
+    "add_product_",
     "compute_dtype",
     "factor_dtype",
     "in_cache",
