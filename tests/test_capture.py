@@ -2,7 +2,7 @@
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -32,7 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 CONVOLUTION = {"kind": "convolution"}
 # Shapes of parameters, each with its view.
-SHAPES: list[tuple[tuple[int, ...], dict[str, Any] | None]] = [
+Shape = tuple[tuple[int, ...], dict[str, Any] | None]
+SHAPES: list[Shape] = [
     ((6, 9), None),
     ((9, 6), None),
     ((6, 9), None),
@@ -45,16 +46,16 @@ SHAPES: list[tuple[tuple[int, ...], dict[str, Any] | None]] = [
 
 
 def optimizer_of(
-    case: str, dtype: torch.dtype, *, device: str = "cpu", **options: Any
+    case: str, dtype: torch.dtype, *, device: str = "cpu", shapes: Sequence[Shape] = SHAPES, **options: Any
 ) -> tuple[list[nn.Parameter], MixedOptimizer]:
     """Return parameters, the last one in channels_last, and their optimizer."""
     rule, generator = RULES[case.partition(",")[0]], torch.Generator().manual_seed(0)
     rates = {"lr": torch.zeros((), device=device), "weight_decay": torch.zeros(1, device=device)}
     options = {**rates, "capturable": True, **options}
     if "polar_dtype" in rule.options:
-        options["polar_dtype"] = torch.float32  # whatever the CPU
+        options["polar_dtype"] = dtype  # whatever the CPU
     groups = []
-    for shape, view in SHAPES:
+    for shape, view in shapes:
         param = torch.randn(shape, generator=generator).to(device, dtype)
         if len(shape) == 4:
             param = param.to(memory_format=torch.channels_last)
@@ -131,6 +132,16 @@ def test_replays_are_steps_to_the_bit(case: str, dtype: torch.dtype, cautious: b
     assert_equal(graph, steps, case)
     assert steps[-1][-1] == 1, "one step should be left out"
     assert not torch.equal(steps[-1][0], steps[-2][0]), "steps should change the weights"
+
+
+@pytest.mark.parametrize("case", ["dion", "muon", "dion2", "dion3", "adamw"])
+def test_replays_of_steps_on_large_matrices(case: str) -> None:
+    """Which are updated one by one, and in parts on a CPU."""
+    shapes = [((300, 260), None), ((260, 300), None)]
+    graph, steps = (
+        trained(optimizer_of(case, torch.float32, shapes=shapes), captured=captured) for captured in (True, False)
+    )
+    assert_equal(graph, steps, case)
 
 
 @pytest.mark.parametrize("case", CASES)

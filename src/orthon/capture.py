@@ -17,7 +17,7 @@ from orthon.sharding import local
 
 def is_capturing() -> bool:
     """Return whether the current stream is captured into a CUDA graph."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 def check_options(group: Group, nonfinite: str, where: str) -> None:
