@@ -100,7 +100,8 @@ def allowed(contender: Contender, like: Tensor) -> float:
         return math.sqrt(LEFT_OUT / min(like.shape))
     if contender.rule in ("dion", "adamw"):
         return BOUNDS[like.dtype]
-    return POLAR_BOUNDS[torch.bfloat16 if contender.newton_schulz else polar_dtype(like.dtype, like.device)]
+    computed_in = torch.bfloat16 if contender.newton_schulz else polar_dtype(like.dtype, like.device, like.shape)
+    return max(POLAR_BOUNDS[computed_in], BOUNDS[like.dtype])
 
 
 def check_moved(params: Sequence[Tensor], before: Sequence[Tensor], name: str) -> None:

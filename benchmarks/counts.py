@@ -32,7 +32,7 @@ def counts(contender: Contender, case: Case, *, dtype: torch.dtype, device: torc
     The operations of all ranks are divided evenly, and nothing counts what is sent.
     """
     each = [_flops(contender, shape) / case.ranks for shape in case.shapes]
-    return Counts(sum(each), _bytes(contender, case, dtype), _product_dtype(contender, dtype, device))
+    return Counts(sum(each), _bytes(contender, case, dtype), _product_dtype(contender, case, dtype, device))
 
 
 def product_flops(shapes: Iterable[Shape], fraction: float) -> float:
@@ -67,7 +67,7 @@ def _bytes(contender: Contender, case: Case, dtype: torch.dtype) -> float:
     return numbers * dtype.itemsize + 2 * 4 * of_rows / case.ranks  # moments of rows are in float32
 
 
-def _product_dtype(contender: Contender, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def _product_dtype(contender: Contender, case: Case, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if contender.rule in ("dion", "adamw"):
         return dtype
-    return torch.bfloat16 if contender.newton_schulz else polar_dtype(dtype, device)
+    return torch.bfloat16 if contender.newton_schulz else polar_dtype(dtype, device, max(case.shapes, key=math.prod))
