@@ -195,6 +195,42 @@ def test_a_scaler_can_be_in_the_graph(case: str) -> None:
     assert_equal(*results, case)
 
 
+def test_a_training_step_with_a_scheduler_is_captured_as_a_whole() -> None:
+    """As in docs/cuda_graphs.md."""
+    results = []
+    for captured in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12), nn.GELU(), nn.Linear(12, 12), nn.Linear(12, 4))
+        lr, scalar_lr = torch.tensor(0.02), torch.tensor(3e-4)
+        optimizer = Dion.for_model(model, lr=lr, scalar_lr=scalar_lr, nonfinite="skip", capturable=True)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+        x, graph, losses = torch.empty(16, 8), None, []
+
+        def training_step(
+            model: nn.Module = model, optimizer: Dion = optimizer, x: Tensor = x, losses: list[Tensor] = losses
+        ) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            loss = nn.functional.cross_entropy(model(x), x[:, :4].argmax(-1))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+
+        for step in range(8):
+            x.copy_(torch.randn(16, 8, generator=torch.Generator().manual_seed(step)))
+            if graph is not None:
+                graph.replay()
+            elif captured and step == 3:
+                graph = Graph(training_step)
+            else:
+                with accelerated():
+                    training_step()
+            scheduler.step()
+        assert len(losses) == (4 if captured else 8)
+        assert scalar_lr < 1e-7
+        results.append([p.detach() for p in model.parameters()] + [losses[-1]])
+    assert_equal(results[:1], results[1:], "a model")
+
+
 def captured_with(change: Callable[[list[nn.Parameter], MixedOptimizer], Any]) -> Graph:
     params, optimizer = optimizer_of("dion", torch.float32)
     for step in range(2):
