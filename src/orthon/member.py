@@ -1,6 +1,6 @@
 """A parameter with what one step needs to know about it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -61,11 +61,12 @@ class Member:
         assert self.matrices is not None
         return {stack: self.rule.entries(stack.layout.shape, self.group) for stack in self.matrices.stacks}
 
-    def new_state(self) -> dict[str, Tensor]:
-        """Return its state before the first step."""
+    def new_state(self, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return its state before the first step, of which a rule for matrices may have been `given` some."""
         if self.matrices is None:
             return new_plain_state(self.rule.entries(self.layout.shape, self.group), self.param, self.layout)
-        return new_matrix_state(self.entries, self.name, self.group.get("seed", 0), self.param, self.matrices)
+        seed = self.group.get("seed", 0)
+        return new_matrix_state(self.entries, self.name, seed, self.param, self.matrices, given or {})
 
     def facts(self) -> dict[str, str]:
         """Return what all ranks that update the parameter must agree on."""

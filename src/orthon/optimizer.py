@@ -22,7 +22,7 @@ from orthon.options import SCHEDULER_KEYS, choice, flag
 from orthon.replicas import replica_group
 from orthon.saved_state import fit_state
 from orthon.sharding import Layouts, Step, check_placements, local, run
-from orthon.updates import Plan, update
+from orthon.updates import Plan, Work, make_states, update
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -99,6 +99,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._layouts = Layouts(self._replicas)
         self._members = Members(self._layouts, sync_gradients=self.sync_gradients, owner=type(self).__name__)
         self._plan = Plan()
+        self._prepared: tuple[list[list[Work]], int] = [], 0  # batches that have state, and how many states there were
         self._agreement: tuple[list[int], Agreement] | None = None
         self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
         self._seen: list[Member] = []  # at the last step
@@ -190,9 +191,10 @@ class MixedOptimizer(torch.optim.Optimizer):
         if is_new:
             check_ranks(everything, type(self).__name__)
             agreement.check_copies(everything)
-        self._prepare_state(everything, gates)
+        sets = self._plan(everything)
+        self._prepare_state(sets, everything, gates)
         # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
-        for together in self._plan(everything):
+        for together in sets:
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
             kinds = {work.kind for work in together}
             at_once = _AT_ONCE if kinds <= self._updated else 1
@@ -282,15 +284,18 @@ class MixedOptimizer(torch.optim.Optimizer):
         """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
         return self._members(self.param_groups)
 
-    def _prepare_state(self, everything: Iterable[Member], gates: Mapping[torch.device, Tensor]) -> None:
+    def _prepare_state(
+        self, sets: list[list[Work]], everything: Iterable[Member], gates: Mapping[torch.device, Tensor]
+    ) -> None:
         """Make the state of parameters that have none yet, and count their steps where a rule asks for that."""
+        if self._prepared[0] is not sets or self._prepared[1] != len(self.state):
+            for together in sets:
+                for work in together:
+                    make_states(work, self.state)
+            self._prepared = sets, len(self.state)
         for member in everything:
-            if member.grad is None:
-                continue
-            state = self.state[member.param]
-            if not state:
-                state.update(member.new_state())
-            if member.rule.counts(member.group):
+            if member.grad is not None and member.rule.counts(member.group):
+                state = self.state[member.param]
                 state.setdefault("step", torch.zeros(()))  # where the group did not ask for it before
                 gate = gates.get(member.grad.device)
                 if gate is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from orthon.batch import Batch, Buffers
 from orthon.loss_scale import LossScale
 from orthon.member import Member
-from orthon.sharding import Layout, Ranks, Share, Stack, Step, deal, local
+from orthon.sharding import Layout, Ranks, Share, Stack, Step, deal, local, relocated
 from orthon.state import Entry, factor_key, matrix_name
 
 # One batch holds at most this many bytes of gradients, or of factors, or a single parameter: a step's temporaries
@@ -150,6 +150,29 @@ def _share(parts: list[Part]) -> Share:
     assert rule.route is not None
     count = sum(part.count for part in parts)
     return Share(layout, count, rule.cost(layout.shape, group), rule.route(layout, count, group) == "shards")
+
+
+def make_states(work: Work, states: MutableMapping[Tensor, dict[str, Any]]) -> None:
+    """Make the state of the parameters of a batch that have none yet.
+
+    Zeros that lie as the parameters do get one storage for all of them, as `Batch.stacked` would move them to.
+    """
+    new = [part for part in work.parts if not states[part.member.param]]
+    given: list[dict[str, Tensor]] = [{} for _ in new]
+    if new and all(
+        part.stack is not None and part.is_plain and local(part.member.param).is_contiguous() for part in new
+    ):
+        first, stack = new[0].member, cast(Stack, new[0].stack)
+        for key, entry in first.entries[stack].items():
+            if isinstance(entry, Entry) and entry.side is None:
+                like = local(first.param)
+                whole = torch.zeros(
+                    len(new), *first.layout.part_shape, dtype=entry.dtype or like.dtype, device=like.device
+                )
+                for part, own, zeros in zip(new, given, whole.unbind(), strict=True):
+                    own[key] = relocated(part.member.param, zeros)
+    for part, own in zip(new, given, strict=True):
+        states[part.member.param].update(part.member.new_state(own))
 
 
 def update(

@@ -60,5 +60,6 @@ def added_gradients(batch: Batch, group: Group, *, norms: bool) -> tuple[Tensor,
     if not norms:
         return stored.mT if turned else stored, None
     if turned:  # a part has some rows of a matrix at least, and all columns
-        return stored.mT, torch.cat(parts).view(len(stored), -1, stored.shape[2]).sum(1)
+        sums = torch.cat(parts)
+        return stored.mT, sums.view(len(stored), len(sums) // len(stored), stored.shape[2]).sum(1)
     return stored, torch.cat([part.flatten() for part in parts]).view(stored.shape[:2])
