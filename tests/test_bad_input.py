@@ -109,7 +109,7 @@ def test_options_of_the_family(rule: str, options: dict[str, Any], error: type[E
         ("Dion2", "rank_fraction", "fraction, lr, lr_scale, lr_scale_by_fraction"),
         ("Dion2", "nesterov", "selection"),
         ("Dion2", "polar_route", "polar, polar_dtype, polar_steps"),
-        ("Dion3", "mu", "beta2, betas, cautious_weight_decay, eps, fraction"),
+        ("Dion3", "mu", "beta2, betas, capturable, cautious_weight_decay, eps, fraction"),
     ],
 )
 def test_unknown_keywords(rule: str, option: str, some: str) -> None:
@@ -165,7 +165,7 @@ BAD_GROUPS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"params": [matrix()], "beta": (0.9, 0.9)},
         ValueError,
-        "unknown option 'beta' for dion; it takes cautious_weight_decay, lr, lr_scale",
+        "unknown option 'beta' for dion; it takes capturable, cautious_weight_decay, lr, lr_scale",
     ),
     ({"params": [matrix()], "algorithm": "adam"}, ValueError, "one of 'adamw', 'dion', .*'normuon', but is 'adam'"),
     ({"params": [matrix()], "algorithm": "adamw", "rank_fraction": 0.5}, ValueError, "unknown option 'rank_fraction'"),

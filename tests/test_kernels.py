@@ -155,6 +155,28 @@ def test_subtract_product(shape: tuple[int, int, int, int], dtype: torch.dtype, 
             assert torch.equal(alone, X), how
 
 
+@pytest.mark.parametrize("of_factors", [BF16, F32], ids=str)
+@pytest.mark.parametrize("how", LAYOUTS)
+def test_torch_subtracts_products_and_adds_gradients_where_they_lie(how: str, of_factors: torch.dtype) -> None:
+    P, Q = randn(2, 40, 5, dtype=of_factors, seed=1), randn(2, 30, 5, dtype=of_factors, seed=2)
+    product, start = P.double() @ Q.double().mT, randn(2, 40, 30, dtype=BF16)
+    size = start.double().abs() + P.double().abs() @ Q.double().abs().mT
+    for as_list, on_device in ((False, False), (False, True), (True, False), (True, True)):
+        X = lay(start.clone(), how)
+        rate, by = (torch.tensor(x, device=DEVICE) if on_device else x for x in (0.25, -0.5))
+        with use("torch"):
+            subtract_product_(X.unbind() if as_list else X, P, Q, rate=rate, by=by)
+        assert_near(X, 0.75 * start.double() + 0.5 * product, size, BF16, (as_list, on_device))
+
+    for shape in ((40, 30), (80, 60)):  # below and above what a CPU copies
+        M, G, right = (randn(2, *shape, dtype=d, seed=3) for d in (BF16, of_factors, BF16))
+        M, expected = lay(M, how), M.double() - G.double()
+        with use("torch"):
+            B = add_and_multiply_(M, G.unbind(), right.mT, gain=-1.0)
+        assert_near(M, expected, expected.abs(), BF16, shape)
+        assert_near(B, M.double() @ right.double().mT, M.double().abs() @ right.double().abs().mT, BF16, shape)
+
+
 GRADIENTS = [torch.randn(2, *shape, generator=torch.Generator().manual_seed(3)) for shape in ((70, 130), (70, 130))]
 
 
@@ -174,7 +196,7 @@ def steps(optimizer: str, mode: str, dtype: torch.dtype, *, tensor_lr: bool) -> 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("optimizer", ["Dion", "Muon"])
 def test_whole_steps_are_those_of_torch(optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orthon.batch._LARGE", 0)
+    monkeypatch.setattr("orthon.batch.LARGE", 0)
     tolerance = 1e-4 if dtype == F32 else 0.1  # of polar factors in bfloat16; 0.06 here
     for tensor_lr in (False, True) if optimizer == "Dion" else (False,):
         by_torch, by_triton = (steps(optimizer, mode, dtype, tensor_lr=tensor_lr) for mode in ("torch", "triton"))

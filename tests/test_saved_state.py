@@ -356,7 +356,7 @@ def other_algorithm(state: State, where: tuple[int, str]) -> str:
 
 def wrong_option(state: State, where: tuple[int, str]) -> str:
     state["param_groups"][where[0]]["weight_decay"] = "much"
-    return "saved weight_decay should be a number >= 0, but is 'much'"
+    return "saved weight_decay should be a number or a one-element tensor >= 0, but is 'much'"
 
 
 def option_out_of_range(state: State, where: tuple[int, str]) -> str:

@@ -41,20 +41,9 @@ class Agreement:
         Raises:
             ValueError: on all ranks, where a set does not agree on its parameters, options or gradients.
         """
-        return self._spread(members, names, self._sets)
-
-    def _spread(self, members: Sequence[Member], names: Sequence[str], sets: Sequence["_Set"]) -> list[str]:
         found, problem = set(names), ""
-        for each in sets:
-            digest = each.digest(members)
-            numbers = torch.tensor([len(found) + bool(problem), digest, -digest], device=each.device)
-            news, top, bottom = each.ranks.largest(numbers).tolist()
-            if top != -bottom:
-                problem = problem or _disagreement([members[place] for place in each.places], each.ranks)
-            if news:
-                for _, (other_names, other_problem) in each.ranks.collect((sorted(found), problem)):
-                    found.update(other_names)
-                    problem = problem or other_problem
+        for each in self._sets:
+            problem, _ = each.exchange(members, found, problem, violated=False)
         if problem:
             raise ValueError(f"{self.owner}: {problem}")
         return sorted(found)
@@ -65,10 +54,15 @@ class Agreement:
         Raises:
             ValueError: on all ranks, where a set whose parameters lie on CPUs does not agree on what `spread` names.
         """
-        self._spread(members, (), [each for each in self._sets if each.device.type == "cpu"])
+        problem = ""
         for each in self._sets:
-            violated = each.ranks.largest((~condition).to(each.device, torch.int32))
-            condition = violated == 0
+            if each.device.type == "cpu":
+                problem, violated = each.exchange(members, set(), problem, violated=not condition)
+                condition = torch.tensor(not violated)
+            else:
+                condition = each.ranks.largest((~condition).to(each.device, torch.int32)) == 0
+        if problem:
+            raise ValueError(f"{self.owner}: {problem}")
         return condition
 
     def check_copies(self, members: Sequence[Member]) -> None:
@@ -119,6 +113,26 @@ class _Set:
         rates = [members[place].group["lr"] for place in self._groups]
         now = str([lr for lr in rates if not isinstance(lr, Tensor)])  # a tensor may have to be waited for
         return _digest(self._facts + now.encode(), [members[place] for place in self.places])
+
+    def exchange(self, members: Sequence[Member], found: set[str], problem: str, *, violated: bool) -> tuple[str, bool]:
+        """Tell the other ranks the news of this one, add theirs to `found`, and return a problem of any, if there is.
+
+        Args:
+            members: all parameters.
+            found: names to be told.
+            problem: what ranks do not agree on, if something is known.
+            violated: whether a condition does not hold here; it is returned whether it does not on any rank.
+        """
+        digest = self.digest(members)
+        numbers = torch.tensor([len(found) + bool(problem), digest, -digest, violated], device=self.device)
+        news, top, bottom, anywhere = self.ranks.largest(numbers).tolist()
+        if top != -bottom:
+            problem = problem or _disagreement([members[place] for place in self.places], self.ranks)
+        if news:
+            for _, (other_names, other_problem) in self.ranks.collect((sorted(found), problem)):
+                found.update(other_names)
+                problem = problem or other_problem
+        return problem, bool(anywhere)
 
 
 def _facts(members: Sequence[Member]) -> bytes:

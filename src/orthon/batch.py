@@ -1,18 +1,24 @@
 """What one call of a rule updates: parameters with their gradients and state."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from orthon.kernels import subtract_product_
+from orthon.host import is_readable
+from orthon.kernels import SMALL, subtract_product_
 from orthon.linalg import in_cache
+from orthon.options import Group
 from orthon.sharding import Layout, Side, local, relocated
 
 # Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
-_LARGE = 1 << 16
+LARGE = 1 << 16
+
+
+# By key, the state tensors of a batch and the one tensor that they are parts of.
+Buffers = dict[str, tuple[list[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Batch:
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
         gate: None, or a tensor on the device that is 1, or 0 to leave weights and state as they are.
         reads_transposed: whether rows and columns have changed places in the above, but for the layout.
+        buffers: what `stacked` has found in the steps before.
     """
 
     names: list[str]
@@ -41,6 +48,7 @@ class Batch:
     unsynced: bool = False
     gate: Tensor | None = None
     reads_transposed: bool = False
+    buffers: Buffers = field(default_factory=dict)
 
     def rows(self, *, share: bool) -> Side:
         """Return the rows as a side of the matrices; `share` divides work that copies would repeat."""
@@ -65,6 +73,14 @@ class Batch:
         They are moved into a common storage when they do not lie in one already: at the first step, after
         loading a state, or when other parameters than before have gradients.
         """
+        known = self.buffers.get(key)
+        if known is not None and all(s[key] is part for s, part in zip(self.state, known[0], strict=True)):
+            return known[1]
+        whole = self._common_storage(key)
+        self.buffers[key] = [state[key] for state in self.state], whole
+        return whole
+
+    def _common_storage(self, key: str) -> Tensor:
         parts = [local(state[key]) for state in self.state]
         first, stride = parts[0], parts[0].stride()
         start, memory = first.storage_offset(), first.untyped_storage().data_ptr()
@@ -90,11 +106,13 @@ class Batch:
         """Return `x`, or zero where this step is to leave everything as it is."""
         return x if self.gate is None else x * self.gate
 
-    def gated_lr(self, lr: float | Tensor) -> float | Tensor:
-        """Return the learning rate, or zero; a number unless that would mean to wait for an accelerator."""
-        if isinstance(lr, Tensor):
-            lr = float(lr) if lr.device.type == "cpu" else lr.reshape(())
-        return self.gated(lr)
+    def rates(self, group: Group) -> tuple[float | Tensor, float | Tensor]:
+        """Return lr and lr·weight_decay, or zeros where this step is to leave everything as it is.
+
+        They are numbers where nothing is on an accelerator, which would have to be waited for.
+        """
+        lr = self.gated(scalar(group["lr"]))
+        return lr, lr * scalar(group["weight_decay"])
 
     def gated_mask(self, mask: Tensor) -> Tensor:
         """Return `mask`, or False where this step is to leave everything as it is."""
@@ -114,7 +132,7 @@ class Batch:
                 that it does not make larger, where its sign is that of the weight or zero (arXiv 2510.12402).
         """
         if cautious is None:
-            torch._foreach_mul_(self.weights, 1 - rate)
+            _decay_each(self.weights, rate)
             return
         for X, direction in zip(self.weights, cautious, strict=True):
             X.sub_(agreeing(X, direction).mul_(rate))
@@ -123,11 +141,7 @@ class Batch:
         """Subtract a multiple of an update (m, n) from each weight."""
         if isinstance(by, Tensor):
             updates, by = torch._foreach_mul(list(updates), by), 1.0
-        if updates[0].dtype == self.weights[0].dtype:
-            torch._foreach_sub_(self.weights, list(updates), alpha=by)
-            return
-        for X, update in zip(self.weights, updates, strict=True):
-            X.sub_(update, alpha=by)
+        _subtract_each(self.weights, updates, by)
 
     def decay_and_subtract(
         self, updates: Sequence[Tensor], *, rate: float | Tensor, by: float | Tensor, cautious: bool
@@ -144,9 +158,9 @@ class Batch:
             self.decay(rate, cautious=updates if cautious else None)
             self.subtract(updates, by)
             return
-        for whole in zip(self.weights, updates, strict=True):
-            for X, update in in_cache(*whole):
-                X.mul_(1 - rate).sub_(update, alpha=by)
+        for X, update in in_cache(self.weights, updates):
+            _decay_each(X, rate)
+            _subtract_each(X, update, by)
 
     def decay_and_subtract_product(
         self, P: Tensor, Q: Tensor, *, rate: float | Tensor, by: float | Tensor, cautious: bool
@@ -160,16 +174,37 @@ class Batch:
             by: factor of the product.
             cautious: see `decay`.
         """
-        dtype = self.weights[0].dtype
-        P, Q = P.to(dtype), Q.to(dtype)
-        if not cautious and self.weights[0].numel() >= _LARGE:
+        if not cautious and self.weights[0].numel() >= LARGE:
             subtract_product_(self.weights, P, Q, rate=rate, by=by)
             return
-        if isinstance(by, Tensor):
+        if isinstance(by, Tensor):  # before Q is rounded
             Q, by = Q * by, 1.0
-        updates = (P @ Q.mT).unbind()
+        dtype = self.weights[0].dtype
+        updates = (P.to(dtype) @ Q.to(dtype).mT).unbind()
         self.decay(rate, cautious=updates if cautious else None)
         self.subtract(updates, by)
+
+
+def _decay_each(weights: Sequence[Tensor], rate: float | Tensor) -> None:
+    if isinstance(rate, Tensor) or weights[0].device.type != "cpu" or weights[0].numel() >= SMALL:
+        torch._foreach_mul_(list(weights), 1 - rate)
+    elif rate:  # three times as fast as a product with a number, each of which torch makes a tensor of
+        torch._foreach_add_(list(weights), list(weights), alpha=-rate)
+
+
+def _subtract_each(weights: Sequence[Tensor], updates: Sequence[Tensor], by: float) -> None:
+    if updates[0].dtype == weights[0].dtype:
+        torch._foreach_sub_(list(weights), list(updates), alpha=by)
+        return
+    for X, update in zip(weights, updates, strict=True):
+        X.sub_(update, alpha=by)
+
+
+def scalar(value: float | Tensor) -> float | Tensor:
+    """Return a number or a one-element tensor as a number where the host can read it, else as a tensor without dims."""
+    if not isinstance(value, Tensor):
+        return value
+    return float(value) if is_readable(value) else value.reshape(())
 
 
 def agreeing(X: Tensor, direction: Tensor) -> Tensor:

@@ -155,7 +155,9 @@ def explain(optimizer: MixedOptimizer) -> Explanation:
     """
     if not isinstance(optimizer, MixedOptimizer):
         raise TypeError(f"explain: optimizer should be one of Orthon's, but is a {type(optimizer).__name__}")
-    everything = [_on_meta(member) for member in optimizer.members()]
+    # Rates may be tensors on an accelerator, which go with none that has no storage. They change nothing here.
+    groups = {id(group): {**group, "lr": 0.0, "weight_decay": 0.0} for group in optimizer.param_groups}
+    everything = [_on_meta(member, groups[id(member.group)]) for member in optimizer.members()]
     states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
     communication = []
     for member in everything:
@@ -182,10 +184,10 @@ def explain(optimizer: MixedOptimizer) -> Explanation:
     return Explanation(tuple(_row(member, states[member.param]) for member in everything), tuple(communication))
 
 
-def _on_meta(member: Member) -> Member:
-    """Return the parameter with a gradient, without any storage."""
+def _on_meta(member: Member, group: dict[str, Any]) -> Member:
+    """Return the parameter with a gradient, without any storage, in another group."""
     param = on_meta(member.param)
-    return replace(member, param=param, grad=torch.empty_like(local(param)))
+    return replace(member, param=param, grad=torch.empty_like(local(param)), group=group)
 
 
 def _row(member: Member, state: Mapping[str, Tensor]) -> Row:

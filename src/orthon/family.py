@@ -17,7 +17,8 @@ class CommonOptions(TypedDict, total=False):
     """What every optimizer of the family takes beside its own options.
 
     Attributes:
-        weight_decay: decoupled: every step multiplies the weight by 1 − lr·weight_decay. 0.01 by default.
+        weight_decay: decoupled: every step multiplies the weight by 1 − lr·weight_decay; a number or a one-element
+            tensor. 0.01 by default.
         cautious_weight_decay: decay only entries that the update does not make larger (arXiv 2510.12402); False by
             default. Low-rank updates are formed as whole matrices then, which costs time.
         lr_scale: factor of lr by the shape of the matrix, see `orthon.lr_scale.lr_factor`: "spectral_unclamped" (the
@@ -31,6 +32,9 @@ class CommonOptions(TypedDict, total=False):
         maximize: ascend instead of descend.
         nonfinite: what happens at a gradient with infinities or NaNs: "raise", the default, or "skip". Under a
             torch.amp.GradScaler the step is left out in any case.
+        capturable: whether a CUDA graph may capture the step, as in torch.optim: "step" of the state lies on the
+            parameter's device, and nothing is read on the host. lr and weight_decay that change between replays must be
+            tensors on that device. Takes nonfinite="skip", one process, and not polar="svd". False by default.
         seed: of random numbers, which are functions of it, the parameter's name, and row and column; 0 by default.
         replicas: the ranks that train copies on other data, where the parameters' meshes do not tell: those of
             DistributedDataParallel, or a data-parallel axis that fully_shard does not see; a process group, or a
@@ -40,7 +44,7 @@ class CommonOptions(TypedDict, total=False):
             replicas' momentum different; call `consolidate` before `state_dict`. A missing gradient counts as zero.
     """
 
-    weight_decay: float
+    weight_decay: float | Tensor
     cautious_weight_decay: bool
     lr_scale: str
     betas: tuple[float, float]
@@ -49,6 +53,7 @@ class CommonOptions(TypedDict, total=False):
     view: Any
     maximize: bool
     nonfinite: str
+    capturable: bool
     seed: int
     replicas: ProcessGroup | DeviceMesh | None
     sync_gradients: bool
@@ -75,7 +80,7 @@ class _Named(MixedOptimizer):
         lr: float | Tensor = 0.01,
         *,
         scalar_algorithm: str = "adamw",
-        scalar_lr: float | None = None,
+        scalar_lr: float | Tensor | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         per_head: bool = False,
         **options: Any,

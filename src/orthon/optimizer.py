@@ -5,22 +5,24 @@ from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.agreement import Agreement
 from orthon.algorithms import RULES, Rule
+from orthon.capture import Capture, check_options, check_ranks, is_capturing
 from orthon.finite import all_finite, all_zero, nonfinite_gradients
 from orthon.linalg import factor_dtype
 from orthon.loss_scale import LossScale
 from orthon.matrix_view import MatrixView
-from orthon.member import Member, members
+from orthon.member import Member, Members
 from orthon.names import parameter_names
 from orthon.options import SCHEDULER_KEYS, choice, flag
 from orthon.replicas import replica_group
 from orthon.saved_state import fit_state
 from orthon.sharding import Layouts, Step, check_placements, local, run
-from orthon.updates import batches, by_ranks, update
+from orthon.updates import Plan, Work, make_states, update
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -80,10 +82,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         if sync_gradients and replicas is None:
             raise ValueError(f"{owner}: sync_gradients=True averages over replicas=..., but replicas is None")
         self.sync_gradients = sync_gradients
-        self._layouts = Layouts(self._replicas)
-        self._agreement: tuple[list[int], Agreement] | None = None
-        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
-        self._named: dict[str, Tensor] = {}  # at the last step
+        self._begin_anew()
         self._unconsolidated = False
         rules = [_rule(algorithm, owner), *RULES.values()]
         for name, value in options.items():
@@ -94,6 +93,17 @@ class MixedOptimizer(torch.optim.Optimizer):
         if isinstance(params, Tensor):
             raise TypeError(f"{type(self).__name__}: params should be an iterable of tensors, but is one tensor")
         super().__init__(cast(Any, params), {"algorithm": algorithm, **options})
+
+    def _begin_anew(self) -> None:
+        """Forget all that is known from the steps before."""
+        self._layouts = Layouts(self._replicas)
+        self._members = Members(self._layouts, sync_gradients=self.sync_gradients, owner=type(self).__name__)
+        self._plan = Plan()
+        self._prepared: tuple[list[list[Work]], int] = [], 0  # batches that have state, and how many states there were
+        self._agreement: tuple[list[int], Agreement] | None = None
+        self._updated: set[tuple[int, int]] = set()  # layouts and groups that have been through a step
+        self._seen: list[Member] = []  # at the last step
+        self._named: dict[str, Tensor] = {}
 
     @property
     def skipped_steps(self) -> int:
@@ -116,6 +126,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{label}: unknown option {key!r} for {rule.name}; it takes {allowed}")
         for name, option in rule.options.items():
             option.check(name, group.setdefault(name, self.defaults.get(name, option.default)), label)
+        check_options(group, self.nonfinite, label)
         if group.get("view") is not None:
             group["view"] = _view(group["view"], label)
 
@@ -149,6 +160,9 @@ class MixedOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # torch.compile would trace the lists of parameters and batches for seconds, and fail for some rules. The public
+    # torch.compiler.disable would import the compiler together with Orthon.
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient.
@@ -164,7 +178,9 @@ class MixedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         everything = self.members()
-        self._refuse_swapped(everything)
+        if everything is not self._seen:
+            self._refuse_swapped(everything)
+        capture = self._capture(everything) if is_capturing() else None
         agreement, is_new = self._agree(everything)
         scale = LossScale.given_to(self)
         gates: dict[torch.device, Tensor] = {}
@@ -173,19 +189,24 @@ class MixedOptimizer(torch.optim.Optimizer):
         else:
             gates = self._gates(everything, agreement, scale)
         if is_new:
+            check_ranks(everything, type(self).__name__)
             agreement.check_copies(everything)
-        self._prepare_state(everything, gates)
+        sets = self._plan(everything)
+        self._prepare_state(sets, everything, gates)
         # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
-        for together in by_ranks(batches(everything)):
+        for together in sets:
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
             kinds = {work.kind for work in together}
             at_once = _AT_ONCE if kinds <= self._updated else 1
             run((update(work, self.state, gates, scale) for work in together), at_once=at_once)
             self._updated |= kinds
-        self._named = {member.name: member.param for member in everything}
+        if everything is not self._seen:
+            self._seen, self._named = everything, {member.name: member.param for member in everything}
         # The step with which torch.distributed.checkpoint makes the state has zeros for gradients.
         if self.sync_gradients and not (is_new and agreement.all(everything, all_zero(everything))):
             self._unconsolidated |= any(member.differs for member in everything)
+        if capture is not None:
+            capture.check_state()
         return loss
 
     def consolidate(self) -> None:
@@ -235,7 +256,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self.param_groups, loaded = fit_state(state_dict, self.param_groups, self._layouts, owner)
         self.state.clear()
         self.state.update(loaded)
-        self._agreement, self._updated, self._named = None, set(), {}
+        self._begin_anew()
         self._unconsolidated = False
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
@@ -256,26 +277,30 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._replicas, self._layouts, self._agreement = None, Layouts(None), None
-        self._updated, self._named = set(), {}
+        self._replicas = None
+        self._begin_anew()
 
     def members(self) -> list[Member]:
         """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
-        owner = type(self).__name__
-        return list(members(self.param_groups, self._layouts, sync_gradients=self.sync_gradients, owner=owner))
+        return self._members(self.param_groups)
 
-    def _prepare_state(self, everything: Iterable[Member], gates: Mapping[torch.device, Tensor]) -> None:
+    def _prepare_state(
+        self, sets: list[list[Work]], everything: Iterable[Member], gates: Mapping[torch.device, Tensor]
+    ) -> None:
         """Make the state of parameters that have none yet, and count their steps where a rule asks for that."""
+        if self._prepared[0] is not sets or self._prepared[1] != len(self.state):
+            for together in sets:
+                for work in together:
+                    make_states(work, self.state)
+            self._prepared = sets, len(self.state)
         for member in everything:
-            if member.grad is None:
-                continue
-            state = self.state[member.param]
-            if not state:
-                state.update(member.new_state())
-            if member.rule.counts(member.group):
+            if member.grad is not None and member.rule.counts(member.group):
+                state = self.state[member.param]
                 state.setdefault("step", torch.zeros(()))  # where the group did not ask for it before
                 gate = gates.get(member.grad.device)
-                state["step"] = state["step"] + 1 if gate is None else state["step"].to(gate.device) + gate
+                if gate is not None:
+                    state["step"] = state["step"].to(gate.device)
+                state["step"] += 1 if gate is None else gate
 
     def _refuse_swapped(self, everything: Iterable[Member]) -> None:
         """Raise a RuntimeError if parameters have been replaced whose state would be lost."""
@@ -288,12 +313,19 @@ class MixedOptimizer(torch.optim.Optimizer):
                 "give the optimizer the parameters that are trained before its first step, or load a state_dict"
             )
 
+    def _capture(self, everything: list[Member]) -> Capture:
+        """Return what must still hold at the end of a step that is being captured. Raise for what does not hold now."""
+        warm, owner = self._skipped is not None, type(self).__name__
+        return Capture(self.param_groups, self.nonfinite, everything, self.state, warm=warm, owner=owner)
+
     def _agree(self, everything: list[Member]) -> tuple[Agreement, bool]:
         """Return what the ranks must agree on, and whether that is new."""
-        key = [id(member.layout) for member in everything]
-        is_new = self._agreement is None or self._agreement[0] != key
-        if is_new:
-            self._agreement = key, Agreement(everything, type(self).__name__)
+        is_new = False
+        if self._agreement is None or everything is not self._seen:
+            key = [id(member.layout) for member in everything]
+            is_new = self._agreement is None or self._agreement[0] != key
+            if is_new:
+                self._agreement = key, Agreement(everything, type(self).__name__)
         assert self._agreement is not None
         return self._agreement[1], is_new
 

@@ -31,7 +31,7 @@ def param_groups(
     *,
     lr: float | Tensor | None = None,
     scalar_lr: float | Tensor | None = None,
-    weight_decay: float | None = None,
+    weight_decay: float | Tensor | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     per_head: bool = False,
 ) -> list[dict[str, Any]]:

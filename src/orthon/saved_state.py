@@ -192,7 +192,7 @@ def _merged_options(group: Group, saved: Group, label: str) -> Group:
                 f"another, but is {group[key]!r}"
             )
         if how == "saved":
-            result[key] = value
+            result[key] = value.clone() if isinstance(value, Tensor) else value
     return result
 
 
@@ -262,7 +262,8 @@ def _loaded(change: _Change) -> dict[str, Tensor]:
         value = placed_like(value, like)
         if value.ndim and not change.member.rule.for_matrices:
             value = value.to(like.dtype)  # torch's own rules take no other
-        device = local(change.param).device if value.ndim else value.device  # counters stay where they are
+        # A counter is where this optimizer keeps it: on the CPU, or with the parameter.
+        device = local(change.param).device if value.ndim or like.is_meta else like.device
         state[key] = value.to(device, copy=True)
     return state
 

@@ -35,7 +35,7 @@ class Counter:
     """The number of steps, a tensor without dims.
 
     Attributes:
-        on_device: whether it is where the parameter is, instead of on the CPU.
+        on_device: whether it is where the parameter is from the start, instead of on the CPU.
     """
 
     on_device: bool = False
@@ -88,7 +88,12 @@ def new_plain_state(entries: Entries, param: Tensor, layout: Layout) -> dict[str
 
 
 def new_matrix_state(
-    entries: Mapping[Stack, Entries], name: str, seed: int, param: Tensor, matrices: Matrices
+    entries: Mapping[Stack, Entries],
+    name: str,
+    seed: int,
+    param: Tensor,
+    matrices: Matrices,
+    given: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Return the state of a parameter before the first step, for a rule that takes matrices.
 
@@ -98,8 +103,9 @@ def new_matrix_state(
         seed: of random numbers. They are a function of it, the matrix's name, the row and the column.
         param: the parameter.
         matrices: how it is read.
+        given: what there is of it already.
     """
-    state: dict[str, Tensor] = {}
+    state = dict(given)
     for stack, of_stack in entries.items():
         state.update(
             new_plain_state(

@@ -1,17 +1,18 @@
 """Parameters put into batches, and each batch given to its rule."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from orthon.batch import Batch
+from orthon.batch import Batch, Buffers
 from orthon.loss_scale import LossScale
 from orthon.member import Member
-from orthon.sharding import Layout, Ranks, Share, Stack, Step, deal, local
+from orthon.sharding import Layout, Ranks, Share, Stack, Step, deal, local, relocated
 from orthon.state import Entry, factor_key, matrix_name
 
 # One batch holds at most this many bytes of gradients, or of factors, or a single parameter: a step's temporaries
@@ -31,10 +32,15 @@ class Part:
     member: Member
     stack: Stack | None = None
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """How the parameter lies, or each of the matrices."""
         return self.member.layout if self.stack is None else self.stack.layout
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether it is the parameter as it lies in memory."""
+        return self.stack is None or cast(Any, self.member.matrices).is_plain
 
     @property
     def compressed(self) -> bool:
@@ -54,10 +60,12 @@ class Work:
     Attributes:
         parts: of the batch.
         owners: for each matrix who works on the whole of it, for a rule that gives each to one of the ranks.
+        buffers: where the batch keeps its state.
     """
 
     parts: list[Part]
     owners: list[int] | None = None
+    buffers: Buffers = field(default_factory=dict)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -69,6 +77,29 @@ class Work:
     def kind(self) -> tuple[int, int]:
         """What batches that make the same collectives have in common."""
         return id(self.parts[0].layout), id(self.parts[0].member.group)
+
+
+class Plan:
+    """The batches of a step, made anew only when other parameters have gradients, or gradients of another kind."""
+
+    def __init__(self) -> None:
+        self._members: Sequence[Member] = ()
+        self._kinds: list[Any] = []
+        self._sets: list[list[Work]] = []
+
+    def __call__(self, everything: Sequence[Member]) -> list[list[Work]]:
+        """Return the batches in sets that the same ranks communicate about, in an order on which all ranks agree.
+
+        Args:
+            everything: the same list as in the step before if their gradients alone may have changed.
+        """
+        kinds = [
+            member.grad if member.grad is None else (member.grad.dtype, member.grad.device) for member in everything
+        ]
+        if everything is not self._members or kinds != self._kinds:
+            self._members, self._kinds = everything, kinds
+            self._sets = _by_ranks(batches(everything))
+        return self._sets
 
 
 def batches(everything: Iterable[Member]) -> list[Work]:
@@ -96,8 +127,7 @@ def batches(everything: Iterable[Member]) -> list[Work]:
     return [Work(part, dealt.get(i)) for i, part in enumerate(parts)]
 
 
-def by_ranks(everything: Iterable[Work]) -> list[list[Work]]:
-    """Return the batches in sets that the same ranks communicate about, in an order on which all ranks agree."""
+def _by_ranks(everything: Iterable[Work]) -> list[list[Work]]:
     sets: defaultdict[tuple[int, ...], list[Work]] = defaultdict(list)
     for work in everything:
         sets[work.ranks].append(work)
@@ -122,6 +152,29 @@ def _share(parts: list[Part]) -> Share:
     return Share(layout, count, rule.cost(layout.shape, group), rule.route(layout, count, group) == "shards")
 
 
+def make_states(work: Work, states: MutableMapping[Tensor, dict[str, Any]]) -> None:
+    """Make the state of the parameters of a batch that have none yet.
+
+    Zeros that lie as the parameters do get one storage for all of them, as `Batch.stacked` would move them to.
+    """
+    new = [part for part in work.parts if not states[part.member.param]]
+    given: list[dict[str, Tensor]] = [{} for _ in new]
+    if new and all(
+        part.stack is not None and part.is_plain and local(part.member.param).is_contiguous() for part in new
+    ):
+        first, stack = new[0].member, cast(Stack, new[0].stack)
+        for key, entry in first.entries[stack].items():
+            if isinstance(entry, Entry) and entry.side is None:
+                like = local(first.param)
+                whole = torch.zeros(
+                    len(new), *first.layout.part_shape, dtype=entry.dtype or like.dtype, device=like.device
+                )
+                for part, own, zeros in zip(new, given, whole.unbind(), strict=True):
+                    own[key] = relocated(part.member.param, zeros)
+    for part, own in zip(new, given, strict=True):
+        states[part.member.param].update(part.member.new_state(own))
+
+
 def update(
     work: Work,
     states: MutableMapping[Tensor, dict[str, Any]],
@@ -136,51 +189,63 @@ def update(
         gates: for each device a tensor that is 1, or 0 to leave everything as it is; empty if none is to be left.
         scale: of the loss, and so of the gradients.
     """
-    opened = [_Opened(part, states[part.member.param]) for part in work.parts]
+    names, weights, grads, state, opened = [], [], [], [], []
+    for part in work.parts:
+        member, own = part.member, states[part.member.param]
+        weight, grad = member.param, cast(Tensor, member.grad)
+        if member.layout.mesh is not None:
+            weight, grad = member.layout.fit(local(weight)), member.layout.fit(grad)
+        if part.is_plain:
+            names.append(member.name)
+            weights.append(weight)
+            grads.append(grad)
+            state.append(own)
+        else:
+            viewed = _Viewed(part, weight, own)
+            names += viewed.names
+            weights += viewed.weights
+            grads += viewed.open(grad)
+            state += viewed.states
+            opened.append(viewed)
+    grads = scale.unscaled(grads)  # replicas may differ in it
     first = work.parts[0]
-    grads = scale.unscaled([grad for each in opened for grad in each.grads])  # replicas may differ in it
     if first.member.averages and not first.compressed:
         grads = yield from _averaged(grads, first.layout.replicas)
     gate = gates.get(grads[0].device)
     if gate is not None:
         grads = [torch.where(gate > 0, grad, 0) for grad in grads]
     batch = Batch(
-        names=[name for each in opened for name in each.names],
-        weights=[weight for each in opened for weight in each.weights],
+        names=names,
+        weights=weights,
         grads=grads,
-        state=[state for each in opened for state in each.states],
+        state=state,
         layout=first.layout,
         owners=work.owners,
         unsynced=first.compressed,
         gate=gate,
+        buffers=work.buffers,
     )
     yield from first.member.rule.update(batch, first.member.group)
-    for each in opened:
-        each.close()
+    for viewed in opened:
+        viewed.close()
 
 
-class _Opened:
-    """What a batch has of a parameter: names, weights, gradients and state, one of each for every matrix.
+class _Viewed:
+    """The matrices that a parameter is read as: names, weights and state, one of each for every matrix.
 
     They are views of the parameter's own tensors. Where there is none (a convolution in channels_last), `close`
     writes the copies back; so it does with state that the batch has moved.
     """
 
-    def __init__(self, part: Part, state: dict[str, Any]) -> None:
-        member, self._stack = part.member, part.stack
-        self._matrices = member.matrices
-        self._weight, grad = member.layout.fit(local(member.param)), member.layout.fit(cast(Tensor, member.grad))
-        self._is_plain = self._stack is None or cast(Any, self._matrices).is_plain
-        if self._is_plain:
-            self.names, self.weights, self.grads, self.states = [member.name], [self._weight], [grad], [state]
-            return
-        assert self._stack is not None
-        assert self._matrices is not None
-        stack, matrices = self._stack, self._matrices
+    def __init__(self, part: Part, weight: Tensor, state: dict[str, Any]) -> None:
+        member = part.member
+        assert part.stack is not None
+        assert member.matrices is not None
+        stack, matrices = part.stack, member.matrices
+        self._stack, self._matrices, self._weight = stack, matrices, weight
         self.names = [matrix_name(member.name, matrices, number) for number in stack.numbers]
-        self._open_weight = matrices.open(self._weight, stack)
+        self._open_weight = matrices.open(weight, stack)
         self.weights = list(self._open_weight.unbind())
-        self.grads = list(matrices.open(grad, stack).unbind())
         self._open: dict[str, tuple[Tensor, Entry, Tensor]] = {}
         self.states = [dict[str, Any]() for _ in stack.numbers]
         of_stacks = member.entries
@@ -199,12 +264,12 @@ class _Opened:
             for each, of_matrix in zip(self.states, opened.unbind(), strict=True):
                 each[key] = of_matrix
 
+    def open(self, grad: Tensor) -> list[Tensor]:
+        """Return this rank's part of the gradient as matrices."""
+        return list(self._matrices.open(grad, self._stack).unbind())
+
     def close(self) -> None:
         """Bring what lies elsewhere back into the parameter and its state."""
-        if self._is_plain:
-            return
-        assert self._stack is not None
-        assert self._matrices is not None
         if not _shares(self._open_weight, self._weight):
             self._matrices.close(self._weight, self._stack, self._open_weight)
         for key, (kept, entry, opened) in self._open.items():

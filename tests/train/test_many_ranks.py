@@ -204,6 +204,31 @@ def test_from_one_process_to_many_and_back(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("layout", ["DDP", "TP and replicas"])
+def test_compressed_state_is_consolidated(tmp_path: Path, words: list[str], alone, numbers, layout: str) -> None:
+    more = ["--schedule.decay=constant", "--schedule.warmup=0"]
+    run, compressed = tmp_path / "run", ["--optimizer.compressed-sync", *mesh(LAYOUTS[layout])]
+    torchrun(4, "train", *words, *more, "--steps=20", "--save-every=5", *compressed, f"--out={run}")
+    torchrun(4, "train", f"--resume={run}", "--steps=30")
+    assert main(["train", f"--resume={run}", "--steps=50", "--optimizer.no-compressed-sync", *mesh((1, 1, 1))]) == 0
+    many, one = numbers(run), numbers(alone(*more))
+    for record in [*many, *one]:
+        del record["grad_norm"]  # that of the averages, which never exist
+    assert_same_curve(many, one)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["FSDP", "TP and FSDP"])
+def test_going_on_with_uneven_parts(tmp_path: Path, words: list[str], alone, numbers, layout: str) -> None:
+    more = [*ODD, "--schedule.decay=constant", "--schedule.warmup=0"]
+    run = tmp_path / "run"
+    assert main(["train", *words, *more, "--steps=10", f"--out={run}"]) == 0
+    torchrun(4, "train", f"--resume={run}", "--steps=20", *mesh(LAYOUTS[layout]))
+    assert main(["train", f"--resume={run}", "--steps=50", *mesh((1, 1, 1))]) == 0
+    assert_same_curve(numbers(run), numbers(alone(*more)))
+
+
+@pytest.mark.long
 def test_a_signal_stops_all_ranks_at_the_same_step(tmp_path: Path, words: list[str], alone, numbers) -> None:
     run = tmp_path / "run"
     process = start(2, "train", *words, "--optimizer.name=adamw", "--mesh.dp-shard=2", f"--out={run}")
@@ -216,7 +241,7 @@ def test_a_signal_stops_all_ranks_at_the_same_step(tmp_path: Path, words: list[s
     assert f"go on with: orthon train --resume {run}" in said, complaints
     done = len(numbers(run))
     assert 5 <= done < 50
-    assert (run / "checkpoints" / f"step-{done:08d}.pt").exists()
+    assert (run / "checkpoints" / f"step-{done:08d}").exists()
     assert main(["train", f"--resume={run}", *mesh((1, 1, 1))]) == 0
     assert_same_curve(numbers(run), numbers(alone("--optimizer.name=adamw")))
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
+from orthon.checkpoint import SafeReader
 from orthon.train.cli import main
 
 
@@ -19,6 +22,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "finished"
     assert main(["train", *tiny, "--save-every=15", f"--out={directory}"]) == 0
     return directory
+
+
+def saved_tensors(path: Path) -> dict[str, torch.Tensor]:
+    reader = SafeReader(path)
+    saved = reader.read_metadata().state_dict_metadata.items()
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def test_a_run_learns_and_leaves_its_results(finished: Path, numbers) -> None:
@@ -33,8 +48,8 @@ def test_a_run_learns_and_leaves_its_results(finished: Path, numbers) -> None:
     assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "▮" in (finished / "sample.txt").read_text()
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
-        "step-00000030.pt",
-        "step-00000040.pt",
+        "step-00000030",
+        "step-00000040",
     ]
     events = EventAccumulator(str(finished / "tensorboard"))
     events.Reload()
@@ -54,16 +69,15 @@ def test_resume_equals_an_uninterrupted_run(
     # A checkpoint in the middle, and numbers of later steps that a lost machine has left behind.
     assert main(["train", *tiny, "--save-every=15", "--keep-checkpoints=9", f"--out={parts}"]) == 0
     for step in (30, 40):
-        (parts / "checkpoints" / f"step-{step:08d}.pt").unlink()
+        shutil.rmtree(parts / "checkpoints" / f"step-{step:08d}")
     (parts / "summary.json").unlink()
     with (parts / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "lo')
     assert main(["train", f"--resume={parts}"]) == 0
     assert numbers(parts) == numbers(whole)
-    weights = [
-        torch.load(run / "checkpoints" / "step-00000040.pt", weights_only=True)["model"] for run in (whole, parts)
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    saved = [saved_tensors(run / "checkpoints" / "step-00000040") for run in (whole, parts)]
+    assert len(saved[0]) > 2 * 21  # weights, and at least one state of each
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
     assert (parts / "sample.txt").read_text() == (whole / "sample.txt").read_text()
 
 
@@ -105,7 +119,7 @@ def test_a_signal_saves_a_checkpoint(
     assert f"go on with: orthon train --resume {directory}" in said
     done = len(numbers(directory))
     assert 4 <= done < 40
-    assert (directory / "checkpoints" / f"step-{done:08d}.pt").exists()
+    assert (directory / "checkpoints" / f"step-{done:08d}").exists()
     assert main(["train", f"--resume={directory}"]) == 0
     assert numbers(directory) == numbers(finished)
 
@@ -113,46 +127,3 @@ def test_a_signal_saves_a_checkpoint(
 def test_a_loss_that_is_no_number(tmp_path: Path, tiny: list[str], fails) -> None:
     said = fails("train", *tiny, "--optimizer.name=adamw", "--optimizer.lr=1e30", "--out", tmp_path / "run", code=1)
     assert "the loss of step" in said
-
-
-def damage(run: Path, **changes: object) -> None:
-    path = run / "checkpoints" / "step-00000040.pt"
-    torch.save({**torch.load(path, weights_only=True), **changes}, path)
-
-
-def test_checkpoint_errors(tmp_path: Path, finished: Path, fails, snapshot) -> None:
-    def refuses(message: str) -> None:
-        before = snapshot(run)
-        assert message in fails("train", "--resume", run)
-        assert snapshot(run) == before
-
-    def fresh() -> Path:
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        return shutil.copytree(finished, tmp_path / "run")
-
-    run = fresh()
-    newest = run / "checkpoints" / "step-00000040.pt"
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    refuses("step-00000040.pt is damaged; delete it to go on from the one before it")
-    (run / "checkpoints" / "step-00000030.pt").unlink()
-    newest.write_bytes(b"")
-    refuses("step-00000040.pt is damaged, and there is no other")
-    torch.save([1, 2], newest)
-    refuses("is no checkpoint of an orthon run")
-    newest.unlink()
-    refuses(f"there is no checkpoint in {run}")
-
-    run = fresh()
-    content = torch.load(newest, weights_only=True)
-    damage(run, config={**content["config"], "model.layers": 3})
-    refuses("has model.layers 3, which cannot become 2")
-    damage(run, config=content["config"], corpus="another")
-    refuses("was trained on another text")
-    damage(run, corpus=content["corpus"], model={"lm_head.weight": torch.zeros(2, 2)})
-    refuses("does not fit this model and optimizer")
-    damage(run, model=content["model"], optimizers=[])
-    refuses("does not fit this model and optimizer")
-
-    run = fresh()
-    (run / "config.yaml").write_text("steps: [")
-    refuses("is not YAML")

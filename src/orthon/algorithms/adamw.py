@@ -1,10 +1,11 @@
 """AdamW (arXiv 1711.05101): PyTorch's own, so that its results are the same to the bit."""
 
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
-from orthon.batch import Batch, agreeing
+from orthon.batch import Batch, agreeing, scalar
 from orthon.options import Group, betas, flag, flag_or_none, number, own, structural
 from orthon.sharding import Step, local
 from orthon.state import Counter, Entries, Entry
@@ -20,7 +21,12 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
             state["step"] = state["step"].to(weight.device)
     beta1, beta2 = group["betas"]
     average, square, *largest = ([local(state[key]) for state in batch.state] for key in _averages(group))
+    (_, rate), weight_decay = batch.rates(group), scalar(group["weight_decay"])
     cautious = group["cautious_weight_decay"]
+    if isinstance(weight_decay, Tensor):  # torch's own takes numbers alone
+        weight_decay = 0.0
+        if not cautious:
+            batch.decay(rate)
     before = torch._foreach_clone(batch.weights) if cautious else ()
     # A scaler's gradients of float16 weights arrive in float32, which torch's own does not take for them.
     grads = [grad.to(X.dtype) for X, grad in zip(batch.weights, batch.grads, strict=True)]
@@ -38,19 +44,21 @@ def adamw(batch: Batch, group: Group) -> Step[None]:
         beta1=beta1,
         beta2=beta2,
         lr=group["lr"],
-        weight_decay=0.0 if cautious else group["weight_decay"],
+        weight_decay=0.0 if cautious else weight_decay,
         eps=group["eps"],
         maximize=group["maximize"],
     )
     if cautious:
         # X is already at X − lr·direction; what decays is X as it was.
-        rate = batch.gated_lr(group["lr"]) * group["weight_decay"]
         for X, old in zip(batch.weights, before, strict=True):
             X.sub_(agreeing(old, old - X).mul_(rate))
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
-    return {"step": Counter(on_device=bool(group["fused"])), **dict.fromkeys(_averages(group), Entry())}
+    return {
+        "step": Counter(on_device=bool(group["fused"] or group["capturable"])),
+        **dict.fromkeys(_averages(group), Entry()),
+    }
 
 
 def _averages(group: Group) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.kernels import add_, add_and_multiply_, subtract_product_
+from orthon.kernels import add_and_multiply_, add_each, subtract_product_
 from orthon.linalg import (
     PRECISIONS,
     check_precision,
@@ -53,6 +53,7 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         if i > 0:
             product = rows.part(M) @ Q.to(M.dtype)
         B = yield from rows.reduce(product)  # (b, share of m, r)
+        del product  # where B is a share of it
         left = yield from orthonormalize(B, rows.ranks, precision=precision)
         P = yield from rows.gather(left.vectors.to(sent))  # (b, m, r)
         R = yield from cols.reduce(cols.part(M.mT) @ P.to(M.dtype))  # (b, share of n, r)
@@ -73,13 +74,12 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     else:
         T = (yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))).to(sent)  # (b, r, r)
         PT, QT = (P @ T.mT, found) if rows.size < cols.size else (P, found @ T)
-    subtract_product_(M, PT.to(M.dtype), QT.to(M.dtype), by=1 - group["momentum"])
+    subtract_product_(M, PT, QT, by=1 - group["momentum"])
     if M is not stored:
         stored.copy_(M)
 
-    lr = batch.gated_lr(group["lr"])
-    rate, cautious = lr * group["weight_decay"], group["cautious_weight_decay"]
-    batch.decay_and_subtract_product(P, found, rate=rate, by=lr * scale, cautious=cautious)
+    lr, rate = batch.rates(group)
+    batch.decay_and_subtract_product(P, found, rate=rate, by=lr * scale, cautious=group["cautious_weight_decay"])
 
 
 def _accumulate(stored: Tensor, Q: Tensor, rows: Side, batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ def _accumulate(stored: Tensor, Q: Tensor, rows: Side, batch: Batch, group: Grou
     dtype, gain = compute_dtype(stored.dtype), -1.0 if group["maximize"] else 1.0
     if dtype == stored.dtype and rows.copies.size == 1:
         return stored, add_and_multiply_(stored, batch.grads, Q.to(dtype), gain=gain)
-    add_(stored, batch.grads, gain=gain)
+    add_each(stored, batch.grads, gain)
     M = stored.to(dtype)
     if M is not stored:
         M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range

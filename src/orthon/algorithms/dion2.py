@@ -16,7 +16,8 @@ from orthon.options import Group, choice, flag, number, portion
 from orthon.sharding import Layout, Step
 from orthon.state import Counter, Entries, Entry
 
-Normalize = Callable[[list[Tensor], Selection, Batch, Group], Step[list[Tensor]]]
+Matrices = Tensor | list[Tensor]  # (b, selected, n), or where the ranks have different numbers of rows, a list
+Normalize = Callable[[Matrices, Selection, Batch, Group], Step[Matrices]]
 
 
 def dion2(batch: Batch, group: Group, normalize: Normalize | None = None) -> Step[None]:
@@ -40,18 +41,18 @@ def dion2(batch: Batch, group: Group, normalize: Normalize | None = None) -> Ste
     M, norms = added_gradients(batch, group, norms=group["selection"] != "random")  # (b, m, n), (b, m)
     S = yield from selected(norms, batch, group)
     dtype, keep = dtype_of_polar(M.dtype, S.layout, group), 1 - batch.gated(1 - group["momentum"])
-    U = [take(matrix, rows, dtype, keep) for matrix, rows in zip(M.unbind(), S.rows, strict=True)]  # each (selected, n)
+    U = take(M, S.rows, dtype, keep)  # (b, selected, n)
     O = yield from polar_of_rows(U, S, batch, group)
     if normalize is not None:
         O = yield from normalize(O, S, batch, group)
-    lr, cautious = batch.gated_lr(group["lr"]), group["cautious_weight_decay"]
-    decay_and_subtract(batch, S, O, rate=lr * group["weight_decay"], by=lr * scale, cautious=cautious)
+    lr, rate = batch.rates(group)
+    decay_and_subtract(batch, S, O, rate=rate, by=lr * scale, cautious=group["cautious_weight_decay"])
 
 
 def _entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
     """Return a zero momentum (m, n), and for random rows the number of steps."""
     momentum = Entry(dtype=group["state_dtype"], own=True)
-    return {"momentum": momentum, **({"step": Counter()} if _counts(group) else {})}
+    return {"momentum": momentum, **({"step": Counter(on_device=group["capturable"])} if _counts(group) else {})}
 
 
 def _counts(group: Group) -> bool:

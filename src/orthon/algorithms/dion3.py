@@ -25,7 +25,7 @@ def dion3(batch: Batch, group: Group) -> Step[None]:
     yield from dion2.dion2(batch, group, _normalized)
 
 
-def _normalized(O: list[Tensor], S: Selection, batch: Batch, group: Group) -> Step[list[Tensor]]:
+def _normalized(O: dion2.Matrices, S: Selection, batch: Batch, group: Group) -> Step[dion2.Matrices]:
     """Return O with each row of the weights divided by its root mean square over time.
 
     Args:
@@ -34,17 +34,24 @@ def _normalized(O: list[Tensor], S: Selection, batch: Batch, group: Group) -> St
         batch: of the matrices.
         group: options.
     """
-    O = [part.to(factor_dtype(part.dtype)) for part in O]
+    dtype = factor_dtype(O[0].dtype)
+    O = O.to(dtype) if isinstance(O, Tensor) else [part.to(dtype) for part in O]
     if batch.reads_transposed:
         squares = torch.stack([part.square().sum(0) for part in O])  # (b, m)
         gains = yield from row_gains(squares, S.count, None, batch, group)
-        return [part * gain for part, gain in zip(O, gains, strict=True)]
+        return O * gains.unsqueeze(-2) if isinstance(O, Tensor) else [o * g for o, g in zip(O, gains, strict=True)]
     squares = O[0].new_zeros(len(O), batch.layout.part_shape[0])
     chosen = torch.zeros_like(squares)
-    for part, rows, of_matrix, mask in zip(O, S.rows, squares, chosen, strict=True):
-        of_matrix.index_copy_(0, rows, part.square().sum(-1))
-        mask.index_fill_(0, rows, 1)
+    if isinstance(O, Tensor) and isinstance(S.rows, Tensor):
+        squares.scatter_(1, S.rows, O.square().sum(-1))
+        chosen.scatter_(1, S.rows, 1)
+    else:
+        for part, rows, of_matrix, mask in zip(O, S.rows, squares, chosen, strict=True):
+            of_matrix.index_copy_(0, rows, part.square().sum(-1))
+            mask.index_fill_(0, rows, 1)
     gains = yield from row_gains(squares, batch.layout.shape[1], chosen, batch, group)
+    if isinstance(O, Tensor) and isinstance(S.rows, Tensor):
+        return O * gains.gather(1, S.rows).unsqueeze(-1)
     return [part * gain[rows].unsqueeze(-1) for part, rows, gain in zip(O, S.rows, gains, strict=True)]
 
 

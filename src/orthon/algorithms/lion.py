@@ -17,13 +17,13 @@ def lion(batch: Batch, group: Group) -> Step[None]:
     """
     yield from ()
     beta1, beta2 = group["betas"]
-    lr, gain = batch.gated_lr(group["lr"]), batch.gated(1 - beta2)
+    (lr, rate), gain = batch.rates(group), batch.gated(1 - beta2)
     momentum = [local(state["exp_avg"]) for state in batch.state]
 
     news = torch._foreach_sub(torch._foreach_neg(batch.grads) if group["maximize"] else batch.grads, momentum)
     update = torch._foreach_add(momentum, news, alpha=1 - beta1)
     torch._foreach_sign_(update)
-    batch.decay(lr * group["weight_decay"], cautious=update if group["cautious_weight_decay"] else None)
+    batch.decay(rate, cautious=update if group["cautious_weight_decay"] else None)
     batch.subtract(update, lr)
     torch._foreach_mul_(news, gain)
     torch._foreach_add_(momentum, news)

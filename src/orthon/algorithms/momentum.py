@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from orthon.batch import Batch
+from orthon.kernels import add_each
 from orthon.linalg import compute_dtype, in_cache
 from orthon.options import Group
 
@@ -25,13 +26,12 @@ def updated_momentum(batch: Batch, group: Group, dtype: torch.dtype) -> Tensor:
     gain = (1 - momentum if group["ema"] else 1.0) * (-1 if group["maximize"] else 1)
     keep = 1 - batch.gated(1 - momentum)
     result = torch.empty_like(stored, dtype=dtype)
-    for whole in zip(stored.unbind(), batch.grads, result.unbind(), strict=True):
-        for kept, G, U in in_cache(*whole):
-            M = kept.to(compute_dtype(kept.dtype))
-            M.mul_(keep).add_(G, alpha=gain)
-            U.copy_((M * momentum).add_(G, alpha=gain) if group["nesterov"] else M)
-            if M is not kept:  # float16, whose range a sum may leave
-                kept.copy_(M.clamp_(limits.min, limits.max))
+    for kept, G, U in in_cache(stored, batch.grads, result):
+        M = kept.to(compute_dtype(kept.dtype))
+        add_each(M.mul_(keep), G, gain)
+        U.copy_(add_each(M * momentum, G, gain) if group["nesterov"] else M)
+        if M is not kept:  # float16, whose range a sum may leave
+            kept.copy_(M.clamp_(limits.min, limits.max))
     return result
 
 
@@ -49,17 +49,18 @@ def added_gradients(batch: Batch, group: Group, *, norms: bool) -> tuple[Tensor,
     stored = batch.stacked("momentum")
     limits = torch.finfo(stored.dtype)
     turned, sign = batch.reads_transposed, -1 if group["maximize"] else 1
-    sums = []
-    for kept, grad in zip(stored.unbind(), batch.grads, strict=True):
-        parts = []
-        for M, G in in_cache(kept, grad.mT if turned else grad):
-            M.add_(G, alpha=sign)
-            if M.dtype == torch.float16:  # whose range a sum may leave
-                M.clamp_(limits.min, limits.max)
-            if norms and M.device.type == "cpu":
-                parts.append(M.to(torch.float64, copy=True).abs_().sum(0 if turned else 1))
-            elif norms:
-                parts.append(torch.linalg.vector_norm(M, 1, dim=0 if turned else 1, dtype=torch.float64))
-        if norms:
-            sums.append(torch.stack(parts).sum(0) if turned else torch.cat(parts))
-    return stored.mT if turned else stored, torch.stack(sums) if norms else None
+    parts = []
+    for M, G in in_cache(stored, [grad.mT for grad in batch.grads] if turned else batch.grads):
+        add_each(M, G, sign)
+        if M.dtype == torch.float16:  # whose range a sum may leave
+            M.clamp_(limits.min, limits.max)
+        if norms and M.device.type == "cpu":
+            parts.append(M.to(torch.float64, copy=True).abs_().sum(1 if turned else 2))
+        elif norms:
+            parts.append(torch.linalg.vector_norm(M, 1, dim=1 if turned else 2, dtype=torch.float64))
+    if not norms:
+        return stored.mT if turned else stored, None
+    if turned:  # a part has some rows of a matrix at least, and all columns
+        sums = torch.cat(parts)
+        return stored.mT, sums.view(len(stored), len(sums) // len(stored), stored.shape[2]).sum(1)
+    return stored, torch.cat([part.flatten() for part in parts]).view(stored.shape[:2])

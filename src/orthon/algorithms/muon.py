@@ -29,9 +29,9 @@ def muon(
     O = yield from polar_factor(U, batch, group)
     if normalize is not None:
         O = yield from normalize(O, batch, group)
-    lr = batch.gated_lr(group["lr"])
+    lr, rate = batch.rates(group)
     scale, cautious = lr_factor(group["lr_scale"], *batch.layout.shape), group["cautious_weight_decay"]
-    batch.decay_and_subtract(O.unbind(), rate=lr * group["weight_decay"], by=lr * scale, cautious=cautious)
+    batch.decay_and_subtract(O.unbind(), rate=rate, by=lr * scale, cautious=cautious)
 
 
 def entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001

@@ -57,7 +57,7 @@ def dtype_of_polar(storage: torch.dtype, layout: Layout, group: Group) -> torch.
     """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
     if group["polar"] == "svd":
         return factor_dtype(group["polar_dtype"] or storage)
-    return group["polar_dtype"] or polar_dtype(storage, layout.device)
+    return group["polar_dtype"] or polar_dtype(storage, layout.device, layout.shape)
 
 
 def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, group: Group) -> Step[list[Tensor]]:

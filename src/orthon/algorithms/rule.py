@@ -16,8 +16,8 @@ from orthon.options import (
     flag,
     float_dtype_or_none,
     integer,
-    number,
     number_or_tensor,
+    own,
     structural,
 )
 from orthon.sharding import Layout, Step
@@ -90,9 +90,10 @@ class Rule:
 # What every rule takes.
 COMMON_OPTIONS: Mapping[str, Option] = {
     "lr": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
-    "weight_decay": number(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
+    "weight_decay": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
     "maximize": flag(False),
     "cautious_weight_decay": flag(False),
+    "capturable": own(flag(False)),
 }
 
 # What rules for matrices take beside.

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from orthon.kernels.dispatch import in_triton
+from orthon.kernels.sums import add_each
 
 # Triton keeps a block of rows of the product in registers, while the sum passes through once.
 MOST_COLUMNS = 256
@@ -30,14 +30,4 @@ def add_and_multiply_(M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: fl
         from orthon.kernels.triton import add_and_multiply as kernel
 
         return kernel.launch(M, grads, Q, gain)
-    add_(M, grads, gain=gain)
-    return M @ Q
-
-
-def add_(M: Tensor, grads: Sequence[Tensor], *, gain: float = 1.0) -> None:
-    """Add gain·G to each M in place; see `add_and_multiply_`."""
-    if grads[0].dtype == M.dtype:
-        torch._foreach_add_(M.unbind(), list(grads), alpha=gain)
-        return
-    for part, grad in zip(M.unbind(), grads, strict=True):
-        part.add_(grad, alpha=gain)
+    return add_each(M, grads, gain) @ Q

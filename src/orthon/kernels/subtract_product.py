@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.kernels.dispatch import in_triton
+from orthon.kernels.products import add_product_
 
 
 def subtract_product_(
@@ -18,8 +19,8 @@ def subtract_product_(
 
     Args:
         X: (b, m, n), or b matrices (m, n), with any strides.
-        P: (b, m, r), of the dtype of X.
-        Q: (b, n, r), of the dtype of X.
+        P: (b, m, r), of any floating dtype, and rounded to that of X, in which products are computed.
+        Q: (b, n, r), likewise.
         rate: a number, or a tensor with one element on the device of X.
         by: likewise.
     """
@@ -27,15 +28,16 @@ def subtract_product_(
     if in_triton("subtract_product_", X if isinstance(X, Tensor) else first, first.numel()):
         from orthon.kernels.triton import subtract_product as kernel
 
-        kernel.launch(X, P, Q, rate, by)
+        kernel.launch(X, P.to(first.dtype), Q.to(first.dtype), rate, by)
         return
-    if isinstance(by, Tensor):  # torch's fused product takes numbers alone
+    if isinstance(by, Tensor):  # torch's fused product takes numbers alone; Q is rounded once, afterwards
         Q, by = Q * by, 1.0
+    P, Q = P.to(first.dtype), Q.to(first.dtype)
     if isinstance(rate, Tensor):
         torch._foreach_mul_([X] if isinstance(X, Tensor) else list(X), 1 - rate)
         rate = 0.0
     if isinstance(X, Tensor):
-        X.baddbmm_(P, Q.mT, beta=1 - rate, alpha=-by)
+        add_product_(X, P, Q, beta=1 - rate, alpha=-by)
         return
     for x, p, q in zip(X, P.unbind(), Q.unbind(), strict=True):
-        x.addmm_(p, q.mT, beta=1 - rate, alpha=-by)
+        add_product_(x, p, q, beta=1 - rate, alpha=-by)

@@ -1,6 +1,7 @@
 """Several operations on matrices, one after the other, on parts that stay in the cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -9,12 +10,27 @@ from torch import Tensor
 _NUMBERS = 1 << 16
 
 
-def in_cache(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the same rows of matrices (m, n), some at a time on a CPU, and all at once elsewhere."""
-    m, n = matrices[0].shape
-    rows = max(1, _NUMBERS // max(1, n)) if matrices[0].device.type == "cpu" else max(1, m)
-    if rows >= m:
-        yield matrices
+def in_cache(*batches: Tensor | Sequence[Tensor]) -> Iterator[Any]:
+    """Yield the same parts of batches of matrices: on a CPU some matrices, or some rows of one, elsewhere all at once.
+
+    Args:
+        batches: tensors (b, m, n), or sequences of b matrices (m, n).
+
+    Yields:
+        a part of each, (k, p, n), or a list of k matrices (p, n).
+    """
+    first = batches[0][0]
+    (m, n), b = first.shape, len(batches[0])
+    if first.device.type != "cpu":
+        yield batches
         return
-    for start in range(0, m, rows):
-        yield tuple(matrix[start : start + rows] for matrix in matrices)
+    count = max(1, _NUMBERS // max(1, m * n))
+    rows = max(1, _NUMBERS // max(1, n)) if count == 1 else max(1, m)
+    for start in range(0, b, count):
+        some = [batch[start : start + count] for batch in batches]
+        for top in range(0, max(1, m), rows):
+            yield some if rows >= m else tuple(_rows(part, top, top + rows) for part in some)
+
+
+def _rows(part: Tensor | Sequence[Tensor], start: int, stop: int) -> Tensor | list[Tensor]:
+    return part[:, start:stop] if isinstance(part, Tensor) else [matrix[start:stop] for matrix in part]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from orthon.host import is_readable
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.gram import gram_sum
 from orthon.linalg.precision import factor_dtype, full_precision, rounding_noise
@@ -73,11 +74,12 @@ def orthonormalize(
     # Second pass. Its factor tells the true residual; a column without one is dropped and factored out.
     gram = yield from gram_sum(B, ranks, by.rough_gram)
     norm = _diagonal(gram).sqrt()
-    left_over = _diagonal(_cholesky_(gram.clone(), norm, live, shift))
+    L = _cholesky_(gram.clone(), norm, live, shift)
+    left_over = _diagonal(L)
     residual *= norm * left_over
-    live = live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
-    B = _solve_(B, norm, live, _cholesky_(gram, norm, live, shift), by)
-    del gram
+    before, live = live, live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
+    B = _solve_(B, norm, live, L if _is_known_equal(before, live) else _cholesky_(gram, norm, live, shift), by)
+    del gram, L
 
     # Third pass, without a shift. Columns that are still far from orthogonal are noise that had been amplified.
     gram = yield from gram_sum(B, ranks, by.gram, lengths=by.times is not None)
@@ -141,6 +143,11 @@ def _scale_(B: Tensor, ranks: Ranks) -> Step[tuple[Tensor, Tensor]]:
     B = B.to(factor_dtype(B.dtype))
     scale = yield from ranks.sum(B.abs().sum(-2))
     return B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2)), scale
+
+
+def _is_known_equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether two masks are equal; False on accelerators, which would have to be waited for."""
+    return is_readable(a) and torch.equal(a, b)
 
 
 def _diagonal(A: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Polar factors of batches of matrices, by odd polynomials of them or exactly."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from orthon.host import is_readable
 from orthon.kernels import symmetric_product
 from orthon.linalg.gram import gram_sum
 from orthon.linalg.polynomials import SAFETY, Polynomial, polynomials
@@ -21,6 +23,14 @@ ROUTES = ("auto", "direct", "gram")
 # (float32), the Gram route takes 1.11 (1.03) of the time of the other at 1.5 with short sides of 768, 1.02 (0.93) at
 # 2, 0.91 (0.85) at 3, and 0.85 (0.78) at 4. It rounds twice as much, which is why it is left where it gains little.
 GRAM_ASPECT = 2.5
+
+# In 16 bits, polynomials are composed for Gram matrices of at least this side. In smaller ones rounding does not
+# average out: of Gaussian matrices of 8×32 to 32×96, 6 to 12 % end with a singular value above 1.2, up to 26; of
+# 48×144 0.2 %, of 64×192 none.
+COMPOSED_SIDE = 128
+
+# Of so many numbers and fewer, a CPU computes the polar factor in float32 in half of the time, in hardware or not.
+SMALL_ON_CPU = 2048
 
 # How many polynomials the Gram route composes, after the first, before it applies them and computes the Gram matrix
 # anew. What rounding has left in it is multiplied by up to a² in each: by 68 in the first, which therefore stays
@@ -50,7 +60,8 @@ def polar(
     bfloat16 it can reach 1, but for rows and columns that are zero or equal.
 
     The Polar Express brings the singular values of matrices with condition numbers to 100 into [0.87, 1.13] in 5 steps,
-    and into [0.99, 1.01] in 6; a condition number of 1000 takes 7. The "gram" route in bfloat16 reaches 1.2 after 5.
+    and into [0.99, 1.01] in 6; a condition number of 1000 takes 7. The "gram" route in bfloat16 reaches 1.2 after 5;
+    for short sides below 128 it takes one polynomial at a time there.
 
     Args:
         U: (..., m, n), of any scale and floating dtype. It is not overwritten.
@@ -68,12 +79,12 @@ def polar(
         ValueError: if there is no such method or route, `steps` is less than 1, or `dtype` is none for it.
     """
     m, n = U.shape[-2:]
-    dtype = dtype or polar_dtype(U.dtype, U.device)
+    dtype = dtype or polar_dtype(U.dtype, U.device, U.shape[-2:])
     _check(method, steps, route, dtype)
     batch = U.reshape(math.prod(U.shape[:-2]), m, n)
     result = torch.empty(batch.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
     if result.numel() > 0:
-        segments = _segments(method, steps, dtype, _route(m, n, steps, route))
+        segments = _segments(method, steps, dtype, _route(m, n, steps, route), min(m, n))
         per_chunk = _per_chunk(m * n, min(m, n), result.dtype)
         for part, out in zip(torch.split(batch, per_chunk), torch.split(result, per_chunk), strict=True):
             if method == "svd":
@@ -113,10 +124,10 @@ def polar_on_shards(
         ValueError: if there is no such method, `steps` is less than 1, or `dtype` is none for it.
     """
     b, _, n = U.shape
-    dtype = dtype or polar_dtype(U.dtype, U.device)
+    dtype = dtype or polar_dtype(U.dtype, U.device, (n, n))
     _check(method, steps, "gram", dtype)
     result = torch.empty(U.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
-    segments = _segments(method, steps, dtype, "gram")
+    segments = _segments(method, steps, dtype, "gram", n)
     per_chunk = _per_chunk(n * n, n, result.dtype)  # the same on all ranks, however many rows each has
     for start in range(0, b if most is None else most, per_chunk):
         part, out = U[start : start + per_chunk], result[start : start + per_chunk]
@@ -127,14 +138,21 @@ def polar_on_shards(
     return result
 
 
-def polar_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype in which the polar factor of a tensor is computed fastest, and well enough for a training step.
+def polar_dtype(storage: torch.dtype, device: torch.device, shape: Sequence[int]) -> torch.dtype:
+    """Return the dtype in which the polar factor of a matrix is computed fastest, and well enough for a training step.
 
-    That is bfloat16 on GPUs and on CPUs that multiply matrices of it in hardware, and float32 on other CPUs; float64
-    for float64.
+    That is bfloat16 on GPUs and on CPUs that multiply matrices of it in hardware, and float32 on other CPUs and for
+    the smallest matrices; float64 for float64.
+
+    Args:
+        storage: dtype of the matrix.
+        device: on which it is.
+        shape: of the matrix.
     """
     if storage == torch.float64:
         return torch.float64
+    if device.type == "cpu" and math.prod(shape) <= SMALL_ON_CPU:
+        return torch.float32
     return torch.bfloat16 if device.type != "cpu" or _cpu_multiplies_bfloat16() else torch.float32
 
 
@@ -143,14 +161,14 @@ def polar_flops(m: int, n: int, *, method: str = "polar_express", steps: int = 5
     short, long = min(m, n), max(m, n)
     if method == "svd":  # Golub and Van Loan, "Matrix Computations": R-SVD, and the product of the factors
         return 6.0 * long * short**2 + 20.0 * short**3 + 2.0 * short**2 * long
-    return _flops(long, short, method, _segments(method, steps, torch.float32, _route(m, n, steps, route)))
+    return _flops(long, short, method, _segments(method, steps, torch.float32, _route(m, n, steps, route), min(m, n)))
 
 
 def shards_cost(m: int, n: int, *, method: str = "polar_express", steps: int = 5) -> tuple[int, float]:
     """Return what `polar_on_shards` takes of a rank with m rows, about: sums of n × n, and operations, for a matrix."""
     if method == "svd":
         return 1, 4.0 * m * n**2 + 25.0 * n**3
-    segments = _segments(method, steps, torch.float32, "gram")
+    segments = _segments(method, steps, torch.float32, "gram", n)
     return len(segments), _flops(m, n, method, segments)
 
 
@@ -187,9 +205,9 @@ def _route(m: int, n: int, steps: int, route: str) -> str:
     return "gram" if steps > 2 and max(m, n) >= GRAM_ASPECT * min(m, n) else "direct"
 
 
-def _segments(method: str, steps: int, dtype: torch.dtype, route: str) -> list[list[Polynomial]]:
-    """Return the polynomials, cut into those that are composed before they are applied to the matrix."""
-    composed = route == "gram" and steps > 2
+def _segments(method: str, steps: int, dtype: torch.dtype, route: str, side: int) -> list[list[Polynomial]]:
+    """Return the polynomials, cut into those that are composed before they are applied; `side` is the Gram matrix's."""
+    composed = route == "gram" and steps > 2 and (dtype.itemsize > 2 or side >= COMPOSED_SIDE)
     first, *rest = polynomials(method, steps, dtype, composed=composed)
     length = STEPS_PER_GRAM if composed else 1
     return [[first], *(rest[i : i + length] for i in range(0, len(rest), length))]
@@ -304,7 +322,7 @@ def _is_moderate(size: Tensor) -> bool:
 
     GPUs would have to wait for the answer, and scale a matrix in less time.
     """
-    return size.device.type == "cpu" and bool(((size > 1e-12) & (size < 1e12)).all())
+    return is_readable(size) and bool(((size > 1e-12) & (size < 1e12)).all())
 
 
 def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
@@ -312,7 +330,7 @@ def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
     wide = factor_dtype(U.dtype)
     size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1)).to(wide)  # a dtype given to it would be slow
     # CPUs take long to sum up in float64, and GPUs to tell whether it is needed.
-    if U.device.type != "cpu" or not bool(((size > 1e-15) & (size < 1e15)).all()):
+    if not is_readable(size) or not bool(((size > 1e-15) & (size < 1e15)).all()):
         size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
     if ranks.size > 1:
         squares: Tensor = yield from ranks.sum(size.double().square())

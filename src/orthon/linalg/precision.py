@@ -1,7 +1,7 @@
 """Which dtype computes what, and how much of a result is rounding noise."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -40,6 +40,13 @@ def rounding_noise(computed_in: torch.dtype) -> Noise:
     return Noise(of_column=16 * eps, of_matrix=64 * eps)
 
 
+# What float32 products on CUDA devices, and on CPUs, follow.
+_CUDA, _CPU = torch.backends.cuda.matmul, cast(Any, torch.backends.mkldnn).matmul
+
+# What computes in float32; "none" is where nobody has set anything.
+_EXACT = ("ieee", "none")
+
+
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
     """Compute float32 products on GPUs as told, whatever the user allows for them, and in float32 on CPUs.
@@ -49,20 +56,22 @@ def float32_products(precision: str) -> Iterator[None]:
     Args:
         precision: "ieee", or "tf32".
     """
-    wanted = {torch.backends.cuda.matmul: precision, cast(Any, torch.backends.mkldnn).matmul: "ieee"}
-    before = {backend: backend.fp32_precision for backend in wanted}
-    changed = [backend for backend in wanted if before[backend] != wanted[backend]]
-    for backend in changed:
-        backend.fp32_precision = wanted[backend]
+    on_cuda, on_cpu = _CUDA.fp32_precision, _CPU.fp32_precision
+    changes_cuda = on_cuda != precision and not (precision == "ieee" and on_cuda in _EXACT)
+    changes_cpu = on_cpu not in _EXACT
+    if changes_cuda:
+        _CUDA.fp32_precision = precision
+    if changes_cpu:
+        _CPU.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend in changed:
-            backend.fp32_precision = before[backend]
+        if changes_cuda:
+            _CUDA.fp32_precision = on_cuda
+        if changes_cpu:
+            _CPU.fp32_precision = on_cpu
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision() -> AbstractContextManager[None]:
     """Compute float32 products in float32, also where the user allows TF32 or bfloat16 for them."""
-    with float32_products("ieee"):
-        yield
+    return float32_products("ieee")

@@ -1,148 +1,108 @@
-"""A run's state in one file, and how to go on from it."""
+"""The checkpoints of a run, and the newest one that is whole."""
 
-import os
-import pickle
-import zipfile
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from orthon.train.config import TrainConfig
-from orthon.train.config_file import as_plain, flatten
+from orthon.checkpoint import SafeReader
 from orthon.train.errors import UserError
-from orthon.train.full_state import gather, load_weights
-from orthon.train.launch import processes
-from orthon.train.training import Training
+from orthon.train.manifest import NAME, Digest, Manifest
+from orthon.train.ranks import Ranks
 
-# Settings that a continued run may change: the rest decides what the numbers so far mean.
-CHANGEABLE = {
-    "steps",
-    "schedule.warmup",
-    "schedule.decay",
-    "schedule.final",
-    "device",
-    "mesh.dp_replicate",
-    "mesh.dp_shard",
-    "mesh.tp",
-    "optimizer.compressed_sync",
-    "activation_checkpointing",
-    "log_every",
-    "validate_every",
-    "save_every",
-    "keep_checkpoints",
-    "sample_tokens",
-}
+METADATA = ".metadata"
 
 
-def save_checkpoint(directory: Path, training: Training, config: TrainConfig, corpus: str) -> Path:
-    """Write `checkpoints/step-….pt` of a run, and delete the oldest ones beyond `keep_checkpoints`.
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is whole."""
 
-    The file appears under its name only when it is whole. All ranks call it together; it holds what one process
-    would have, so that any number of ranks can go on from it.
-
-    Args:
-        directory: Of the run.
-        training: What to save.
-        config: Settings of the run.
-        corpus: Fingerprint of the text.
-    """
-    training.optimizers.consolidate()
-    device = training.ranks.device
-    content = {
-        "step": training.step,
-        "seconds": training.clock.seconds,
-        "config": flatten(as_plain(config)),
-        "corpus": corpus,
-        "model": training.model.state_dict(),
-        "optimizers": training.optimizers.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
-    }
-    if training.ranks.world > 1:
-        content = gather(content, training.ranks.rank == 0)
-    path = directory / "checkpoints" / f"step-{training.step:08d}.pt"
-    training.ranks.on_main(lambda: _write(path, content, config.keep_checkpoints))
-    return path
+    path: Path
+    manifest: Manifest
 
 
-def _write(path: Path, content: dict[str, Any], keep: int) -> None:
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(content, part)
-    os.replace(part, path)
-    for old in checkpoints(path.parent.parent)[:-keep]:
-        old.unlink()
+def folder(directory: Path, step: int) -> Path:
+    """Where a run keeps its checkpoint of a step."""
+    return directory / "checkpoints" / f"step-{step:08d}"
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((directory / "checkpoints").glob("step-*.pt"))
+    """What has the name of a checkpoint in the directory of a run, oldest first."""
+    found = (directory / "checkpoints").glob("step-*")
+    named = [path for path in found if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def read_checkpoint(directory: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run.
-
-    Raises:
-        UserError: There is none, or it is damaged.
-    """
-    found = checkpoints(directory)
-    if not found:
-        raise UserError(f"there is no checkpoint in {directory}")
-    try:
-        content = torch.load(found[-1], map_location="cpu", weights_only=True, mmap=processes() > 1)
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"checkpoint {found[-1]} is damaged; delete it to go on from the one before it"
-            if len(found) > 1
-            else f"checkpoint {found[-1]} is damaged, and there is no other"
-        ) from error
-    if not isinstance(content, dict) or "optimizers" not in content:
-        raise UserError(f"{found[-1]} is no checkpoint of an orthon run")
-    return {**content, "path": found[-1]}
-
-
-def refuse_differences(before: dict[str, Any], config: TrainConfig, whose: str) -> None:
-    """Refuse to go on with other settings than those that may change.
+def newest_checkpoint(
+    directory: Path, ranks: Ranks, say: Callable[[str], None], *, required: bool = False
+) -> Checkpoint | None:
+    """The newest checkpoint of a run that is whole; all ranks call it together, and share the reading.
 
     Args:
-        before: Settings so far, by dotted name.
-        config: Settings to go on with.
-        whose: Where the settings so far come from, for the error.
+        directory: Of the run.
+        ranks: Who takes part.
+        say: Takes a line for each checkpoint that is passed over.
+        required: Whether there must be one.
+
+    Returns:
+        None if no checkpoint is whole.
 
     Raises:
-        UserError: Settings differ; it names the first.
+        UserError: No checkpoint is whole, and one is required.
     """
-    now = flatten(as_plain(config))
-    for name in sorted(before.keys() | now.keys()):
-        if name not in CHANGEABLE and before.get(name) != now.get(name):
-            raise UserError(f"{whose} has {name} {before.get(name)}, which cannot become {now.get(name)}")
+    skipped: list[str] = []
+    good = None
+    for path in reversed(ranks.on_main(lambda: checkpoints(directory))):
+        manifest, fault = ranks.on_main(lambda path=path: _look_at(path))  # type: ignore[misc]
+        if manifest is not None:
+            mine = sorted(manifest.files)[ranks.rank :: ranks.world]
+            changed = _first_changed(path, manifest, mine)
+            fault = next(filter(None, ranks.gather(changed)), None)
+        if manifest is not None and fault is None:
+            good = Checkpoint(path, manifest)
+            break
+        skipped.append(f"checkpoint {path} is skipped ({fault})")
+    if good is None and required:
+        raise UserError("; ".join([f"there is no checkpoint in {directory} to go on from", *skipped]))
+    for line in skipped:
+        say(f"{line}: {'beginning anew' if good is None else f'going on from {good.path}'}")
+    return good
 
 
-def restore(content: dict[str, Any], training: Training, config: TrainConfig, corpus: str) -> None:
-    """Bring a fresh training to the state of a checkpoint.
-
-    Args:
-        content: From `read_checkpoint`.
-        training: Built from the same settings; changed in place.
-        config: Its settings.
-        corpus: Fingerprint of its text.
-
-    Raises:
-        UserError: The checkpoint belongs to another model, optimizer or text.
-    """
-    path = content["path"]
-    refuse_differences(content["config"], config, f"checkpoint {path}")
-    if content["corpus"] != corpus:
-        raise UserError(f"checkpoint {path} was trained on another text: the files of data.source have changed")
+def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
+    """The manifest of what should be a checkpoint, or what is wrong; the content of large files is not read."""
     try:
-        load_weights(training.model, content["model"])
-        training.optimizers.load_state_dict(content["optimizers"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint {path} does not fit this model and optimizer: {reason}") from error
-    training.step = content["step"]
-    training.clock.seconds = content["seconds"]
-    torch.set_rng_state(content["rng"])
-    if content["cuda_rng"] and training.ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(content["cuda_rng"][0], training.ranks.device)
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            raise ValueError("it is not a folder")
+        for entry in sorted(path.iterdir()):
+            if not stat.S_ISREG(entry.lstat().st_mode):
+                raise ValueError(f"{entry.name} in it is not a plain file")
+        manifest = Manifest.read(path / NAME)
+        if path != folder(path.parent.parent, manifest.step):
+            raise ValueError(f"its {NAME} is of step {manifest.step}")
+        if METADATA not in manifest.files:
+            raise ValueError(f"its {NAME} names no {METADATA}")
+        for name, written in manifest.files.items():
+            size = (path / name).stat().st_size
+            if size != written.bytes:
+                raise ValueError(f"its {name} has {size} bytes instead of {written.bytes}")
+        if Digest.of(path / METADATA) != manifest.files[METADATA]:
+            raise ValueError(f"its {METADATA} has changed since it was written")
+        SafeReader(path).read_metadata()
+    except FileNotFoundError as error:
+        return None, f"it has no {Path(error.filename).name}"
+    except Exception as error:  # whatever foreign bytes lead to
+        return None, " ".join(str(error).removeprefix(f"checkpoint {path}: ").split())
+    return manifest, None
+
+
+def _first_changed(path: Path, manifest: Manifest, names: list[str]) -> str | None:
+    """What is wrong with the content of some files of a checkpoint, if anything."""
+    for name in names:
+        try:
+            if Digest.of(path / name) != manifest.files[name]:
+                return f"its {name} has changed since it was written"
+        except OSError as error:
+            return f"its {name} cannot be read: {error.strerror}"
+    return None

@@ -121,20 +121,21 @@ def _settings_from_file(kind: Any, words: list[str]) -> Any:
 
     from orthon.train.config_file import read_config
     from orthon.train.run_directory import CONFIG
+    from orthon.train.train_command import AUTO
 
     default = kind()
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in ("config", "resume"):
         if hasattr(default, flag):
-            peek.add_argument(f"--{flag}", type=Path)
+            peek.add_argument(f"--{flag}")
     try:
         given, _ = peek.parse_known_args(words)
     except argparse.ArgumentError:  # the parser that knows all flags will say so
         return default.settings
     path = given.config
-    if getattr(given, "resume", None) is not None:
-        path = given.resume / CONFIG
-    return default.settings if path is None else read_config(path, type(default.settings))
+    if getattr(given, "resume", None) not in (None, AUTO):
+        path = Path(given.resume) / CONFIG
+    return default.settings if path is None else read_config(Path(path), type(default.settings))
 
 
 def _unbox(said: str) -> str:

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from orthon.train.checkpoint import checkpoints, read_checkpoint
+from orthon.train.checkpoint import newest_checkpoint
 from orthon.train.comparison import Planned, plan
 from orthon.train.comparison_report import (
     Result,
@@ -21,7 +22,7 @@ from orthon.train.comparison_report import (
 from orthon.train.config import CompareConfig, TrainConfig
 from orthon.train.config_file import as_plain, flatten, read_config
 from orthon.train.corpus import load_corpus
-from orthon.train.errors import TrainingError, UserError
+from orthon.train.errors import DivergedError, UserError
 from orthon.train.metrics import read_metrics
 from orthon.train.plots import plot_comparison
 from orthon.train.ranks import Ranks, join_ranks
@@ -96,11 +97,11 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
 
 
 def _train(one: Planned, corpus: Corpus, ranks: Ranks, console: Console) -> Summary | None:
-    checkpoint = ranks.together(lambda: read_checkpoint(one.directory) if checkpoints(one.directory) else None)
+    checkpoint = newest_checkpoint(one.directory, ranks, partial(console.print, markup=False, soft_wrap=True))
     run = Run(one.config, one.directory, corpus, checkpoint, ranks)
     try:
         return run.train(console)
-    except TrainingError as error:  # too high a learning rate is a result, too
+    except DivergedError as error:  # too high a learning rate is a result, too
         console.print(str(error), markup=False, soft_wrap=True)
         summary = Summary(
             steps=run.training.step,

@@ -9,6 +9,7 @@ import yaml
 
 from orthon.train.config import TrainConfig
 from orthon.train.errors import UserError
+from orthon.train.run_directory import replace_file
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ def read_config(path: Path, kind: type[T]) -> T:
 
 def write_config(path: Path, config: TrainConfig) -> None:
     """Write all settings as YAML, so that later changes of the defaults do not change this run."""
-    path.write_text(yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    replace_file(path, yaml.safe_dump(as_plain(config), sort_keys=False, allow_unicode=True))
 
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:

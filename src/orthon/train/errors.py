@@ -1,4 +1,4 @@
-"""The two ways in which a command can end early."""
+"""The ways in which a command can end early."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,8 @@ class UserError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """The training itself went wrong: a loss that is no number. Shown as one line, exit code 1."""
+    """The training itself went wrong. Shown as one line, exit code 1."""
+
+
+class DivergedError(TrainingError):
+    """A loss or a gradient is no number: a result, too, where runs are compared."""

@@ -10,6 +10,7 @@ from typing import NoReturn
 from orthon.train.errors import UserError
 
 LAST_WORD = "orthon/last word"
+GLOO = "gloo/transport/"  # the source of gloo's errors about connections, which it names in them
 PATIENCE = timedelta(seconds=10)
 
 
@@ -31,6 +32,9 @@ def run_together(command: Callable[[], int]) -> NoReturn:
     Args:
         command: Returns the exit code.
 
+    If one of the processes ends before its command has, the others say so and end with 1, for torchrun to start all
+    of them again.
+
     Raises:
         UserError: The environment lacks something that torchrun sets.
     """
@@ -38,16 +42,24 @@ def run_together(command: Callable[[], int]) -> NoReturn:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
+    from orthon.train.meeting import meet
+
     try:
         store, rank, world = next(rendezvous("env://"))
     except ValueError as error:
         raise UserError(f"WORLD_SIZE is {processes()}, but torchrun did not start this process: {error}") from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-    with contextlib.ExitStack() as stack:
-        if rank:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        code = command()
+    try:
+        store = meet(store, rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        with contextlib.ExitStack() as stack:
+            if rank:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            code = command()
+    except RuntimeError as error:
+        if not of_lost_process(error):
+            raise
+        _end_after_another(rank, error)
     if code and rank:
         # torchrun ends all processes as soon as one fails: the first one is to say why before that.
         with contextlib.suppress(RuntimeError):
@@ -55,6 +67,26 @@ def run_together(command: Callable[[], int]) -> NoReturn:
     elif code:
         store.set(LAST_WORD, "said")
     dist.destroy_process_group()
+    _end(code)
+
+
+def of_lost_process(error: RuntimeError) -> bool:
+    """Whether an error means that another process has ended or cannot be reached."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError) or (
+        type(error) is RuntimeError and GLOO in str(error)
+    )
+
+
+def _end_after_another(rank: int, error: RuntimeError) -> NoReturn:
+    """Say it in a line, on each rank as the first may be the one that is gone, and wait for nobody."""
+    reason = " ".join(str(error).split())
+    print(f"orthon: rank {rank}: another process of the run has ended: {reason}", file=sys.stderr)
+    _end(1)
+
+
+def _end(code: int) -> NoReturn:
     # All is written. Threads of a backend that are still there when Python ends its own may abort the process.
     sys.stdout.flush()
     sys.stderr.flush()

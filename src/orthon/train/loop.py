@@ -5,6 +5,7 @@ from collections.abc import Callable
 from orthon.train.config import TrainConfig
 from orthon.train.interrupt import Interrupt
 from orthon.train.metrics import Record
+from orthon.train.saver import Saver
 from orthon.train.training import Training, validation_loss
 from orthon.train.windows import BatchOrder, Windows
 
@@ -15,7 +16,7 @@ def train(
     text: Windows,
     held_out: Windows,
     publish: Callable[[Record], None],
-    save: Callable[[], None],
+    saver: Saver,
 ) -> bool:
     """Train from the step that `training` has reached to the last one, or until the user interrupts.
 
@@ -25,22 +26,24 @@ def train(
         text: What to train on.
         held_out: What to validate on.
         publish: Takes the numbers.
-        save: Writes a checkpoint of `training`; on all ranks together.
+        saver: Writes checkpoints of `training`.
 
     Returns:
-        Whether the last step was reached. Either way there is a checkpoint of the step that was.
+        Whether the last step was reached. Either way there is a checkpoint of the step that was, and that is not
+        before the first.
 
     Raises:
-        TrainingError: The loss or a gradient is not finite.
+        TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
     """
     order = BatchOrder(len(text), config.batch_size, config.seed)
     validation = held_out.read(held_out.spread(config.validation_sequences))
     clock, ranks, tokens_per_step = training.clock, training.ranks, config.batch_size * config.model.shape.context
     steps_before, seconds_before = training.step, clock.seconds  # at the last report
-    saved = -1  # step of the newest checkpoint of this call
+    saved = training.step  # of the newest checkpoint
     with Interrupt() as interrupt:
-        # A signal may reach the ranks at different times: they stop together.
-        while training.step < config.steps and not ranks.any(interrupt.requested):
+        # A signal may reach the ranks at different times: they stop together. One step is done in any case: before it
+        # there is nothing to save.
+        while training.step < config.steps and not (training.step and ranks.any(interrupt.requested)):
             number = training.step + 1
             last = number == config.steps
             validate = last or number % config.validate_every == 0
@@ -70,9 +73,10 @@ def train(
                 steps_before, seconds_before = training.step, clock.seconds
             if number % config.save_every == 0:
                 clock.stop()
-                save()
+                saver.save(training)
                 saved = training.step
         clock.stop()
         if saved != training.step:
-            save()
+            saver.save(training)
+        saver.finish()
     return training.step >= config.steps

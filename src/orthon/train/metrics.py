@@ -1,13 +1,13 @@
 """What a run reports, as lines of JSON and for TensorBoard."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from orthon.train.errors import UserError
+from orthon.train.run_directory import replace_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,7 @@ class MetricsLog:
     def __init__(self, directory: Path, step: int) -> None:
         path = directory / "metrics.jsonl"
         kept = [record for record in read_metrics(directory) if record.step <= step]
-        part = path.with_suffix(".part")
-        part.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-        os.replace(part, path)
+        replace_file(path, "".join(_line(record) for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 

@@ -1,6 +1,5 @@
 """One name in the settings → the optimizer or optimizers that update the whole model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,7 +11,6 @@ import orthon
 from orthon.algorithms import RULES
 from orthon.train.config import FRACTIONS, OptimizerConfig, OptimizerName
 from orthon.train.errors import UserError
-from orthon.train.full_state import divide_optimizer_state
 from orthon.train.ranks import REPLICATE, SHARD, TENSOR, Ranks
 
 # Of the hidden matrices; tuned for the default run, by factors of 2.
@@ -70,18 +68,18 @@ class Optimizers:
         states = (state for optimizer in self.each for state in optimizer.state.values())
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The state of each optimizer."""
-        return [optimizer.state_dict() for optimizer in self.each]
+    def make_state(self) -> None:
+        """Make the state of fresh optimizers, to be loaded into; all ranks call it together.
 
-    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take over what `state_dict` gave, with whole tensors in place of divided ones.
-
-        Raises:
-            ValueError: The states belong to other optimizers.
+        They do so in a step, whose gradients and learning rate are 0.
         """
-        for optimizer, state in zip(self.each, states, strict=True):
-            optimizer.load_state_dict(divide_optimizer_state(optimizer, state))
+        self.set_lr_factor(0.0)
+        for group in self._groups():
+            for param in group["params"]:
+                param.grad = torch.zeros_like(param)
+        self.step()
+        self.zero_grad()
+        self.consolidate()
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.each for group in optimizer.param_groups]

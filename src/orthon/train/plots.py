@@ -34,7 +34,7 @@ def plot_run(path: Path, title: str, records: Sequence[Record]) -> None:
         measured = [(record.step, record.val_loss) for record in records if record.val_loss is not None]
         axes.plot(*zip(*measured, strict=True), color=COLORS[1], marker="o", markersize=4, label="held out")
         axes.set(title=title, xlabel="step", ylabel=LOSS)
-        axes.legend()
+        axes.legend(loc="upper right")
         figure.savefig(path)
 
 
@@ -56,7 +56,7 @@ def plot_comparison(path: Path, title: str, runs: dict[str, Sequence[Record]]) -
         by_step.set(title="over steps", xlabel="step", ylabel=f"held-out {LOSS}")
         by_time.set(title="over time", xlabel="training time (s)")
         _from_second_validation(by_step, runs)
-        by_step.legend()
+        by_step.legend(loc="upper right")
         figure.savefig(path)
 
 

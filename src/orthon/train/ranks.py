@@ -1,6 +1,7 @@
 """The processes that train one model together, as one of them sees it."""
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -27,6 +28,7 @@ class Ranks:
     mesh: DeviceMesh | None = None  # of three axes, named as the settings
     rank: int = 0
     world: int = 1
+    background: dist.ProcessGroup | None = None  # all ranks, for what they do beside training
 
     def size(self, axis: str) -> int:
         """Ranks along an axis of the mesh."""
@@ -75,18 +77,25 @@ class Ranks:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
+    def gather(self, value: T) -> list[T]:
+        """What each rank brings, in their order."""
+        if self.mesh is None:
+            return [value]
+        values: list[T] = [value] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def together(self, function: Callable[[], T]) -> T:
         """Call it on every rank and wait for all; an error of one rank is raised by all."""
         if self.mesh is None:
             return function()
-        result, error = None, None
+        result: T | None = None
+        error: Exception | None = None
         try:
             result = function()
         except (UserError, TrainingError, OSError) as caught:
             error = caught
-        errors: list[Exception | None] = [None] * self.world
-        dist.all_gather_object(errors, error)
-        for first in errors:
+        for first in self.gather(error):
             if first is not None:
                 raise first
         return result  # type: ignore[return-value]  # without an error there is one
@@ -115,8 +124,12 @@ def join_ranks(config: RunConfig) -> Ranks:
         )
     device = _device(config.device)
     if world == 1:
+        # Whenever it saves or loads, torch would say so.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
         return Ranks(device)
-    return Ranks(device, init_device_mesh(device.type, sizes, mesh_dim_names=AXES), process_rank(), world)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
+    # Always gloo: what it carries is in main memory, and an NCCL collective must not run beside another one.
+    return Ranks(device, mesh, process_rank(), world, dist.new_group(backend="gloo"))
 
 
 def _device(name: DeviceName) -> torch.device:

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from orthon.train.attention_logits import record_logits
-from orthon.train.checkpoint import restore, save_checkpoint
+from orthon.train.checkpoint import Checkpoint
 from orthon.train.config import TrainConfig
 from orthon.train.config_file import write_config
 from orthon.train.errors import UserError
@@ -20,8 +19,10 @@ from orthon.train.parallelize import parallelize
 from orthon.train.plots import plot_run
 from orthon.train.progress import make_progress
 from orthon.train.ranks import AXES, Ranks
+from orthon.train.restore import restore
 from orthon.train.run_directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, write_summary
 from orthon.train.sample import generate
+from orthon.train.saver import Saver
 from orthon.train.step_clock import StepClock
 from orthon.train.tokens import Corpus
 from orthon.train.training import Training
@@ -38,7 +39,7 @@ class Run:
         config: Settings.
         directory: Where results go.
         corpus: The text.
-        checkpoint: From `read_checkpoint`, to go on from there, or None.
+        checkpoint: From `newest_checkpoint`, to go on from there, or None.
         ranks: Who takes part.
 
     Raises:
@@ -50,7 +51,7 @@ class Run:
         config: TrainConfig,
         directory: Path,
         corpus: Corpus,
-        checkpoint: dict[str, Any] | None,
+        checkpoint: Checkpoint | None,
         ranks: Ranks,
     ) -> None:
         self.config, self.directory, self.corpus, self.ranks = config, directory, corpus, ranks
@@ -85,10 +86,15 @@ class Run:
         """Train to the end and write the results; None if the user interrupts.
 
         Raises:
-            TrainingError: The loss or a gradient is not finite.
+            TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
         """
-        with self._publishing(console) as publish:
-            finished = train(self.training, self.config, self.text, self.held_out, publish, self._save)
+
+        def say(line: str) -> None:
+            console.print(line, soft_wrap=True, markup=False)
+
+        saver = Saver(self.directory, self.config, self.corpus.fingerprint, self.ranks, say)
+        with self._publishing(console) as publish, saver:
+            finished = train(self.training, self.config, self.text, self.held_out, publish, saver)
         if not finished:
             return None
         sample = self._sample()
@@ -127,9 +133,6 @@ class Run:
             return str(ranks.device)
         axes = [f"{name} {ranks.size(name)}" for name in AXES if ranks.size(name) > 1]
         return f"{ranks.world} × {ranks.device.type} ({' × '.join(axes)})"
-
-    def _save(self) -> None:
-        save_checkpoint(self.directory, self.training, self.config, self.corpus.fingerprint)
 
     def _finish(self, sample: str) -> Summary:
         records, optimizer = read_metrics(self.directory), self.config.optimizer

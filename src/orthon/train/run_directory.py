@@ -1,6 +1,7 @@
 """The files of a run, by name, and who may write there."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ CONFIG = "config.yaml"
 SAMPLE = "sample.txt"
 PLOT = "loss.png"
 SUMMARY = "summary.json"
+PART = ".part"  # of a file or folder that is being written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +33,22 @@ def refuse_existing(directory: Path) -> None:
     Raises:
         UserError: There is, or it is a file.
     """
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and any(path.suffix != PART for path in directory.iterdir()):
         raise UserError(f"{directory} is not empty; go on with its run by --resume {directory} or choose another --out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
 
 
+def replace_file(path: Path, content: str) -> None:
+    """Write a file in one go: whoever reads it, and whenever this process ends, has the old content or the new."""
+    part = path.with_suffix(PART)
+    part.write_text(content, encoding="utf-8")
+    os.replace(part, path)
+
+
 def write_summary(directory: Path, summary: Summary) -> None:
     """Mark a run as complete."""
-    (directory / SUMMARY).write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+    replace_file(directory / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
 
 
 def read_summary(directory: Path) -> Summary | None:

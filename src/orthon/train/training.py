@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from orthon.train.attention_logits import clip_logits
 from orthon.train.clipping import clip_gradients
 from orthon.train.config import TrainConfig
-from orthon.train.errors import TrainingError
+from orthon.train.errors import DivergedError
 from orthon.train.optimizers import Optimizers, full_lr
 from orthon.train.parallelize import gradient_sync
 from orthon.train.ranks import Ranks
@@ -38,7 +38,7 @@ class Training:
             report: Whether to wait for the device and read the numbers.
 
         Raises:
-            TrainingError: The loss is not finite, which only a report looks at, or a gradient is not.
+            DivergedError: The loss is not finite, which only a report looks at, or a gradient is not.
         """
         clock = self.clock
         started = clock.now() if report else 0.0
@@ -54,13 +54,13 @@ class Training:
         self.step += 1
         mean_loss = self.ranks.mean(loss.item()) if report else 0.0
         if not math.isfinite(mean_loss):
-            raise TrainingError(f"the loss of step {self.step} is {mean_loss}: a lower optimizer.lr may help")
+            raise DivergedError(f"the loss of step {self.step} is {mean_loss}: a lower optimizer.lr may help")
         norm = clip_gradients(self.optimizers, config.clip, config.clip_matrices, self.ranks)
         before_update = clock.now() if report else 0.0
         try:
             self.optimizers.step()
         except FloatingPointError as error:  # a gradient that is not finite; weights and state are untouched
-            raise TrainingError(f"step {self.step}: {error}") from error
+            raise DivergedError(f"step {self.step}: {error}") from error
         max_logit = None
         if config.qk_clip is not None:
             max_logit = clip_logits(self.model, config.qk_clip, self.ranks)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from orthon.kernels.add_and_multiply import add_
+from orthon.kernels.sums import add_each
 from orthon.kernels.triton.tiles import dot_precision
 
 # Rows of one block, whose product with all columns of Q stays in registers. It takes this many bytes of a row of M at a
@@ -44,7 +44,7 @@ def launch(M: Tensor, grads: Sequence[Tensor], Q: Tensor, gain: float) -> Tensor
     """Do what `orthon.kernels.add_and_multiply_` does."""
     (b, m, n), r = M.shape, Q.shape[-1]
     if 0 in (b, m, n, r):
-        add_(M, grads, gain=gain)
+        add_each(M, grads, gain)
         return M.new_zeros(b, m, r)
     out = torch.empty(b, m, r, dtype=M.dtype, device=M.device)
     with torch.cuda.device_of(M):

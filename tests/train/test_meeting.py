@@ -1,0 +1,37 @@
+"""Processes that start again find each other, and not what the start before has left in the store."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from torch.distributed import HashStore
+
+from orthon.train.meeting import meet
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("world", [2, 3])
+def test_meeting_again(world: int, first: bool) -> None:
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=10))
+    for start in range(3):
+        order = range(world) if first else range(world - 1, -1, -1)
+        with ThreadPoolExecutor(world) as pool:
+            stores = list(pool.map(lambda rank: meet(store, rank, world), order))
+        for number, own in enumerate(stores):
+            assert not own.check(["address"]) or number > 0
+            own.set("address", str(start))
+            assert {other.get("address") for other in stores} == {str(start).encode()}
+
+
+def test_the_others_do_not_go_on_alone() -> None:
+    """They wait for the first one of their own start, though there is the answer of an earlier one."""
+    store = HashStore()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda rank: meet(store, rank, 2), range(2)))
+        second = pool.submit(meet, store, 1, 2)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        first = meet(store, 0, 2)
+        first.set("here", "1")
+        assert second.result(timeout=10).get("here") == b"1"
