@@ -83,7 +83,7 @@ def test_help_lists_the_sources(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("checkpoint.pt --source torch-adamw --key opt --out out.pt", "has no key 'opt'; it has model, optimizer"),
         ("list.pt --source torch-adamw --key opt --out out.pt", "has no key 'opt'; it has none, but is a list"),
-        ("muon.pt --source adamw --out out.pt", f"source must be of {', '.join(SOURCES)} but is 'adamw'"),
+        ("muon.pt --source adamw --out out.pt", f"source must be one of {', '.join(SOURCES)} but is 'adamw'"),
         ("muon.pt --source torch-muon --source torch-adamw --out out.pt", "once for each of 1 files, but is 2 times"),
         ("muon.pt --out out.pt", "but is 0 times"),
         ("--source torch-muon --out out.pt", "convert needs one or more files"),

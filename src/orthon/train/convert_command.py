@@ -59,7 +59,7 @@ def _sources(command: ConvertCommand) -> Sequence[str]:
         raise UserError(f"{command.out} exists; choose another --out")
     allowed = ", ".join(SOURCES)
     if unknown := [name for name in command.source if name not in SOURCES]:
-        raise UserError(f"source must be of {allowed} but is {unknown[0]!r}")
+        raise UserError(f"source must be one of {allowed} but is {unknown[0]!r}")
     if len(command.source) not in (1, len(command.inputs)):
         raise UserError(
             f"source must be given once, or once for each of {len(command.inputs)} files, but is {len(command.source)} "
