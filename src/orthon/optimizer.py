@@ -292,6 +292,9 @@ class MixedOptimizer(torch.optim.Optimizer):
             for together in sets:
                 for work in together:
                     make_states(work, self.state)
+            for member in everything:
+                if member.grad is not None and not self.state[member.param]:  # this rank has none of its matrices
+                    self.state[member.param].update(member.new_state())
             self._prepared = sets, len(self.state)
         for member in everything:
             if member.grad is not None and member.rule.counts(member.group):
