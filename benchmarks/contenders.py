@@ -98,7 +98,7 @@ def peers() -> Iterator[Contender]:
     """Yield the optimizers of peer packages that are installed here; none is needed."""
     for module, name, rule, fraction, options in _PEERS:
         try:
-            if find_spec(module) is None:
+            if find_spec(module.partition(".")[0]) is None:
                 continue
             make = getattr(import_module(module), name, None)
         except Exception as error:  # a package that does not import is as good as absent, but that is said
