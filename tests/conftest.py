@@ -1,8 +1,22 @@
-"""Without a GPU, Triton's kernels run in its interpreter, which it must know before its first import."""
+"""What tests share.
+
+Without a GPU, Triton's kernels run in its interpreter, which it must know before its first import.
+"""
 
 import os
 
+import pytest
 import torch
+
+from orthon.state import Entry
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def wide_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the rows' second moments in float64, which are float32 in the package: they end at 1e-7."""
+    for rule in ("normuon", "dion3"):
+        entries = {"row_moment": Entry(side=0, width=1, dtype=torch.float64)}
+        monkeypatch.setattr(f"orthon.algorithms.{rule}.row_moments", lambda e=entries: e)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import orthon
 from orthon.convert import convert_state, convert_states
-from orthon.state import Entry
 from tests.closeness import assert_close
 from tests.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_muon
 from tests.foreign_rules import keller_adam, keller_muon, microsoft, moonlight
@@ -260,14 +259,6 @@ CASES: dict[
 
 def rank(m: int, n: int) -> int:
     return min(m, n, 2 * math.ceil(0.3 * min(m, n) / 2))
-
-
-@pytest.fixture
-def wide_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the rows' second moments in float64, which are float32 in the package: they end at 1e-7."""
-    for rule in ("normuon", "dion3"):
-        entries = {"row_moment": Entry(side=0, width=1, dtype=torch.float64)}
-        monkeypatch.setattr(f"orthon.algorithms.{rule}.row_moments", lambda e=entries: e)
 
 
 @pytest.mark.usefixtures("wide_moments")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import orthon
 from orthon.algorithms.polar_factor import POLAR_OPTIONS
-from orthon.state import Entry
 from tests import reference
 from tests.closeness import assert_close
 from tests.gradients import KINDS, sequence
@@ -84,14 +83,6 @@ def run(
         expected.step(param.grad)
         optimizer.step()
     return expected, param.detach(), optimizer.state[param]
-
-
-@pytest.fixture
-def wide_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the rows' second moments in float64, which are float32 in the package: they end at 1e-7."""
-    for rule in ("normuon", "dion3"):
-        entries = {"row_moment": Entry(side=0, width=1, dtype=torch.float64)}
-        monkeypatch.setattr(f"orthon.algorithms.{rule}.row_moments", lambda e=entries: e)
 
 
 @pytest.mark.usefixtures("wide_moments")

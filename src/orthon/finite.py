@@ -6,10 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from orthon.kernels import SMALL
 from orthon.member import Member
-
-# Tensors of fewer numbers are copied into one for an operation on all of them.
-_SMALL = 1 << 12
 
 
 def nonfinite_gradients(members: Sequence[Member]) -> list[str]:
@@ -43,7 +41,7 @@ def _sums(named: Sequence[tuple[str, Tensor]]) -> Tensor:
     # On a CPU a sum takes a third of the time of a norm, and one for many small gradients less than one for each.
     sums = []
     for shape, grads in alike.items():
-        sums += [torch.stack(grads)] if math.prod(shape) < _SMALL else grads
+        sums += [torch.stack(grads)] if math.prod(shape) < SMALL else grads
     return torch.stack([grad.sum() for grad in sums])
 
 
