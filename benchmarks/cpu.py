@@ -5,7 +5,6 @@ In turns by two, since with all of them in turn each would find its memory cold,
 Run: python -m benchmarks.cpu [--threads 2] [--small]
 """
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import contenders as who
-from benchmarks import ranks, report, roofline, targets
+from benchmarks import ranks, targets
 from benchmarks.cases import (
     GPT2_SMALL,
     LLAMA_8B_LAYER,
@@ -25,18 +24,16 @@ from benchmarks.cases import (
     Shape,
     fake_ranks,
     gpt2,
-    miniature,
     parameters,
 )
 from benchmarks.contenders import ADAMW, TORCH_MUON, Contender, essential, named
 from benchmarks.factors import polar_candidates
-from benchmarks.measure import Sets, Setting, attempt, in_row, side_by_side
+from benchmarks.measure import attempt, side_by_side
 from benchmarks.products import dion_products
 from benchmarks.results import Results, folder_for_results, reason
-from benchmarks.roofline import Roofline
-from benchmarks.timing import Budget, Work, in_turns
+from benchmarks.suite import Suite, parser
+from benchmarks.timing import Work, in_turns
 
-# Seconds for the whole suite. What has not begun by then is left out with a line; the last to begin takes its own time.
 _SECONDS = 540.0
 
 _TORCH = named(who.TORCH, TORCH_MUON, ADAMW)
@@ -47,30 +44,18 @@ _ON_SHARDS = (*named(who.TORCH, ADAMW), *named(who.FAMILY, "Dion 1/4", "Dion 1/1
 
 def main(arguments: Sequence[str] | None = None) -> Results:
     """Run the suite; return what it has found, which is kept and printed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see in seconds that everything runs")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: $OUT, or benchmarks/results)")
-    given = parser.parse_args(arguments)
+    flags = parser(__doc__, small="tiny sizes, to see in seconds that everything runs")
+    flags.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    given = flags.parse_args(arguments)
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     return _Suite(small=given.small, folder=folder_for_results(given.out)).run()
 
 
-class _Suite:
-    """One run.
-
-    Args:
-        small: tiny sizes.
-        folder: of the results.
-    """
-
+class _Suite(Suite):
     def __init__(self, *, small: bool, folder: Path) -> None:
-        self.small, self.budget, self.device = small, Budget(_SECONDS), torch.device("cpu")
-        name = "cpu-small" if small else "cpu"
-        self.results = Results(name, folder=folder, arguments={"small": small}, device=self.device)
-        self.best = self._roofline()
-        self.results.roofline = self.best.as_dict()
+        device = torch.device("cpu")
+        super().__init__("cpu", device, small=small, folder=folder, seconds=_SECONDS, side=2048, copied=1 << 28)
 
     def run(self) -> Results:
         """Measure, what is asked for first; print everything at the end."""
@@ -83,9 +68,7 @@ class _Suite:
         self.ranks(Case("GPT-2 small, 4 layers", gpt2(4, 768)), repeats=5)
         self.shard(LLAMA_8B_LAYER.shard(64), f32, repeats=5, seconds=4.0)
         self.pairs(GPT2_SMALL, bf16, _FEW, repeats=5, seconds=8.0)
-        verdicts = targets.judged(targets.CPU, self.results)
-        report.print_all(report.console(), self.results, verdicts, small=self.small)
-        return self.results
+        return self.finished(targets.CPU)
 
     def pairs(
         self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender], *, repeats: int, seconds: float
@@ -93,7 +76,7 @@ class _Suite:
         """Measure each optimizer in turns with torch.optim.Muon, each with weights of its own."""
         if self.small and (case, dtype) != (GPT2_SMALL, torch.float32):
             everyone = essential(everyone)
-        case, setting = self._sized(case), self._setting(repeats, seconds)
+        case, setting = self.sized(case), self.setting(repeats, seconds)
         (beside,) = named(who.TORCH, TORCH_MUON)
         for contender in everyone:
             rows = self.results.baselines(case.name, dtype)
@@ -107,8 +90,8 @@ class _Suite:
         if not self.budget.left:
             self.results.note("products", case=case.name, contender=dion.name, note="no time was left")
             return
-        setting = self._setting(repeats, seconds)
-        params = parameters(self._sized(case), dtype=torch.float32, device=self.device)
+        setting = self.setting(repeats, seconds)
+        params = parameters(self.sized(case), dtype=torch.float32, device=self.device)
         works: dict[str, Work] = {"step": dion.optimizer(params).step, "products": dion_products(params, dion.fraction)}
         for work in works.values():
             work()
@@ -149,23 +132,9 @@ class _Suite:
 
     def shard(self, case: Case, dtype: torch.dtype, *, repeats: int, seconds: float) -> None:
         """Measure what one of many ranks computes, with nothing sent."""
-        case = self._sized(case)
+        case = self.sized(case)
         with fake_ranks(case.ranks):
-            sets, setting = Sets(case, dtype=dtype, device=self.device), self._setting(repeats, seconds)
-            for contender in _ON_SHARDS:
-                work = partial(in_row, contender, sets, setting, self.results.baselines(case.name, dtype))
-                attempt(self.results, contender, case, dtype, work, budget=self.budget)
-
-    def _roofline(self) -> Roofline:
-        if self.small:
-            return roofline.measured(self.device, side=128, copied=1 << 16, seconds=0.02)
-        return roofline.measured(self.device, side=2048, copied=1 << 28, seconds=1.0)
-
-    def _setting(self, repeats: int, seconds: float) -> Setting:
-        return Setting(self.best, repeats=3, seconds=0.0) if self.small else Setting(self.best, repeats, seconds)
-
-    def _sized(self, case: Case) -> Case:
-        return miniature(case) if self.small else case
+            self.in_rows(case, dtype, _ON_SHARDS, self.setting(repeats, seconds))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Run: python -m benchmarks.gpu [--small] [--out FOLDER]
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,16 +11,13 @@ from typing import Any
 import torch
 
 from benchmarks import contenders as who
-from benchmarks import factors, report, roofline, targets
-from benchmarks.cases import GPT2_SMALL, LLAMA_8B_LAYER, LLAMA_405B_LAYER, SMALL, TINY, Case, fake_ranks, miniature
+from benchmarks import factors, targets
+from benchmarks.cases import GPT2_SMALL, LLAMA_8B_LAYER, LLAMA_405B_LAYER, SMALL, TINY, Case, fake_ranks
 from benchmarks.contenders import ADAMW, TORCH_MUON, Contender, essential, named
 from benchmarks.graphs import captured
-from benchmarks.measure import Sets, Setting, attempt, in_row
 from benchmarks.results import Results, folder_for_results, reason
-from benchmarks.roofline import Roofline
-from benchmarks.timing import Budget
+from benchmarks.suite import Suite, parser
 
-# Seconds for the whole suite. What has not begun by then is left out with a line; the last to begin takes its own time.
 _SECONDS = 430.0
 
 _BASELINES = named(who.TORCH, ADAMW, TORCH_MUON)
@@ -32,31 +28,18 @@ _FEW = (*_BASELINES, *named(who.FAMILY, "Dion 1/4", "Dion 1/16", "Muon", "Dion2 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
     """Run the suite; return what it has found, which is kept and printed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="tiny sizes, on the CPU, to see that everything runs")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: $OUT, or benchmarks/results)")
-    given = parser.parse_args(arguments)
+    flags = parser(__doc__, small="tiny sizes, on the CPU, to see that everything runs")
+    given = flags.parse_args(arguments)
     if not given.small and not torch.cuda.is_available():
-        parser.error("there is no CUDA device; --small runs tiny sizes on the CPU")
+        flags.error("there is no CUDA device; --small runs tiny sizes on the CPU")
     torch.manual_seed(0)
     return _Suite(small=given.small, folder=folder_for_results(given.out)).run()
 
 
-class _Suite:
-    """One run.
-
-    Args:
-        small: tiny sizes, on the CPU.
-        folder: of the results.
-    """
-
+class _Suite(Suite):
     def __init__(self, *, small: bool, folder: Path) -> None:
-        self.small, self.budget = small, Budget(_SECONDS)
-        self.device = torch.device("cpu" if small else "cuda")
-        name = "gpu-small" if small else "gpu"
-        self.results = Results(name, folder=folder, arguments={"small": small}, device=self.device)
-        self.best = self._roofline()
-        self.results.roofline = self.best.as_dict()
+        device = torch.device("cpu" if small else "cuda")
+        super().__init__("gpu", device, small=small, folder=folder, seconds=_SECONDS, side=8192, copied=1 << 32)
 
     def run(self) -> Results:
         """Measure, what is asked for first; print everything at the end."""
@@ -74,9 +57,7 @@ class _Suite:
         self.rows(LLAMA_8B_LAYER, f32, _FEW, repeats=30, seconds=1.0)
         self.rows(TINY, f32, _FEW, repeats=600, seconds=1.0)
         self.rows(SMALL, f32, _FEW, repeats=100, seconds=1.0)
-        verdicts = targets.judged(targets.GPU, self.results)
-        report.print_all(report.console(), self.results, verdicts, small=self.small)
-        return self.results
+        return self.finished(targets.GPU)
 
     def rows(
         self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender], *, repeats: int, seconds: float
@@ -84,21 +65,21 @@ class _Suite:
         """Measure optimizers on a case, one after the other on the same weights."""
         if self.small and (case, dtype) != (GPT2_SMALL, torch.bfloat16):
             everyone = essential(everyone)
-        self._rows(self._sized(case), dtype, everyone, self._setting(repeats, seconds))
+        self.in_rows(self.sized(case), dtype, everyone, self.setting(repeats, seconds))
 
     def shards(self, case: Case, dtype: torch.dtype) -> None:
         """Measure what one of 8, 64 and 512 ranks computes, with nothing sent."""
         everyone = (*named(who.TORCH, ADAMW), *(essential(who.FAMILY) if self.small else who.FAMILY))
         for ranks in (8, 64, 512):
-            share = self._sized(case).shard(ranks)
+            share = self.sized(case).shard(ranks)
             with fake_ranks(ranks):
-                self._rows(share, dtype, everyone, self._setting(20, 1.0))
+                self.in_rows(share, dtype, everyone, self.setting(20, 1.0))
 
     def graphs(self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender]) -> None:
         """Measure steps as CUDA graphs, and compare each with fused AdamW as one."""
         adamw: float | None = None
         for contender in everyone:
-            line = self._attempt(partial(self._captured, contender, self._sized(case), dtype), contender=contender.name)
+            line = self._attempt(partial(self._captured, contender, self.sized(case), dtype), contender=contender.name)
             adamw = line.get("graph_ms") if contender.name == ADAMW else adamw
             if adamw and "graph_ms" in line:
                 line["of_adamw"] = line["graph_ms"] / adamw
@@ -114,12 +95,6 @@ class _Suite:
         for shape in ((tall * square, square), (tall * square, square // 4), (square, square // 4)):
             qr = partial(factors.orthonormalizations, shape, self.device, seconds=seconds)
             self._lines("orthonormalization alone", qr, shape)
-
-    def _rows(self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender], setting: Setting) -> None:
-        sets = Sets(case, dtype=dtype, device=self.device)
-        for contender in everyone:
-            work = partial(in_row, contender, sets, setting, self.results.baselines(case.name, dtype))
-            attempt(self.results, contender, case, dtype, work, budget=self.budget)
 
     def _captured(self, contender: Contender, case: Case, dtype: torch.dtype) -> dict[str, Any]:
         return captured(contender, case, dtype=dtype, device=self.device, seconds=0.5)
@@ -143,17 +118,6 @@ class _Suite:
             return work()
         except Exception as error:  # the others keep their turns
             return {**which, "note": reason(error)}
-
-    def _roofline(self) -> Roofline:
-        if self.small:
-            return roofline.measured(self.device, side=128, copied=1 << 16, seconds=0.02)
-        return roofline.measured(self.device, side=8192, copied=1 << 32, seconds=1.0)
-
-    def _setting(self, repeats: int, seconds: float) -> Setting:
-        return Setting(self.best, repeats=3, seconds=0.0) if self.small else Setting(self.best, repeats, seconds)
-
-    def _sized(self, case: Case) -> Case:
-        return miniature(case) if self.small else case
 
 
 if __name__ == "__main__":
