@@ -251,7 +251,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             TypeError, ValueError: for a state that does not fit, which changes nothing; they name the entry.
         """
         for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
         owner = type(self).__name__
         self.param_groups, loaded = fit_state(state_dict, self.param_groups, self._layouts, owner)
         self.state.clear()

@@ -68,19 +68,6 @@ class Optimizers:
         states = (state for optimizer in self.each for state in optimizer.state.values())
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
-    def make_state(self) -> None:
-        """Make the state of fresh optimizers, to be loaded into; all ranks call it together.
-
-        They do so in a step, whose gradients and learning rate are 0.
-        """
-        self.set_lr_factor(0.0)
-        for group in self._groups():
-            for param in group["params"]:
-                param.grad = torch.zeros_like(param)
-        self.step()
-        self.zero_grad()
-        self.consolidate()
-
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.each for group in optimizer.param_groups]
 

@@ -43,7 +43,6 @@ def load_run_state(path: Path, training: Training) -> None:
         ValueError: The state does not fit.
     """
     ranks, optimizers = training.ranks, training.optimizers
-    optimizers.make_state()
     reader = SafeReader(path)
     saved = reader.read_metadata().state_dict_metadata
     state = _of_all_ranks(training)
