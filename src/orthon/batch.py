@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -101,6 +101,12 @@ class Batch:
         """Return the state tensors named `key`, which have the parameters' shape, as (b, m, n)."""
         whole = self.stacked(key)
         return whole.mT if self.reads_transposed else whole
+
+    @overload
+    def gated(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def gated(self, x: float | Tensor) -> float | Tensor: ...
 
     def gated(self, x: float | Tensor) -> float | Tensor:
         """Return `x`, or zero where this step is to leave everything as it is."""

@@ -62,17 +62,18 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         else:
             right = yield from unit_columns(R, cols.ranks, left=left, precision=precision)
         live = batch.gated_mask(right.live.unsqueeze(-2))
-        found = (yield from cols.gather(right.vectors.to(sent))).mul_(live)  # (b, n, r)
-        Q.masked_fill_(live, 0).add_(found)
+        found = yield from cols.gather(right.vectors.to(sent))  # (b, n, r)
+        torch.where(live, found.to(Q.dtype), Q, out=Q)
     if Q is not kept:
         kept.copy_(cols.keep(Q))
 
     # P Rᵀ = (P Tᵀ) Qᵀ = P (Q T)ᵀ, with T the lengths of the columns of R, or a triangle: R is not gathered as well.
     PT, QT = P, found
     if not orthonormal:
-        PT = P * right.size.unsqueeze(-2)
+        PT = P * batch.gated(right.size).unsqueeze(-2)
     else:
-        T = (yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))).to(sent)  # (b, r, r)
+        T = yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))  # (b, r, r)
+        T = batch.gated(T).to(sent)
         PT, QT = (P @ T.mT, found) if rows.size < cols.size else (P, found @ T)
     subtract_product_(M, PT, QT, by=1 - group["momentum"])
     if M is not stored:

@@ -1,6 +1,7 @@
 """Orthonormal and unit columns for batches of tall matrices, from small sums over the ranks alone."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -41,11 +42,12 @@ def orthonormalize(
     that `P` is unique and does not depend on how the rows are spread. Only sums over rows of r × r and of r
     numbers are communicated.
 
-    Three passes of Cholesky QR (Fukaya et al., "Shifted Cholesky QR", SIAM J. Sci. Comput. 42, 2020), each on
-    the column-equilibrated Gram matrix. The first makes the columns well enough conditioned to find, in the
-    second, those which are noise; the third makes the rest orthonormal to a few epsilon. In float32 all of
-    this holds for condition numbers to 1e10 and exact rank deficiency. In "tf32" the result is orthonormal to 1e-3,
-    in "bf16x3" to 1e-5, and more columns count as noise.
+    Up to three passes of Cholesky QR (Fukaya et al., "Shifted Cholesky QR", SIAM J. Sci. Comput. 42, 2020), each on
+    the column-equilibrated Gram matrix. The first makes the columns well enough conditioned to find, in the second,
+    those which are noise; the third makes the rest orthonormal to a few epsilon. The second is left out where the host
+    sees that the first has brought the columns close. In float32 all of this holds for condition numbers to 1e10 and
+    exact rank deficiency. In "tf32" the result is orthonormal to 1e-3, in "bf16x3" to 1e-5, and more columns count as
+    noise.
 
     Args:
         B: this rank's rows of the matrices, (b, m/ranks, r), of any scale and floating dtype, which sets what
@@ -55,37 +57,44 @@ def orthonormalize(
         precision: of products of float32 matrices with m rows; one of `PRECISIONS`.
     """
     noise = rounding_noise(B.dtype)
-    B, scale = yield from _scale_(B, ranks)
+    B = B.to(factor_dtype(B.dtype))
     by = arithmetic(precision, B.dtype)
     shift = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1] + by.shift
 
     # First pass. A column that is noise beside the whole matrix is dropped at once.
-    gram = yield from gram_sum(B, ranks, by.rough_gram)  # (b, r, r)
+    gram, scale = yield from _in_range_(B, ranks, by, lambda B: gram_sum(B, ranks, by.rough_gram))  # (b, r, r), (b, r)
     norm = _diagonal(gram).sqrt()  # (b, r)
     size = norm * scale
     floor = _floor(norm, scale, noise.of_matrix, left, by)
     live = norm > floor
     relative_noise = torch.clamp(floor / norm, min=max(noise.of_column, by.noise.of_column))  # of a unit column
-    L = _cholesky_(gram, norm, live, shift)
+    L = _cholesky_(_equilibrated_(gram, norm, live), shift)
     residual = _diagonal(L).clone()  # what is left of a unit column beside the columns before it
     B = _solve_(B, norm, live, L, by)
     del gram, L  # each as large as B at full rank
 
-    # Second pass. Its factor tells the true residual; a column without one is dropped and factored out.
     gram = yield from gram_sum(B, ranks, by.rough_gram)
     norm = _diagonal(gram).sqrt()
-    L = _cholesky_(gram.clone(), norm, live, shift)
+    if _is_at_hand(B, ranks, by) and _is_nearly_identity(gram) and bool((residual > 2 * relative_noise).all()):
+        residual *= norm
+        L = _cholesky_(_equilibrated_(gram, norm, live), 0.0)
+        return Columns(_solve_(B, norm, live, L, by), live, residual * size)
+
+    # Second pass. Its factor tells the true residual; a column without one is dropped and factored out.
+    L = _cholesky_(_equilibrated_(gram.clone(), norm, live), shift)
     left_over = _diagonal(L)
     residual *= norm * left_over
     before, live = live, live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
-    B = _solve_(B, norm, live, L if _is_known_equal(before, live) else _cholesky_(gram, norm, live, shift), by)
+    if not _is_known_equal(before, live):
+        L = _cholesky_(_equilibrated_(gram, norm, live), shift)
+    B = _solve_(B, norm, live, L, by)
     del gram, L
 
     # Third pass, without a shift. Columns that are still far from orthogonal are noise that had been amplified.
     gram = yield from gram_sum(B, ranks, by.gram, lengths=by.times is not None)
     norm = _diagonal(gram).sqrt()
-    live = live & (_diagonal(_cholesky_(gram.clone(), norm, live, shift)) > 0.5)
-    L = _cholesky_(gram, norm, live, 0.0)
+    live = live & (_diagonal(_cholesky_(_equilibrated_(gram.clone(), norm, live), shift)) > 0.5)
+    L = _cholesky_(_equilibrated_(gram, norm, live), 0.0)
     # A matrix that defeats even this (Kahan's, with hundreds of columns) is left out, not taken as it is.
     sound = torch.linalg.vector_norm(L, dim=(-2, -1)).isfinite() & (_diagonal(L) > 0.5).all(-1)
     live = live & sound[:, None]
@@ -107,9 +116,11 @@ def unit_columns(R: Tensor, ranks: Ranks, *, left: Columns | None = None, precis
         precision: with which P was made orthonormal.
     """
     noise = rounding_noise(R.dtype)
-    R, scale = yield from _scale_(R, ranks)
-    norm = (yield from ranks.sum(R.square().sum(-2))).sqrt()  # (b, r)
-    live = norm > _floor(norm, scale, noise.of_matrix, left, arithmetic(precision, R.dtype))
+    R = R.to(factor_dtype(R.dtype))
+    by = arithmetic(precision, R.dtype)
+    squares, scale = yield from _in_range_(R, ranks, by, lambda R: ranks.sum(R.square().sum(-2)))  # (b, r), (b, r)
+    norm = squares.sqrt()
+    live = norm > _floor(norm, scale, noise.of_matrix, left, by)
     return Columns(R.mul_(_inverse(norm, live)), live, norm * scale)
 
 
@@ -138,11 +149,43 @@ def _floor(norm: Tensor, scale: Tensor, noise: float, left: Columns | None, by: 
     return result
 
 
-def _scale_(B: Tensor, ranks: Ranks) -> Step[tuple[Tensor, Tensor]]:
-    """Divide the columns so that none of their squares overflows or vanishes; return B and the divisors (b, r)."""
-    B = B.to(factor_dtype(B.dtype))
+def _is_at_hand(B: Tensor, ranks: Ranks, by: Arithmetic) -> bool:
+    """Return whether the host can look at what it computes, and leave out what is not needed.
+
+    Not with several ranks, which have to agree, nor where other arithmetic stands in for an accelerator's.
+    """
+    return ranks.size == 1 and is_readable(B) and by.times is None
+
+
+def _in_range_(
+    B: Tensor, ranks: Ranks, by: Arithmetic, squares_of: Callable[[Tensor], Step[Tensor]]
+) -> Step[tuple[Tensor, Tensor]]:
+    """Divide the columns so that none of their squares overflows or vanishes, unless the host sees that none does.
+
+    Args:
+        B: this rank's rows of the columns, (b, m/ranks, r), divided in place.
+        ranks: that hold rows.
+        by: what multiplies.
+        squares_of: returns their squares (b, r), or Gram matrices (b, r, r).
+
+    Returns:
+        the squares or Gram matrices of what is in B then, and the divisors (b, r).
+    """
+    if _is_at_hand(B, ranks, by):
+        result = yield from squares_of(B)
+        squares = result if result.ndim == 2 else _diagonal(result)
+        if bool(((squares > 1e-30) & (squares < 1e30)).all()):
+            return result, torch.ones_like(squares)
     scale = yield from ranks.sum(B.abs().sum(-2))
-    return B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2)), scale
+    B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2))
+    return (yield from squares_of(B)), scale
+
+
+def _is_nearly_identity(gram: Tensor) -> bool:
+    """Return whether columns with these Gram matrices become orthonormal in one pass."""
+    # In the Frobenius norm, by less than 0.1: the square of the norm less 2·trace, plus r.
+    trace = _diagonal(gram).sum(-1)
+    return bool((torch.linalg.vector_norm(gram, dim=(-2, -1)).square() - 2 * trace + gram.shape[-1] < 1e-2).all())
 
 
 def _is_known_equal(a: Tensor, b: Tensor) -> bool:
@@ -159,17 +202,23 @@ def _inverse(norm: Tensor, live: Tensor) -> Tensor:
     return torch.where(live, 1 / norm, 0).unsqueeze(-2)
 
 
-def _cholesky_(gram: Tensor, norm: Tensor, live: Tensor, shift: float) -> Tensor:
-    """Return the lower Cholesky factor of the equilibrated Gram matrix, with unit rows for dead columns.
+def _equilibrated_(gram: Tensor, norm: Tensor, live: Tensor) -> Tensor:
+    """Return the Gram matrix of the columns divided by their norms, with unit rows for dead ones; overwrites it.
 
-    Reads the upper triangle of `gram`, and overwrites it.
+    Only the lower triangle of the result counts, and of `gram` the upper one.
     """
     weight = _inverse(norm, live)
-    L = gram.mul_(weight).mul_(weight.mT).mT  # lower triangle; column-major, so that LAPACK can work in place
-    _diagonal(L).fill_(1 + shift)
+    result = gram.mul_(weight).mul_(weight.mT).mT  # column-major, so that LAPACK can work in place
+    _diagonal(result).fill_(1)
+    return result
+
+
+def _cholesky_(gram: Tensor, shift: float) -> Tensor:
+    """Return the lower Cholesky factor of a Gram matrix with a unit diagonal, shifted; overwrites it."""
+    _diagonal(gram).fill_(1 + shift)
     info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(L, out=(L, info))
-    return L
+    torch.linalg.cholesky_ex(gram, out=(gram, info))
+    return gram
 
 
 def _solve_(B: Tensor, norm: Tensor, live: Tensor, L: Tensor, by: Arithmetic) -> Tensor:
