@@ -1,5 +1,6 @@
 """The memory that a computation takes for what it makes and does not keep."""
 
+import itertools
 import weakref
 from typing import Any
 
@@ -17,13 +18,15 @@ class Temporaries(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        # Threads of a process group may let go of a storage at any time.
+        self._numbers = itertools.count()
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by id of the storage: its number
         self._events: list[tuple[int, int]] = []  # a storage's number, and its bytes, or minus these when it is gone
 
     @property
     def bytes(self) -> int:
         """The most bytes at a time of what is gone by now."""
-        kept = {number for number, _ in self._alive.values()}
+        kept = {number for number, _ in list(self._alive.values())}
         now = most = 0
         for number, size in self._events:
             if number not in kept:
@@ -44,7 +47,7 @@ class Temporaries(TorchDispatchMode):
         return result
 
     def _note(self, storage: Any) -> None:
-        key, number, size = id(storage), len(self._events), storage.nbytes()
+        key, number, size = id(storage), next(self._numbers), storage.nbytes()
 
         def gone(_: object) -> None:
             del self._alive[key]
