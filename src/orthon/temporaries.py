@@ -13,7 +13,7 @@ class Temporaries(TorchDispatchMode):
     """Counts the bytes of the storages that operations make within, on any device, meta included.
 
     What is still there at the end is not temporary: state, made or moved. What a kernel or a process group takes
-    inside itself is not seen. In code that is traced or under another mode nothing is promised.
+    inside itself is not seen.
     """
 
     def __init__(self) -> None:
