@@ -111,7 +111,7 @@ def _seconds(contender: Contender, case: Case, world: int, repeats: int) -> dict
 
 
 def _step_of_all(step: Callable[[], object], world: int, at_once: int) -> float:
-    before, orthons._AT_ONCE = orthons._AT_ONCE, at_once
+    before, orthons.AT_ONCE = orthons.AT_ONCE, at_once
     try:
         if world > 1:
             dist.barrier()
@@ -121,4 +121,4 @@ def _step_of_all(step: Callable[[], object], world: int, at_once: int) -> float:
             dist.barrier()
         return time.perf_counter() - start
     finally:
-        orthons._AT_ONCE = before
+        orthons.AT_ONCE = before

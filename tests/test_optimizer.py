@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from orthon import Dion, Dion2, Dion3, Muon, NorMuon, param_groups
 from orthon.algorithms import RULES
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
+from orthon.temporaries import Temporaries
 
 
 def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -258,24 +256,6 @@ def test_a_new_rule_needs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) ->
     optimizer.load_state_dict(optimizer.state_dict())
 
 
-class Peak(TorchDispatchMode):
-    """Counts the bytes of new storages that operations make."""
-
-    def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
-        self.known = {t.untyped_storage().data_ptr() for t in known}
-        self.alive = WeakIdKeyDictionary()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in self.known:
-                self.alive[x.untyped_storage()] = x.untyped_storage().nbytes()
-        self.bytes = max(self.bytes, sum(self.alive.values()))
-        return result
-
-
 def extra_memory(shapes: list[tuple[int, int]], make: Any = Dion, **options: Any) -> int:
     """Return the most bytes that a step holds beside weights, gradients and state."""
     params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -283,10 +263,9 @@ def extra_memory(shapes: list[tuple[int, int]], make: Any = Dion, **options: Any
     for p in params:
         p.grad = torch.randn_like(p)
     optimizer.step()
-    known = [*params, *(p.grad for p in params), *(v for p in params for v in optimizer.state[p].values())]
-    with Peak(known) as peak:
+    with Temporaries() as temporaries:
         optimizer.step()
-    return peak.bytes
+    return temporaries.bytes
 
 
 @pytest.mark.parametrize("right_factor", ["normalize", "orthonormalize"])

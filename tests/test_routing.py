@@ -212,4 +212,5 @@ def test_explain_tells_what_the_optimizer_does() -> None:
 
     text = str(explanation)
     assert re.search(r"^model\.layers\.\{0-1\}\.mlp\.down_proj\.weight \(×2\) +32×64 +dion +16 ", text, re.MULTILINE)
-    assert text.splitlines()[-2].startswith("adamw: 7 parameters, 6,304 numbers")
+    assert text.splitlines()[-4].startswith("adamw: 7 parameters, 6,304 numbers")
+    assert text.splitlines()[-1].startswith("memory of a step beside weights, gradients and state: at most ")

@@ -7,7 +7,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from orthon.host import is_readable
+from orthon.host import device_type, is_readable
 from orthon.kernels import SMALL, subtract_product_
 from orthon.linalg import in_cache
 from orthon.options import Group
@@ -192,7 +192,7 @@ class Batch:
 
 
 def _decay_each(weights: Sequence[Tensor], rate: float | Tensor) -> None:
-    if isinstance(rate, Tensor) or weights[0].device.type != "cpu" or weights[0].numel() >= SMALL:
+    if isinstance(rate, Tensor) or device_type(weights[0].device) != "cpu" or weights[0].numel() >= SMALL:
         torch._foreach_mul_(list(weights), 1 - rate)
     elif rate:  # three times as fast as a product with a number, each of which torch makes a tensor of
         torch._foreach_add_(list(weights), list(weights), alpha=-rate)

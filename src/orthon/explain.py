@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.host import meta_stands_for
 from orthon.loss_scale import LossScale
 from orthon.lr_scale import lr_factor
 from orthon.member import Member
-from orthon.optimizer import MixedOptimizer
+from orthon.optimizer import AT_ONCE, MixedOptimizer
 from orthon.sharding import Message, local, on_meta, record_messages, run
-from orthon.updates import batches, update
+from orthon.temporaries import Temporaries
+from orthon.updates import Work, batches, update
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BatchRow:
-    """What one batch of parameters, updated together, communicates in a step.
+    """What one batch of parameters, updated together, communicates and takes in a step.
 
     Attributes:
         parameters: their names.
@@ -59,6 +61,9 @@ class BatchRow:
         polar_route: how a rule for whole matrices works on them, "alone", by "owners" or on "shards"; "" for others.
         synchronization: of the gradients of the replicas: "compressed", "full", or "" where nothing is left to do.
         messages: the collectives, in their order.
+        batch_bytes: of this rank's part of the gradients, in the dtype of the parameters.
+        temporary_bytes: the most that this rank holds at a time beside weights, gradients and state. What kernels and
+            collectives take inside themselves is not in it.
     """
 
     parameters: tuple[str, ...]
@@ -69,6 +74,8 @@ class BatchRow:
     polar_route: str
     synchronization: str
     messages: tuple[Message, ...]
+    batch_bytes: int
+    temporary_bytes: int
 
     @property
     def bytes(self) -> float:
@@ -78,22 +85,28 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an optimizer does with each parameter, and what the ranks communicate; prints as tables.
+    """What an optimizer does with each parameter, and what a step communicates and takes; prints as tables.
 
     Parameters that differ in the numbers of their names alone, and in nothing else, share a printed line.
 
     Attributes:
         rows: one for each parameter.
         batches: one for each batch of parameters.
+        temporary_bytes: at most so many does this rank hold at a time in a step beside weights, gradients and state:
+            those of the largest batch, or of the largest that are under way together where ranks communicate. The first
+            step, which makes the state, may take more.
     """
 
     rows: tuple[Row, ...]
     batches: tuple[BatchRow, ...] = ()
+    temporary_bytes: int = 0
 
     def __str__(self) -> str:
         parts = [self._parameters()]
         if any(batch.messages for batch in self.batches):
             parts.append(self._communication())
+        if self.batches:
+            parts.append(self._memory())
         return "\n\n".join(parts)
 
     def _communication(self) -> str:
@@ -121,6 +134,14 @@ class Explanation:
         total = f"one step: {collectives} collectives, {sum(batch.bytes for batch in self.batches):,.0f} bytes"
         return "\n".join([*_table(header, lines, right={1, 6, 7}), "", total])
 
+    def _memory(self) -> str:
+        count = f"{len(self.batches)} batches" if len(self.batches) > 1 else "1 batch"
+        most, largest = self.temporary_bytes, max(batch.batch_bytes for batch in self.batches)
+        return (
+            f"memory of a step beside weights, gradients and state: at most {_size(most)}, in {count} of at most "
+            f"{_size(largest)} of gradients"
+        )
+
     def _parameters(self) -> str:
         header = ("parameter", "shape", "matrices", "rule", "rank", "lr factor", "state bytes", "why")
         # A key with the digits cut out: the layers of a stack fall together.
@@ -147,41 +168,98 @@ class Explanation:
 def explain(optimizer: MixedOptimizer) -> Explanation:
     """Return what an optimizer does with each parameter, and why; `print` shows it as a table.
 
-    On many ranks it also tells what a step communicates. Nothing is computed or sent, but with `replicas` that no
-    mesh of the parameters knows, all ranks must call it.
+    It also tells the memory that a step takes, and on many ranks what it communicates. Nothing is computed or sent, but
+    with `replicas` that no mesh of the parameters knows, all ranks must call it.
 
     Raises:
         TypeError: for an optimizer that is not one of Orthon's.
     """
     if not isinstance(optimizer, MixedOptimizer):
         raise TypeError(f"explain: optimizer should be one of Orthon's, but is a {type(optimizer).__name__}")
-    # Rates may be tensors on an accelerator, which go with none that has no storage. They change nothing here.
-    groups = {id(group): {**group, "lr": 0.0, "weight_decay": 0.0} for group in optimizer.param_groups}
+    groups = {id(group): _without_storage(group) for group in optimizer.param_groups}
     everything = [_on_meta(member, groups[id(member.group)]) for member in optimizer.members()]
     states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
-    communication = []
     for member in everything:
         states[member.param].update(member.new_state())
+    rows: list[BatchRow] = []
+    together: defaultdict[tuple[int, ...], list[BatchRow]] = defaultdict(list)
+    known: dict[Hashable, tuple[tuple[Message, ...], int]] = {}
     for work in batches(everything):
-        with record_messages() as messages:
-            run([update(work, states, {}, LossScale())], at_once=1)
-        first = work.parts[0]
-        member, layout = first.member, first.layout
-        names = dict.fromkeys(part.member.name for part in work.parts)
-        count = sum(part.count for part in work.parts)
-        communication.append(
-            BatchRow(
-                parameters=tuple(names),
-                matrices=count if first.stack else 0,
-                shape=layout.shape,
-                rule=member.rule.name,
-                layout=str(layout),
-                polar_route=member.rule.route(layout, count, member.group) if member.rule.route else "",
-                synchronization=("compressed" if first.compressed else "full") if member.averages else "",
-                messages=tuple(messages),
-            )
-        )
-    return Explanation(tuple(_row(member, states[member.param]) for member in everything), tuple(communication))
+        kind = _kind(work)
+        if kind not in known:
+            known[kind] = _tried(work, states, skips=optimizer.nonfinite == "skip")
+        rows.append(_batch_row(work, *known[kind]))
+        together[work.ranks].append(rows[-1])
+    parameters = tuple(_row(member, states[member.param]) for member in everything)
+    return Explanation(parameters, tuple(rows), max(map(_under_way, together.values()), default=0))
+
+
+def _without_storage(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group for parameters on meta."""
+    # Rates may be tensors on an accelerator, which go with none that has no storage. They change nothing here.
+    rates = {"lr": 0.0, "weight_decay": 0.0}
+    if "foreach" not in group or group["foreach"] is not None or group["fused"]:
+        return {**group, **rates}
+    # torch's own choice goes by the device, and costs memory.
+    foreach = local(group["params"][0]).device.type != "cpu" and not isinstance(group["lr"], Tensor)
+    return {**group, **rates, "foreach": foreach}
+
+
+def _kind(work: Work) -> Hashable:
+    """Return what batches have in common that communicate and take the same."""
+    parts = [
+        (id(part.stack), id(part.member.layout), part.member.param.dtype, local(part.member.param).stride())
+        for part in work.parts
+    ]
+    return work.kind, None if work.owners is None else tuple(work.owners), tuple(parts)
+
+
+def _tried(
+    work: Work, states: MutableMapping[Tensor, dict[str, Any]], *, skips: bool
+) -> tuple[tuple[Message, ...], int]:
+    """Update a batch on meta, and return the collectives and the most bytes of temporaries.
+
+    Args:
+        work: the batch.
+        states: of all parameters.
+        skips: whether the device decides if the step is left out.
+    """
+    meta = torch.device("meta")
+    gates = {meta: torch.ones((), device=meta)} if skips else {}
+    device = work.parts[0].layout.device
+    with meta_stands_for(device), record_messages() as messages, Temporaries() as temporaries:
+        run([update(work, states, gates, LossScale())], at_once=1)
+    return tuple(messages), temporaries.bytes
+
+
+def _batch_row(work: Work, messages: tuple[Message, ...], temporary_bytes: int) -> BatchRow:
+    first = work.parts[0]
+    member, layout = first.member, first.layout
+    names = dict.fromkeys(part.member.name for part in work.parts)
+    count = sum(part.count for part in work.parts)
+    sizes = [part.count * math.prod(part.layout.part_shape) * part.member.param.element_size() for part in work.parts]
+    return BatchRow(
+        parameters=tuple(names),
+        matrices=count if first.stack else 0,
+        shape=layout.shape,
+        rule=member.rule.name,
+        layout=str(layout),
+        polar_route=member.rule.route(layout, count, member.group) if member.rule.route else "",
+        synchronization=("compressed" if first.compressed else "full") if member.averages else "",
+        messages=messages,
+        batch_bytes=sum(sizes),
+        temporary_bytes=temporary_bytes,
+    )
+
+
+def _under_way(rows: Sequence[BatchRow]) -> int:
+    """Return the most temporary bytes of batches that the same ranks communicate about.
+
+    Others begin while some wait for their collectives. Of those that have none, one at a time is under way.
+    """
+    waiting = sorted((row.temporary_bytes for row in rows if row.messages), reverse=True)[:AT_ONCE]
+    alone = max((row.temporary_bytes for row in rows if not row.messages), default=0)
+    return max(sum(waiting), alone + sum(waiting[: AT_ONCE - 1]))
 
 
 def _on_meta(member: Member, group: dict[str, Any]) -> Member:
@@ -255,6 +333,10 @@ def _ranges(values: list[int]) -> str:
         else:
             runs.append([value])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count:,} bytes"
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -30,7 +30,7 @@ Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, An
 _GROUP_KEYS = {"params", "param_names", "name", "reason", "algorithm", *SCHEDULER_KEYS}
 
 # Batches under way at the same time, so that one computes while another communicates.
-_AT_ONCE = 2
+AT_ONCE = 2
 
 _NONFINITE = choice("raise", "skip")
 
@@ -197,7 +197,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         for together in sets:
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
             kinds = {work.kind for work in together}
-            at_once = _AT_ONCE if kinds <= self._updated else 1
+            at_once = AT_ONCE if kinds <= self._updated else 1
             run((update(work, self.state, gates, scale) for work in together), at_once=at_once)
             self._updated |= kinds
         if everything is not self._seen:

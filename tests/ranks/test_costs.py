@@ -1,6 +1,7 @@
 """What a step of Dion communicates and computes, counted, against the formulas of the documentation."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import orthon
 from orthon import Dion
 from orthon.algorithms.dion import dion_rank
+from orthon.temporaries import Temporaries
 from tests.ranks import layouts
 from tests.ranks.layouts import LAYOUTS, layouts_on
 from tests.ranks.pool import Pool
@@ -103,6 +105,26 @@ def on_this_rank(layout: str, shape: tuple[int, int], options: dict[str, Any]) -
     }
 
 
+def memory(options: dict[str, Any]) -> tuple[list[int], orthon.Explanation]:
+    """Count what steps take of this rank beside weights, gradients and state, and what `explain` says."""
+    world = dist.get_world_size()
+    shapes = [(64, 96)] * 3 + [(96, 96)] * 2 + [(128, 64)]
+    full = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
+    named = [(f"w{i}", nn.Parameter(layouts.build("fsdp 0", world, start))) for i, start in enumerate(full)]
+    optimizer = Dion(named, **options)
+    for (_, param), start in zip(named, full, strict=True):
+        param.grad = layouts.build("fsdp 0", world, start)
+    for _ in range(2):
+        optimizer.step()
+    taken = []
+    for _ in range(4):
+        with Temporaries() as temporaries:
+            optimizer.step()
+            time.sleep(0.01)  # gloo's threads may hold what they have sent a little longer
+        taken.append(temporaries.bytes)
+    return taken, orthon.explain(optimizer)
+
+
 def triangle(r: int) -> int:
     """Return the numbers of one triangle of r × r, packed into rectangles."""
     h = (r + 1) // 2
@@ -185,6 +207,20 @@ def test_costs(ranks: Pool, world: int, layout: str, shape: tuple[int, int], opt
         assert result["explained"] == expected, f"rank {rank}: explain does not tell the collectives of the formula"
     _check_numbers(layout, world, shape, chosen, expected)
     _check_flops(layout, world, shape, chosen, max(result["flops"] for result in results))
+
+
+@pytest.mark.parametrize("rank_fraction", [0.25, 1.0])
+def test_the_memory_of_batches_under_way_together(ranks: Pool, rank_fraction: float) -> None:
+    for taken, explanation in ranks.run(2, memory, {"rank_fraction": rank_fraction}):
+        each = sorted(batch.temporary_bytes for batch in explanation.batches)
+        assert explanation.temporary_bytes == sum(each[-2:])
+        assert max(taken) >= each[-1], f"steps took {taken}, and one batch alone {each[-1]}"
+        assert min(taken) <= explanation.temporary_bytes, f"steps took {taken}"
+        assert str(explanation).splitlines()[-2:] == [
+            "",
+            "memory of a step beside weights, gradients and state: at most "
+            f"{explanation.temporary_bytes:,} bytes, in 3 batches of at most 36,864 bytes of gradients",
+        ]
 
 
 def _check_numbers(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any], messages: Counted) -> None:

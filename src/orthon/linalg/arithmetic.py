@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orthon.host import device_type
 from orthon.linalg.precision import Noise, float32_products, full_precision
 
 BF16 = torch.bfloat16
@@ -59,7 +60,7 @@ def gram_in_tf32(B: Tensor) -> Tensor:
 def product_in_bf16(A: Tensor, B: Tensor) -> Tensor:
     """Return A B (b, m, k) in float32 of A (b, m, n) and B (b, n, k), which are rounded to bfloat16."""
     A, B = A.to(BF16), B.to(BF16)
-    if A.device.type == "cuda":
+    if device_type(A.device) == "cuda":
         return torch.bmm(A, B, out_dtype=torch.float32)
     with full_precision():  # elsewhere in float32, which holds products of bfloat16 exactly
         return A.float() @ B.float()
@@ -133,7 +134,7 @@ def default_precision(storage: torch.dtype, device: torch.device) -> str:
 
     That is, up to 1e-3 for 16 bits and 1e-5 for float32. Elsewhere than on CUDA devices nothing is faster than float32.
     """
-    if device.type != "cuda" or storage == torch.float64:
+    if device_type(device) != "cuda" or storage == torch.float64:
         return "float32"
     return "tf32" if storage.itemsize == 2 else "bf16x3"
 

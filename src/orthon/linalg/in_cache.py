@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from orthon.host import device_type
+
 # So many numbers at a time stay in the cache of a CPU core. Passes over memory cost more than the operations: four on
 # 64 MB, one after the other, took two and a half times as long as on parts (one core of a Sapphire Rapids).
 _NUMBERS = 1 << 16
@@ -21,7 +23,7 @@ def in_cache(*batches: Tensor | Sequence[Tensor]) -> Iterator[Any]:
     """
     first = batches[0][0]
     (m, n), b = first.shape, len(batches[0])
-    if first.device.type != "cpu":
+    if device_type(first.device) != "cpu":
         yield batches
         return
     count = max(1, _NUMBERS // max(1, m * n))
