@@ -68,6 +68,7 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
     (NorMuon, {"polar_dtype": torch.float32}),
     (Dion2, {}),
     (Dion2, {"selection": "random"}),
+    (Dion2, {"cautious_weight_decay": True}),
     (Dion3, {}),
 ]
 
@@ -90,19 +91,15 @@ def test_explain_tells_what_a_step_on_a_cpu_takes(
     batch = 3 * math.prod(shape) * dtype.itemsize
     case = f"measured {found / batch:.4f} batches, explained {told / batch:.4f}"
     # The norms of matrices may be there in float64 as well.
-    assert found - 64 * 3 <= told, case
-    # Dion2 and Dion3 are told as on an accelerator, where the matrices share launches.
-    more = 1.2 * 3 * math.prod(shape) * 4 if make in (Dion2, Dion3) else 64 * 3
-    assert told <= found + more, case
+    assert abs(found - told) <= 64 * 3, case
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (30, 50)])
 @pytest.mark.parametrize("make", FAMILY)
-def test_small_matrices_take_little_more_than_explained(make: Any, shape: tuple[int, int]) -> None:
-    """A CPU works through them in parts that stay in the cache, of at most 65536 numbers."""
+def test_explain_tells_what_small_matrices_take(make: Any, shape: tuple[int, int]) -> None:
     optimizer = stepped(make, [shape] * 100, torch.float32, nonfinite="skip")
     found, told = measured(optimizer), explain(optimizer).temporary_bytes
-    assert -64 * 100 <= found - told <= 8 << 16, f"measured {found}, explained {told}"
+    assert abs(found - told) <= 64 * 100, f"measured {found}, explained {told}"
 
 
 def test_state_that_is_moved_together_is_not_temporary() -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from orthon.batch import Batch
+from orthon.host import device_type
 from orthon.kernels import add_each
 from orthon.linalg import compute_dtype, in_cache
 from orthon.options import Group
@@ -54,7 +55,7 @@ def added_gradients(batch: Batch, group: Group, *, norms: bool) -> tuple[Tensor,
         add_each(M, G, sign)
         if M.dtype == torch.float16:  # whose range a sum may leave
             M.clamp_(limits.min, limits.max)
-        if norms and M.device.type == "cpu":
+        if norms and device_type(M.device) == "cpu":
             parts.append(M.to(torch.float64, copy=True).abs_().sum(1 if turned else 2))
         elif norms:
             parts.append(torch.linalg.vector_norm(M, 1, dim=1 if turned else 2, dtype=torch.float64))

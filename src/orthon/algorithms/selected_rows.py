@@ -8,6 +8,7 @@ from torch import Tensor
 
 from orthon.algorithms.polar_factor import polar_by_owners
 from orthon.batch import LARGE, Batch
+from orthon.host import device_type
 from orthon.linalg import in_cache, polar, random_normal
 from orthon.options import Group, portion
 from orthon.sharding import Extent, Layout, Owners, Step
@@ -154,7 +155,7 @@ def decay_and_subtract(
 
 def _together(matrix: Tensor) -> bool:
     """Return whether the matrices of a batch share launches, as they are small or on an accelerator."""
-    return matrix.device.type != "cpu" or matrix.numel() < LARGE
+    return device_type(matrix.device) != "cpu" or matrix.numel() < LARGE
 
 
 def _index(rows: Tensor, n: int) -> Tensor:
