@@ -1,5 +1,6 @@
 """Parameters put into batches, and each batch given to its rule."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from orthon.member import Member
 from orthon.sharding import Layout, Ranks, Share, Stack, Step, deal, local, relocated
 from orthon.state import Entry, factor_key, matrix_name
 
-# One batch holds at most this many bytes of gradients, or of factors, or a single parameter: a step's temporaries
-# grow with it.
+# One batch holds at most this many bytes of gradients, or a single parameter, and so few that its update takes at most
+# twice as many bytes for what it makes and does not keep.
 _BATCH_BYTES = 64 << 20
 
 
@@ -137,9 +138,11 @@ def _by_ranks(everything: Iterable[Work]) -> list[list[Work]]:
 def _capped(together: list[Part]) -> Iterator[list[Part]]:
     first, size = together[0], len(together)
     rule = first.member.rule
-    if rule.largest is not None:
-        numbers = first.count * rule.largest(first.layout, first.member.group)
-        size = max(1, _BATCH_BYTES // (numbers * first.member.param.element_size()))
+    if rule.temporaries is not None:
+        dtype = first.member.param.dtype
+        taken = rule.temporaries(first.layout, first.member.group, dtype)
+        own = math.prod(first.layout.largest) * dtype.itemsize
+        size = max(1, int(_BATCH_BYTES / max(1.0, first.count * max(own, taken / 2))))
     for start in range(0, len(together), size):
         yield together[start : start + size]
 

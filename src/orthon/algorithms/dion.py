@@ -7,13 +7,14 @@ from torch import Tensor
 
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.kernels import add_and_multiply_, add_each, subtract_product_
+from orthon.kernels import add_and_multiply_, add_each, product, subtract_product_
 from orthon.linalg import (
     PRECISIONS,
     check_precision,
     compute_dtype,
     default_precision,
     orthonormalize,
+    overwrite_where_,
     unit_columns,
 )
 from orthon.lr_scale import lr_factor
@@ -47,23 +48,23 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     _check_rank(kept, cols, batch, group)
 
     Q = yield from cols.whole(kept)
-    M, product = _accumulate(stored, Q, rows, batch, group)
+    M, partial = _accumulate(stored, Q, rows, batch, group)
     sent = torch.promote_types(M.dtype, batch.weights[0].dtype)  # the dtype in which P and Q become whole
     for i in range(group["power_iterations"]):
         if i > 0:
-            product = rows.part(M) @ Q.to(M.dtype)
-        B = yield from rows.reduce(product)  # (b, share of m, r)
-        del product  # where B is a share of it
+            partial = product(rows.part(M), Q.to(M.dtype))
+        B = yield from rows.reduce(partial)  # (b, share of m, r)
+        del partial  # where B is a share of it
         left = yield from orthonormalize(B, rows.ranks, precision=precision)
         P = yield from rows.gather(left.vectors.to(sent))  # (b, m, r)
-        R = yield from cols.reduce(cols.part(M.mT) @ P.to(M.dtype))  # (b, share of n, r)
+        R = yield from cols.reduce(product(cols.part(M.mT), P.to(M.dtype)))  # (b, share of n, r)
         if orthonormal:
             right = yield from orthonormalize(R.clone(), cols.ranks, left=left, precision=precision)
         else:
             right = yield from unit_columns(R, cols.ranks, left=left, precision=precision)
         live = batch.gated_mask(right.live.unsqueeze(-2))
         found = yield from cols.gather(right.vectors.to(sent))  # (b, n, r)
-        torch.where(live, found.to(Q.dtype), Q, out=Q)
+        overwrite_where_(Q, live, found)
     if Q is not kept:
         kept.copy_(cols.keep(Q))
 
@@ -92,7 +93,7 @@ def _accumulate(stored: Tensor, Q: Tensor, rows: Side, batch: Batch, group: Grou
     M = stored.to(dtype)
     if M is not stored:
         M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range
-    return M, rows.part(M) @ Q.to(dtype)
+    return M, product(rows.part(M), Q.to(dtype))
 
 
 def _check_rank(kept: Tensor, cols: Side, batch: Batch, group: Group) -> None:
@@ -117,10 +118,14 @@ def dion_rank(shape: tuple[int, ...], group: Group) -> int:
     return min(short, int(multiple * math.ceil(portion(group["rank_fraction"], short) / multiple)))
 
 
-def _largest(layout: Layout, group: Group) -> int:
-    """Return the numbers of a rank's part of the matrix, or of its longer factor where that is larger."""
+def _temporaries(layout: Layout, group: Group, dtype: torch.dtype) -> float:
+    """Return the bytes of two pairs of factors in float32, and of as many as are there in another dtype beside."""
     m, n = layout.largest
-    return max(m * n, max(m, n) * dion_rank(layout.shape, group))
+    pairs = 2.05 if dtype.itemsize == 4 else 2.75
+    if group["right_factor"] == "orthonormalize":
+        pairs += 1
+    factors = pairs * (m + n) * dion_rank(layout.shape, group) * max(4, dtype.itemsize)
+    return factors + (m * n * dtype.itemsize if group["cautious_weight_decay"] else 0)
 
 
 def _compresses(layout: Layout, group: Group) -> bool:
@@ -160,7 +165,7 @@ RULE = Rule(
     update=dion,
     for_matrices=True,
     rank=dion_rank,
-    largest=_largest,
+    temporaries=_temporaries,
     compresses=_compresses,
     check_layout=_check_layout,
 )

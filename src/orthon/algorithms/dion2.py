@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from orthon.algorithms import muon
 from orthon.algorithms.momentum import added_gradients
-from orthon.algorithms.muon import largest
 from orthon.algorithms.polar_factor import POLAR_OPTIONS, dtype_of_polar, polar_cost
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.algorithms.selected_rows import Selection, decay_and_subtract, polar_of_rows, selected, take
@@ -64,6 +65,11 @@ def _compresses(layout: Layout, group: Group) -> bool:  # noqa: ARG001
     return bool(group["selection"] == "random" and group["fraction"] < 1)
 
 
+def temporaries(layout: Layout, group: Group, dtype: torch.dtype) -> float:
+    """Return the bytes of Muon for the selected rows alone."""
+    return float(group["fraction"] * muon.temporaries(layout, group, dtype))
+
+
 def _cost(shape: tuple[int, ...], group: Group) -> float:
     short, long = sorted(shape)
     return polar_cost((portion(group["fraction"], short), long), group)
@@ -82,7 +88,7 @@ RULE = Rule(
     entries=_entries,
     update=dion2,
     for_matrices=True,
-    largest=largest,
+    temporaries=temporaries,
     compresses=_compresses,
     cost=_cost,
     route=lambda layout, count, group: "alone" if layout.everyone.size == 1 else "owners",  # noqa: ARG005

@@ -11,7 +11,7 @@ from orthon.algorithms.selected_rows import Selection
 from orthon.batch import Batch
 from orthon.linalg import factor_dtype
 from orthon.options import Group
-from orthon.sharding import Step
+from orthon.sharding import Layout, Step
 from orthon.state import Entries
 
 
@@ -59,4 +59,17 @@ def _entries(shape: tuple[int, ...], group: Group) -> Entries:
     return {**dion2.RULE.entries(shape, group), **row_moments()}
 
 
-RULE = replace(dion2.RULE, name="dion3", options={**dion2.RULE.options, **ROW_OPTIONS}, entries=_entries, update=dion3)
+def _temporaries(layout: Layout, group: Group, dtype: torch.dtype) -> float:
+    """Return the bytes of Dion2, and of three times the selected rows in float32."""
+    m, n = layout.largest
+    return dion2.temporaries(layout, group, dtype) + float(group["fraction"]) * 12 * m * n
+
+
+RULE = replace(
+    dion2.RULE,
+    name="dion3",
+    options={**dion2.RULE.options, **ROW_OPTIONS},
+    entries=_entries,
+    update=dion3,
+    temporaries=_temporaries,
+)

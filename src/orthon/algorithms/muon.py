@@ -1,7 +1,9 @@
 """Muon: the polar factor of the momentum (Jordan et al., 2024, kellerjordan.github.io/posts/muon)."""
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from orthon.algorithms.momentum import updated_momentum
@@ -39,10 +41,9 @@ def entries(shape: tuple[int, ...], group: Group) -> Entries:  # noqa: ARG001
     return {"momentum": Entry(dtype=group["state_dtype"])}
 
 
-def largest(layout: Layout, group: Group) -> int:  # noqa: ARG001
-    """Return the numbers of a rank's part of a matrix."""
-    m, n = layout.largest
-    return m * n
+def temporaries(layout: Layout, group: Group, dtype: torch.dtype) -> float:
+    """Return the bytes of five matrices: what is orthonormalized, and what the polar factor of a square one takes."""
+    return 5.0 * math.prod(layout.largest) * dtype_of_polar(group["state_dtype"] or dtype, layout, group).itemsize
 
 
 OPTIONS = {
@@ -59,7 +60,7 @@ RULE = Rule(
     entries=entries,
     update=muon,
     for_matrices=True,
-    largest=largest,
+    temporaries=temporaries,
     cost=polar_cost,
     route=goes_by,
     check_layout=check_route,

@@ -28,13 +28,13 @@ def polar_factor(U: Tensor, batch: Batch, group: Group) -> Step[Tensor]:
     """Return this rank's part (b, m, n) of the polar factors of matrices, in the dtype in which they are computed.
 
     Args:
-        U: this rank's part of the matrices, (b, m, n), in `dtype_of_polar`.
+        U: this rank's part of the matrices, (b, m, n), in `dtype_of_polar`. May be overwritten.
         batch: to which they belong.
         group: with `POLAR_OPTIONS`.
     """
     layout, b = batch.layout, len(U)
     if layout.everyone.size == 1:
-        return polar(U, method=group["polar"], steps=group["polar_steps"], dtype=U.dtype)
+        return polar(U, method=group["polar"], steps=group["polar_steps"], dtype=U.dtype, overwrite=True)
     assert batch.owners is not None
     owners = Owners(layout, batch.owners, unsynced=batch.unsynced)
     if goes_by(layout, b, group) == "owners":
@@ -74,7 +74,8 @@ def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, group
     whole = yield from owners.bring(taken, like)
     found: Sequence[Tensor] = ()
     if whole:
-        found = polar(torch.stack(whole), method=group["polar"], steps=group["polar_steps"], dtype=like.dtype).unbind()
+        stacked, steps = torch.stack(whole), group["polar_steps"]
+        found = polar(stacked, method=group["polar"], steps=steps, dtype=like.dtype, overwrite=True).unbind()
     returned = yield from owners.send_back(found, like)
     return (yield from owners.share(returned, shapes, like))
 

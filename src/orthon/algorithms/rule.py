@@ -42,7 +42,8 @@ class Rule:
         update: makes one step on a batch, in place; a computation that may pause for collectives.
         for_matrices: whether it takes matrices alone, in batches of one shape.
         rank: for explanations, the rank of its update to a matrix of the given shape; None if it is not low.
-        largest: the most numbers of one matrix, or of one factor of it, that a rank holds in a step.
+        temporaries: about how many bytes a step takes for a matrix of the given layout and dtype, beside weights,
+            gradients and state.
         compresses: whether, where the replicas' gradients differ, it averages over them with fewer numbers than the
             gradient has; None if it never does.
         cost: the work on one whole matrix of the given shape, for a rule that gives each to one of the ranks that
@@ -59,7 +60,7 @@ class Rule:
     update: Callable[[Batch, Group], Step[None]]
     for_matrices: bool = False
     rank: Callable[[tuple[int, ...], Group], int] | None = None
-    largest: Callable[[Layout, Group], int] | None = None
+    temporaries: Callable[[Layout, Group, torch.dtype], float] | None = None
     compresses: Callable[[Layout, Group], bool] | None = None
     cost: Callable[[tuple[int, ...], Group], float] | None = None
     route: Callable[[Layout, int, Group], str] | None = None

@@ -84,7 +84,8 @@ def polar_of_rows(U: Tensor | list[Tensor], S: Selection, batch: Batch, group: G
             stacked = torch.stack([part.mT for part in U] if turned else U)
             U.clear()
             U = stacked.mT if turned else stacked
-        found = polar(U.mT if turned else U, method=group["polar"], steps=group["polar_steps"], dtype=U.dtype)
+        seen, steps = U.mT if turned else U, group["polar_steps"]
+        found = polar(seen, method=group["polar"], steps=steps, dtype=U.dtype, overwrite=True)
         return found.mT if turned else found
     assert batch.owners is not None
     owners = Owners(S.layout, batch.owners, unsynced=batch.unsynced, rows=S.everywhere)

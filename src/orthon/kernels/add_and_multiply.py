@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from orthon.kernels.dispatch import in_triton
+from orthon.kernels.products import product
 from orthon.kernels.sums import add_each
 
 # Triton keeps a block of rows of the product in registers, while the sum passes through once.
@@ -30,4 +31,4 @@ def add_and_multiply_(M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: fl
         from orthon.kernels.triton import add_and_multiply as kernel
 
         return kernel.launch(M, grads, Q, gain)
-    return add_each(M, grads, gain) @ Q
+    return product(add_each(M, grads, gain), Q)

@@ -2,7 +2,7 @@
 
 from orthon.linalg.arithmetic import PRECISIONS, check_precision, default_precision
 from orthon.linalg.in_cache import in_cache
-from orthon.linalg.orthonormalize import Columns, orthonormalize, unit_columns
+from orthon.linalg.orthonormalize import Columns, orthonormalize, overwrite_where_, unit_columns
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.precision import compute_dtype, factor_dtype
 from orthon.linalg.random import random_normal
@@ -16,6 +16,7 @@ __all__ = [
     "factor_dtype",
     "in_cache",
     "orthonormalize",
+    "overwrite_where_",
     "polar",
     "polar_dtype",
     "polar_flops",

@@ -118,10 +118,23 @@ def unit_columns(R: Tensor, ranks: Ranks, *, left: Columns | None = None, precis
     noise = rounding_noise(R.dtype)
     R = R.to(factor_dtype(R.dtype))
     by = arithmetic(precision, R.dtype)
-    squares, scale = yield from _in_range_(R, ranks, by, lambda R: ranks.sum(R.square().sum(-2)))  # (b, r), (b, r)
+    squares, scale = yield from _in_range_(R, ranks, by, lambda R: ranks.sum(_squares(R)))  # (b, r), (b, r)
     norm = squares.sqrt()
     live = norm > _floor(norm, scale, noise.of_matrix, left, by)
     return Columns(R.mul_(_inverse(norm, live)), live, norm * scale)
+
+
+def overwrite_where_(Q: Tensor, live: Tensor, columns: Tensor) -> None:
+    """Overwrite the columns of Q (b, n, r) that live, as `live` (b, 1, r) says, with those of another matrix."""
+    if is_readable(live) and bool(live.all()):  # as almost always, and twice as fast
+        Q.copy_(columns)
+    else:
+        torch.where(live, columns.to(Q.dtype), Q, out=Q)
+
+
+def _squares(R: Tensor) -> Tensor:
+    """Return the squares of the norms of columns, (b, r). Only of what lies together is the norm quick."""
+    return torch.linalg.vector_norm(R, dim=-2).square_() if R.stride(-2) == 1 else R.square().sum(-2)
 
 
 def _floor(norm: Tensor, scale: Tensor, noise: float, left: Columns | None, by: Arithmetic) -> Tensor:
@@ -176,6 +189,7 @@ def _in_range_(
         squares = result if result.ndim == 2 else _diagonal(result)
         if bool(((squares > 1e-30) & (squares < 1e30)).all()):
             return result, torch.ones_like(squares)
+        del result, squares  # as large as B at full rank
     scale = yield from ranks.sum(B.abs().sum(-2))
     B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2))
     return (yield from squares_of(B)), scale

@@ -38,7 +38,7 @@ SMALL_ON_CPU = 2048
 STEPS_PER_GRAM = 2
 
 # Temporaries of more bytes are avoided by taking the matrices of a batch in turn.
-TEMPORARY_BYTES = 256 << 20
+TEMPORARY_BYTES = 64 << 20
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ def polar(
     steps: int = 5,
     route: str = "auto",
     dtype: torch.dtype | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Return the polar factor W Vᵀ of each matrix U = W S Vᵀ, over the directions that U has.
 
@@ -64,13 +65,14 @@ def polar(
     for short sides below 128 it takes one polynomial at a time there.
 
     Args:
-        U: (..., m, n), of any scale and floating dtype. It is not overwritten.
+        U: (..., m, n), of any scale and floating dtype.
         method: "polar_express" (Amsel et al., arXiv 2505.16932), with the best polynomial for each step;
             "newton_schulz", with Keller Jordan's; or "svd", exactly, in float32 or float64.
         steps: of an iteration.
         route: "direct" computes polynomials of the matrix, "gram" of its small Gram matrix; "auto" takes the faster.
         dtype: of the computation and the result, by default `polar_dtype`'s for U. Not float16, whose range is too
             short.
+        overwrite: whether the result may take the place of U, where that is contiguous and has its dtype.
 
     Returns:
         (..., m, n), in `dtype`; for "svd" in float32 where that is wider.
@@ -82,7 +84,9 @@ def polar(
     dtype = dtype or polar_dtype(U.dtype, U.device, U.shape[-2:])
     _check(method, steps, route, dtype)
     batch = U.reshape(math.prod(U.shape[:-2]), m, n)
-    result = torch.empty(batch.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
+    made_in = factor_dtype(dtype) if method == "svd" else dtype
+    overwrite = overwrite and batch.dtype == made_in and batch.is_contiguous()
+    result = batch if overwrite else torch.empty(batch.shape, dtype=made_in, device=U.device)
     if result.numel() > 0:
         segments = _segments(method, steps, dtype, _route(m, n, steps, route), min(m, n))
         per_chunk = _per_chunk(m * n, min(m, n), result.dtype)
@@ -90,7 +94,8 @@ def polar(
             if method == "svd":
                 out.copy_(_by_svd(part, result.dtype))
             else:
-                _end_of(_iterate(part, out, _ALONE, segments, tighten=method == "polar_express"))
+                into = part if overwrite else out
+                _end_of(_iterate(part, into, _ALONE, segments, tighten=method == "polar_express"))
     return result.view(U.shape)
 
 
@@ -223,7 +228,7 @@ def _iterate(U: Tensor, out: Tensor, ranks: Ranks, segments: list[list[Polynomia
 
     Args:
         U: this rank's rows, (b, m/ranks, n).
-        out: of the same shape, in the dtype of the iteration.
+        out: of the same shape, in the dtype of the iteration; it may be U.
         ranks: that hold rows. If there are several, Gram matrices are n × n; if one, of the shorter side.
         segments: the polynomials; those of a segment are composed first.
         tighten: scale the largest singular value closer to 1 than the Frobenius norm does.
@@ -233,7 +238,7 @@ def _iterate(U: Tensor, out: Tensor, ranks: Ranks, segments: list[list[Polynomia
     X = buffers[(last + 1) % 2]
     size = yield from _frobenius(U, ranks)
     if tighten and _is_moderate(size):  # scaled together with the first step
-        X = U if U.dtype == X.dtype else X.copy_(U)
+        X = U if U.dtype == X.dtype and U is not buffers[last % 2] else X.copy_(U)
     else:
         X.copy_(U).mul_(_inverse(size).to(X.dtype))
         size = torch.ones_like(size)
