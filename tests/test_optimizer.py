@@ -286,9 +286,9 @@ def test_extra_memory_at_full_rank_is_at_most_three_of_the_largest_batch() -> No
     assert extra <= 3 * largest, f"{extra / largest:.2f} batches"
 
 
-# In batches of float32. A polar factor in bfloat16 takes half of one for the matrix, and for square matrices four more of
-# the size of a Gram matrix; in float32, on CPUs without products of bfloat16, twice that. Dion2 does so with the
-# selected rows alone. (`test_temporaries.py` tests that batches have fewer matrices where they would take more than two.)
+# In batches of float32. A polar factor in bfloat16 takes half of one for the matrix, and for square matrices four more
+# of the size of a Gram matrix; in float32, on CPUs without products of bfloat16, twice that. Dion2 does so with the
+# selected rows alone. (Where that is more than two, batches have fewer matrices: `test_temporaries.py`.)
 MEMORY = [
     (Muon, {}, torch.bfloat16, 2.51),
     (Muon, {"nesterov": False}, torch.bfloat16, 2.51),

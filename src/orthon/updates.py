@@ -143,8 +143,9 @@ def _capped(together: list[Part]) -> Iterator[list[Part]]:
         taken = rule.temporaries(first.layout, first.member.group, dtype)
         own = math.prod(first.layout.largest) * dtype.itemsize
         size = max(1, int(_BATCH_BYTES / max(1.0, first.count * max(own, taken / 2))))
-    for start in range(0, len(together), size):
-        yield together[start : start + size]
+    count = -(-len(together) // size)
+    for i in range(count):  # as many in each as can be
+        yield together[i * len(together) // count : (i + 1) * len(together) // count]
 
 
 def _share(parts: list[Part]) -> Share:

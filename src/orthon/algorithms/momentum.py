@@ -5,7 +5,7 @@ from torch import Tensor
 
 from orthon.batch import Batch
 from orthon.host import device_type
-from orthon.kernels import add_each
+from orthon.kernels import add_each, mix_each
 from orthon.linalg import compute_dtype, in_cache
 from orthon.options import Group
 
@@ -29,8 +29,8 @@ def updated_momentum(batch: Batch, group: Group, dtype: torch.dtype) -> Tensor:
     result = torch.empty_like(stored, dtype=dtype)
     for kept, G, U in in_cache(stored, batch.grads, result):
         M = kept.to(compute_dtype(kept.dtype))
-        add_each(M.mul_(keep), G, gain)
-        U.copy_(add_each(M * momentum, G, gain) if group["nesterov"] else M)
+        mix_each(M, G, keep, gain)
+        U.copy_(mix_each(M, G, momentum, gain, out=torch.empty_like(M)) if group["nesterov"] else M)
         if M is not kept:  # float16, whose range a sum may leave
             kept.copy_(M.clamp_(limits.min, limits.max))
     return result

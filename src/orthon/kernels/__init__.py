@@ -4,7 +4,7 @@ from orthon.kernels.add_and_multiply import add_and_multiply_
 from orthon.kernels.dispatch import CROSSOVERS, Crossover, use
 from orthon.kernels.products import product
 from orthon.kernels.subtract_product import subtract_product_
-from orthon.kernels.sums import SMALL, add_each
+from orthon.kernels.sums import SMALL, add_each, mix_each
 from orthon.kernels.symmetric_product import symmetric_product
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Crossover",
     "add_and_multiply_",
     "add_each",
+    "mix_each",
     "product",
     "subtract_product_",
     "symmetric_product",

@@ -21,3 +21,17 @@ def add_each(M: Tensor, matrices: Sequence[Tensor], gain: float) -> Tensor:
         for into, matrix in zip(M.unbind(), matrices, strict=True):
             into.add_(matrix, alpha=gain)
     return M
+
+
+def mix_each(
+    M: Tensor, matrices: Sequence[Tensor], keep: float | Tensor, gain: float, *, out: Tensor | None = None
+) -> Tensor:
+    """Return keep·M + gain·matrices, of M (b, m, n) and b matrices (m, n), in place or in `out`, of the dtype of M."""
+    into = M if out is None else out
+    if isinstance(keep, Tensor) or gain != 1 or device_type(M.device) != "cpu":
+        return add_each(M.mul_(keep) if out is None else torch.mul(M, keep, out=out), matrices, gain)
+    if M[0].numel() < SMALL:
+        return torch.add(torch.stack(list(matrices)), M, alpha=keep, out=into)
+    for matrix, m, o in zip(matrices, M.unbind(), into.unbind(), strict=True):
+        torch.add(matrix, m, alpha=keep, out=o)  # in one pass
+    return into
