@@ -118,7 +118,8 @@ def unit_columns(R: Tensor, ranks: Ranks, *, left: Columns | None = None, precis
     noise = rounding_noise(R.dtype)
     R = R.to(factor_dtype(R.dtype))
     by = arithmetic(precision, R.dtype)
-    squares, scale = yield from _in_range_(R, ranks, by, lambda R: ranks.sum(_squares(R)))  # (b, r), (b, r)
+    dead = None if left is None else ~left.live
+    squares, scale = yield from _in_range_(R, ranks, by, lambda R: ranks.sum(_squares(R)), dead)  # (b, r), (b, r)
     norm = squares.sqrt()
     live = norm > _floor(norm, scale, noise.of_matrix, left, by)
     return Columns(R.mul_(_inverse(norm, live)), live, norm * scale)
@@ -171,7 +172,11 @@ def _is_at_hand(B: Tensor, ranks: Ranks, by: Arithmetic) -> bool:
 
 
 def _in_range_(
-    B: Tensor, ranks: Ranks, by: Arithmetic, squares_of: Callable[[Tensor], Step[Tensor]]
+    B: Tensor,
+    ranks: Ranks,
+    by: Arithmetic,
+    squares_of: Callable[[Tensor], Step[Tensor]],
+    dead: Tensor | None = None,
 ) -> Step[tuple[Tensor, Tensor]]:
     """Divide the columns so that none of their squares overflows or vanishes, unless the host sees that none does.
 
@@ -180,6 +185,7 @@ def _in_range_(
         ranks: that hold rows.
         by: what multiplies.
         squares_of: returns their squares (b, r), or Gram matrices (b, r, r).
+        dead: which columns are zero, (b, r), if any are known to be.
 
     Returns:
         the squares or Gram matrices of what is in B then, and the divisors (b, r).
@@ -187,7 +193,8 @@ def _in_range_(
     if _is_at_hand(B, ranks, by):
         result = yield from squares_of(B)
         squares = result if result.ndim == 2 else _diagonal(result)
-        if bool(((squares > 1e-30) & (squares < 1e30)).all()):
+        fits = (squares > 1e-30) & (squares < 1e30)
+        if bool((fits if dead is None else fits | dead).all()):
             return result, torch.ones_like(squares)
         del result, squares  # as large as B at full rank
     scale = yield from ranks.sum(B.abs().sum(-2))
