@@ -32,7 +32,7 @@ from benchmarks.measure import attempt, side_by_side
 from benchmarks.products import dion_products
 from benchmarks.results import Results, folder_for_results, reason
 from benchmarks.suite import Suite, parser
-from benchmarks.timing import Work, in_turns
+from benchmarks.timing import Work, in_a_row, in_turns
 
 _SECONDS = 540.0
 
@@ -63,6 +63,7 @@ class _Suite(Suite):
         self.pairs(GPT2_SMALL, f32, (*_EVERYONE, *who.peers()), repeats=7, seconds=10.0)
         self.products(GPT2_SMALL, repeats=7, seconds=10.0)
         self.pairs(TINY, f32, _EVERYONE, repeats=100, seconds=1.5)
+        self.one_after_the_other(TINY, f32, who.FAMILY, repeats=200, seconds=1.0)
         self.pairs(SMALL, f32, _FEW, repeats=20, seconds=3.0)
         self.polar_factors((768, 768), (768, 3072))
         self.ranks(Case("GPT-2 small, 4 layers", gpt2(4, 768)), repeats=5)
@@ -105,6 +106,18 @@ class _Suite(Suite):
             products_ms=products * 1e3,
             of_products=step / products,
         )
+
+    def one_after_the_other(
+        self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender], *, repeats: int, seconds: float
+    ) -> None:
+        """Measure steps that follow each other, where the time in between decides whether caches still hold them."""
+        setting = self.setting(repeats, seconds)
+        for contender in everyone:
+            step = contender.optimizer(parameters(self.sized(case), dtype=dtype, device=self.device)).step
+            step()
+            taken = in_a_row([step], self.device, repeats=setting.repeats, seconds=setting.seconds)
+            each = statistics.median(taken) / len(case.shapes) * 1e6
+            self.results.note("steps in a row", case=case.name, contender=contender.name, us_per_matrix=each)
 
     def polar_factors(self, *shapes: Shape) -> None:
         """Measure polar factors alone, and how far from orthonormal they are."""
