@@ -9,7 +9,7 @@ from orthon.host import device_type
 
 # So many numbers at a time stay in the cache of a CPU core. Passes over memory cost more than the operations: four on
 # 64 MB, one after the other, took two and a half times as long as on parts (one core of a Sapphire Rapids).
-_NUMBERS = 1 << 17
+_NUMBERS = 1 << 16
 
 
 def in_cache(*batches: Tensor | Sequence[Tensor]) -> Iterator[Any]:

@@ -196,7 +196,7 @@ def _in_range_(
         fits = (squares > 1e-30) & (squares < 1e30)
         if bool((fits if dead is None else fits | dead).all()):
             return result, torch.ones_like(squares)
-        del result, squares  # as large as B at full rank
+        del result, squares, fits  # the first as large as B at full rank
     scale = yield from ranks.sum(B.abs().sum(-2))
     B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2))
     return (yield from squares_of(B)), scale
