@@ -32,10 +32,12 @@ BAD_OPTIONS = [
     ({"power_iterations": 0}, ValueError, "power_iterations"),
     (
         {"precision": "half"},
+        {"product_dtype": torch.float16},
         ValueError,
         "None or one of 'float32', 'tf32', 'bf16x3', but is 'half'",
     ),
     ({"precision": 32}, TypeError, "precision should be None or one of"),
+    ({"product_dtype": "bfloat16"}, TypeError, "product_dtype should be None or one of torch.float64, torch.float32"),
     ({"right_factor": "qr"}, ValueError, "right_factor should be one of 'normalize', 'orthonormalize', but is 'qr'"),
     ({"orthonormal_side": "left"}, ValueError, "orthonormal_side should be one of 'short', 'long'"),
     ({"lr_scale": "spectral"}, ValueError, "'spectral_unclamped', 'original', 'match_rms_adamw', 'none'"),
@@ -103,7 +105,7 @@ def test_options_of_the_family(rule: str, options: dict[str, Any], error: type[E
 @pytest.mark.parametrize(
     ("rule", "option", "some"),
     [
-        ("Dion", "fraction", "power_iterations, precision, rank_fraction, rank_multiple_of"),
+        ("Dion", "fraction", "power_iterations, precision, product_dtype, rank_fraction, rank_multiple_of"),
         ("Muon", "ns_steps", "nesterov, nonfinite, polar, polar_dtype, polar_route, polar_steps"),
         ("NorMuon", "betas2", "beta2, betas"),
         ("Dion2", "rank_fraction", "fraction, lr, lr_scale, lr_scale_by_fraction"),

@@ -137,6 +137,36 @@ def test_steps_of_dion(kind: str, precision: str, monkeypatch: pytest.MonkeyPatc
         assert_close(X, expected.X, STEP_ERROR[precision], f"{kind}, {precision}, {right_factor}")
 
 
+# Of the largest of what the weights have moved by: each step errs by a few epsilon of its own update, and turns factors
+# from which the next one starts.
+PRODUCT_ERROR = {BF16: 0.05, F32: 3e-4, F64: 0.0}
+
+
+@pytest.mark.parametrize("shape", [(24, 10), (10, 24), (300, 260), (260, 300)], ids=str)
+@pytest.mark.parametrize("kind", ["full_rank", "rank_1", "live_rows", "zero_at_first", "tiny", "huge"])
+@pytest.mark.parametrize(("dtype", "storage"), [(BF16, F32), (BF16, F64), (F32, F64), (F64, F32)], ids=str)
+def test_products_in_another_dtype(kind: str, shape: tuple[int, int], dtype: torch.dtype, storage: torch.dtype) -> None:
+    """The state is kept as it is stored, and each product is as exact as its own dtype."""
+    gradients = sequence(kind, *shape, STEPS)
+    for more in ({}, {"right_factor": "orthonormalize"}, {"cautious_weight_decay": True}, {"nonfinite": "skip"}):
+        options: dict[str, Any] = {"product_dtype": dtype, "rank_fraction": 0.25, **more}
+        expected, X, state = run(gradients, dtype=storage, options=options)
+        assert state["momentum"].dtype == storage
+        start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=F64).to(storage)
+        coarsest = max(PRODUCT_ERROR[dtype], PRODUCT_ERROR[storage])
+        assert_close(X, expected.X, coarsest, f"{kind}, {shape}, {dtype} for {storage}, {more}", expected.X - start)
+
+
+@pytest.mark.parametrize("shape", [(24, 10), (30, 40)], ids=str)
+def test_rounding_of_the_state_is_no_direction(shape: tuple[int, int]) -> None:
+    """Of a momentum in float16, all but one direction is what its entries have been rounded by."""
+    expected, X, _ = run(
+        sequence("rank_1", *shape, STEPS), dtype=F32, options={"state_dtype": F16, "rank_fraction": 0.5}
+    )
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=F64).to(F32)
+    assert_close(X, expected.X, 0.05, str(shape), expected.X - start)
+
+
 def test_the_default_follows_state_and_device() -> None:
     for device, storage, expected in [
         *((CPU, storage, "float32") for storage in (F16, BF16, F32, F64)),

@@ -169,7 +169,14 @@ class Batch:
             _subtract_each(X, update, by)
 
     def decay_and_subtract_product(
-        self, P: Tensor, Q: Tensor, *, rate: float | Tensor, by: float | Tensor, cautious: bool
+        self,
+        P: Tensor,
+        Q: Tensor,
+        *,
+        rate: float | Tensor,
+        by: float | Tensor,
+        cautious: bool,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Decay the weights and subtract a low-rank product from each: X ← (1 − rate)·X − by·P Qᵀ.
 
@@ -179,13 +186,14 @@ class Batch:
             rate: lr·weight_decay.
             by: factor of the product.
             cautious: see `decay`.
+            dtype: in which the product is computed; that of the weights if there is none.
         """
         if not cautious and self.weights[0].numel() >= LARGE:
-            subtract_product_(self.weights, P, Q, rate=rate, by=by)
+            subtract_product_(self.weights, P, Q, rate=rate, by=by, dtype=dtype)
             return
         if isinstance(by, Tensor):  # before Q is rounded
             Q, by = Q * by, 1.0
-        dtype = self.weights[0].dtype
+        dtype = dtype or self.weights[0].dtype
         updates = (P.to(dtype) @ Q.to(dtype).mT).unbind()
         self.decay(rate, cautious=updates if cautious else None)
         self.subtract(updates, by)

@@ -149,6 +149,10 @@ class Dion(_Named):
             orthonormal up to 1e-3 and takes directions of relative size 4e-3 for noise; "bf16x3", products of numbers
             split into two of bfloat16, up to 1e-5, and directions of 6e-5. None is "tf32" for 16-bit state and
             "bf16x3" for float32 on CUDA devices, and "float32" elsewhere. Of a float64 state, all is in float64.
+        product_dtype: in which the four large products are computed, M Q, Mᵀ P, P Rᵀ and P Qᵀ. None is that of the
+            state, and float32 for float16. torch.bfloat16 suits float32 state where hardware multiplies in it, as
+            GPUs do, and CPUs with AMX: M and the weights stay in float32, what is added to them is rounded to
+            bfloat16 as Muon's polar factors are, and directions below 5e-4 of M's norm wait until they have grown.
         common: see `orthon.family.CommonOptions`.
 
     Raises:
@@ -170,6 +174,7 @@ class Dion(_Named):
         orthonormal_side: str = "short",
         power_iterations: int = 1,
         precision: str | None = None,
+        product_dtype: torch.dtype | None = None,
         **common: Unpack[CommonOptions],
     ) -> None:
         super().__init__(
@@ -183,6 +188,7 @@ class Dion(_Named):
             orthonormal_side=orthonormal_side,
             power_iterations=power_iterations,
             precision=precision,
+            product_dtype=product_dtype,
         )
 
 

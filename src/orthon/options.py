@@ -114,13 +114,12 @@ def betas(default: tuple[float, float]) -> Option:
     return Option(default, "two numbers in [0, 1)", has_type, lambda v: all(0 <= beta < 1 for beta in v))
 
 
-def float_dtype_or_none() -> Option:
-    """Return an option that takes a real floating dtype of 16 bits or more, or None."""
-    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-    allowed = "None or one of " + ", ".join(map(str, dtypes))
+def float_dtype_or_none(*, float16: bool = True) -> Option:
+    """Return an option that takes a real floating dtype of 16 bits or more, or None; float16 only if told so."""
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, *((torch.float16,) if float16 else ()))
     return Option(
         None,
-        allowed,
+        "None or one of " + ", ".join(map(str, dtypes)),
         lambda v: v is None or isinstance(v, torch.dtype),
         lambda v: v is None or v in dtypes,
     )

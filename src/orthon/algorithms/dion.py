@@ -13,12 +13,14 @@ from orthon.linalg import (
     check_precision,
     compute_dtype,
     default_precision,
+    in_cache,
     orthonormalize,
     overwrite_where_,
+    rounding_noise,
     unit_columns,
 )
 from orthon.lr_scale import lr_factor
-from orthon.options import Group, choice, choice_or_none, integer, number, own, portion, structural
+from orthon.options import Group, choice, choice_or_none, float_dtype_or_none, integer, number, own, portion, structural
 from orthon.sharding import Layout, Side, Step, worth_sending
 from orthon.state import Entries, Entry
 
@@ -40,7 +42,9 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         batch = batch.transposed()
     stored, kept = batch.stacked_like_weights("momentum"), batch.stacked("Q")  # (b, m, n), (b, n, r)
     orthonormal = group["right_factor"] == "orthonormalize"
-    precision = group["precision"] or default_precision(stored.dtype, stored.device)
+    dtype = group["product_dtype"] or compute_dtype(stored.dtype)
+    precision = group["precision"] or default_precision(dtype, stored.device)
+    noise = rounding_noise(max(dtype, stored.dtype, key=lambda d: torch.finfo(d).eps))  # M is as coarse as it is stored
     # Copies always share the work on P; that on R is little, unless it is orthonormalized, or sums over many rows.
     rows, cols = batch.rows(share=True), batch.cols(share=False)
     if orthonormal or worth_sending(2 * cols.opposite, batch.layout.device):
@@ -48,20 +52,20 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     _check_rank(kept, cols, batch, group)
 
     Q = yield from cols.whole(kept)
-    M, partial = _accumulate(stored, Q, rows, batch, group)
+    M, partial = _accumulate(stored, Q, rows, batch, dtype, -1.0 if group["maximize"] else 1.0)
     sent = torch.promote_types(M.dtype, batch.weights[0].dtype)  # the dtype in which P and Q become whole
     for i in range(group["power_iterations"]):
         if i > 0:
             partial = product(rows.part(M), Q.to(M.dtype))
         B = yield from rows.reduce(partial)  # (b, share of m, r)
         del partial  # where B is a share of it
-        left = yield from orthonormalize(B, rows.ranks, precision=precision)
+        left = yield from orthonormalize(B, rows.ranks, precision=precision, noise=noise)
         P = yield from rows.gather(left.vectors.to(sent))  # (b, m, r)
         R = yield from cols.reduce(product(cols.part(M.mT), P.to(M.dtype)))  # (b, share of n, r)
         if orthonormal:
-            right = yield from orthonormalize(R.clone(), cols.ranks, left=left, precision=precision)
+            right = yield from orthonormalize(R.clone(), cols.ranks, left=left, precision=precision, noise=noise)
         else:
-            right = yield from unit_columns(R, cols.ranks, left=left, precision=precision)
+            right = yield from unit_columns(R, cols.ranks, left=left, precision=precision, noise=noise)
         live = batch.gated_mask(right.live.unsqueeze(-2))
         found = yield from cols.gather(right.vectors.to(sent))  # (b, n, r)
         overwrite_where_(Q, live, found)
@@ -76,23 +80,30 @@ def dion(batch: Batch, group: Group) -> Step[None]:
         T = yield from cols.ranks.sum(right.vectors.mT @ R.to(right.vectors.dtype))  # (b, r, r)
         T = batch.gated(T).to(sent)
         PT, QT = (P @ T.mT, found) if rows.size < cols.size else (P, found @ T)
-    subtract_product_(M, PT, QT, by=1 - group["momentum"])
-    if M is not stored:
-        stored.copy_(M)
+    subtract_product_(stored, PT, QT, by=1 - group["momentum"], dtype=M.dtype)
 
-    lr, rate = batch.rates(group)
-    batch.decay_and_subtract_product(P, found, rate=rate, by=lr * scale, cautious=group["cautious_weight_decay"])
+    (lr, rate), cautious = batch.rates(group), group["cautious_weight_decay"]
+    batch.decay_and_subtract_product(
+        P, found, rate=rate, by=lr * scale, cautious=cautious, dtype=group["product_dtype"]
+    )
 
 
-def _accumulate(stored: Tensor, Q: Tensor, rows: Side, batch: Batch, group: Group) -> tuple[Tensor, Tensor]:
+def _accumulate(
+    stored: Tensor, Q: Tensor, rows: Side, batch: Batch, dtype: torch.dtype, gain: float
+) -> tuple[Tensor, Tensor]:
     """Add the gradients to M; return it in the dtype of products, and this rank's part of M Q, (b, part of m, r)."""
-    dtype, gain = compute_dtype(stored.dtype), -1.0 if group["maximize"] else 1.0
     if dtype == stored.dtype and rows.copies.size == 1:
         return stored, add_and_multiply_(stored, batch.grads, Q.to(dtype), gain=gain)
-    add_each(stored, batch.grads, gain)
-    M = stored.to(dtype)
-    if M is not stored:
-        M.clamp_(torch.finfo(stored.dtype).min, torch.finfo(stored.dtype).max)  # where the sum left its range
+    limits = torch.finfo(stored.dtype)
+    M = stored if dtype == stored.dtype else torch.empty_like(stored, dtype=dtype)
+    turned = batch.reads_transposed
+    parts = in_cache(M.mT, stored.mT, [G.mT for G in batch.grads]) if turned else in_cache(M, stored, batch.grads)
+    for into, kept, G in parts:  # as they lie in memory
+        add_each(kept, G, gain)
+        if kept.dtype == torch.float16:  # whose range a sum may leave
+            kept.clamp_(limits.min, limits.max)
+        if M is not stored:
+            into.copy_(kept)
     return M, product(rows.part(M), Q.to(dtype))
 
 
@@ -160,6 +171,7 @@ RULE = Rule(
         "orthonormal_side": structural(choice("short", "long")),
         "power_iterations": integer(1, at_least=1),
         "precision": own(choice_or_none(*PRECISIONS)),
+        "product_dtype": own(float_dtype_or_none(float16=False)),
     },
     entries=_entries,
     update=dion,

@@ -8,19 +8,14 @@ from torch import Tensor
 from orthon.batch import Batch
 from orthon.linalg import factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.polar import METHODS
-from orthon.options import Group, Option, choice, integer, own
+from orthon.options import Group, choice, float_dtype_or_none, integer, own
 from orthon.sharding import Layout, Owners, Step, flops_per_number
 
 POLAR_OPTIONS = {
     "polar": choice(*METHODS),
     "polar_steps": integer(5, at_least=1),
     "polar_route": own(choice("auto", "owners", "shards")),
-    "polar_dtype": Option(
-        None,
-        "None, torch.bfloat16, torch.float32 or torch.float64",
-        lambda v: v is None or isinstance(v, torch.dtype),
-        lambda v: v in (None, torch.bfloat16, torch.float32, torch.float64),
-    ),
+    "polar_dtype": float_dtype_or_none(float16=False),
 }
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:
-    """Return A B (b, m, r) of A (b, m, n) and B (b, n, r), which lies in memory by columns where A does.
+    """Return A B (..., m, r) of A (..., m, n) and B (..., n, r), which lies in memory by columns where A does.
 
     On 2 CPU cores, in float32, that takes 10 to 20 % less time for 192 columns than a result that lies by rows, and a
     third to a half for 48.

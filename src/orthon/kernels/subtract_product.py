@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 from orthon.kernels.dispatch import in_triton
-from orthon.kernels.products import add_product_
+from orthon.kernels.products import add_product_, product
 
 
 def subtract_product_(
-    X: Tensor | Sequence[Tensor], P: Tensor, Q: Tensor, *, rate: float | Tensor = 0.0, by: float | Tensor = 1.0
+    X: Tensor | Sequence[Tensor],
+    P: Tensor,
+    Q: Tensor,
+    *,
+    rate: float | Tensor = 0.0,
+    by: float | Tensor = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Overwrite each X with (1 − rate)·X − by·P Qᵀ.
 
@@ -19,12 +25,17 @@ def subtract_product_(
 
     Args:
         X: (b, m, n), or b matrices (m, n), with any strides.
-        P: (b, m, r), of any floating dtype, and rounded to that of X, in which products are computed.
+        P: (b, m, r), of any floating dtype, and rounded to `dtype`.
         Q: (b, n, r), likewise.
         rate: a number, or a tensor with one element on the device of X.
         by: likewise.
+        dtype: in which products are computed; that of X if there is none. Where it is another, they are rounded to it,
+            and subtracted afterwards.
     """
     first = X[:1] if isinstance(X, Tensor) else X[0]
+    if dtype is not None and dtype != first.dtype:
+        _subtract_rounded(X, P, Q, rate, by, dtype)
+        return
     if in_triton("subtract_product_", X if isinstance(X, Tensor) else first, first.numel()):
         from orthon.kernels.triton import subtract_product as kernel
 
@@ -41,3 +52,14 @@ def subtract_product_(
         return
     for x, p, q in zip(X, P.unbind(), Q.unbind(), strict=True):
         add_product_(x, p, q, beta=1 - rate, alpha=-by)
+
+
+def _subtract_rounded(
+    X: Tensor | Sequence[Tensor], P: Tensor, Q: Tensor, rate: float | Tensor, by: float | Tensor, dtype: torch.dtype
+) -> None:
+    if isinstance(by, Tensor):
+        Q, by = Q * by, 1.0
+    for x, p, q in zip(X, P.to(dtype).unbind(), Q.to(dtype).unbind(), strict=True):
+        if isinstance(rate, Tensor) or rate:
+            x.mul_(1 - rate)
+        x.sub_(product(p, q.mT) if x.stride(-1) == 1 else product(q, p.mT).mT, alpha=by)

@@ -4,7 +4,7 @@ from orthon.linalg.arithmetic import PRECISIONS, check_precision, default_precis
 from orthon.linalg.in_cache import in_cache
 from orthon.linalg.orthonormalize import Columns, orthonormalize, overwrite_where_, unit_columns
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
-from orthon.linalg.precision import compute_dtype, factor_dtype
+from orthon.linalg.precision import compute_dtype, factor_dtype, rounding_noise
 from orthon.linalg.random import random_normal
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "polar_flops",
     "polar_on_shards",
     "random_normal",
+    "rounding_noise",
     "shards_cost",
     "unit_columns",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from orthon.host import is_readable
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.gram import gram_sum
-from orthon.linalg.precision import factor_dtype, full_precision, rounding_noise
+from orthon.linalg.precision import Noise, factor_dtype, full_precision, rounding_noise
 from orthon.sharding import Ranks, Step
 
 # A diagonal shift of this many epsilon times r keeps the Cholesky factorization of an r × r Gram matrix
@@ -33,7 +33,7 @@ class Columns(NamedTuple):
 
 
 def orthonormalize(
-    B: Tensor, ranks: Ranks, *, left: Columns | None = None, precision: str = "float32"
+    B: Tensor, ranks: Ranks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
 ) -> Step[Columns]:
     """Return the orthonormal factor `P` of the QR decomposition of each matrix of a batch.
 
@@ -50,13 +50,14 @@ def orthonormalize(
     noise.
 
     Args:
-        B: this rank's rows of the matrices, (b, m/ranks, r), of any scale and floating dtype, which sets what
-            counts as noise. Its storage may be overwritten.
+        B: this rank's rows of the matrices, (b, m/ranks, r), of any scale and floating dtype. Its storage may
+            be overwritten.
         ranks: the ranks that together hold all m rows.
         left: if `B` is Mᵀ P, the orthonormal columns P. They carry the noise of what they come from.
         precision: of products of float32 matrices with m rows; one of `PRECISIONS`.
+        noise: in B; if not given, that of a product computed in its dtype.
     """
-    noise = rounding_noise(B.dtype)
+    noise = noise or rounding_noise(B.dtype)
     B = B.to(factor_dtype(B.dtype))
     by = arithmetic(precision, B.dtype)
     shift = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1] + by.shift
@@ -103,19 +104,22 @@ def orthonormalize(
     return Columns(B, live, residual * size)
 
 
-def unit_columns(R: Tensor, ranks: Ranks, *, left: Columns | None = None, precision: str = "float32") -> Step[Columns]:
+def unit_columns(
+    R: Tensor, ranks: Ranks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+) -> Step[Columns]:
     """Return each column of a batch of matrices divided by its norm.
 
     A column whose norm is rounding noise beside the Frobenius norm of its matrix becomes zero.
 
     Args:
-        R: this rank's rows of the matrices, (b, n/ranks, r), of any scale and floating dtype, which sets what
-            counts as noise. Its storage may be overwritten.
+        R: this rank's rows of the matrices, (b, n/ranks, r), of any scale and floating dtype. Its storage may
+            be overwritten.
         ranks: the ranks that together hold all n rows.
         left: if `R` is Mᵀ P, the orthonormal columns P. They carry the noise of what they come from.
         precision: with which P was made orthonormal.
+        noise: in R; if not given, that of a product computed in its dtype.
     """
-    noise = rounding_noise(R.dtype)
+    noise = noise or rounding_noise(R.dtype)
     R = R.to(factor_dtype(R.dtype))
     by = arithmetic(precision, R.dtype)
     dead = None if left is None else ~left.live
