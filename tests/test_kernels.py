@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -153,6 +154,23 @@ def test_subtract_product(shape: tuple[int, int, int, int], dtype: torch.dtype, 
         if b:
             subtract_product_(alone.unbind(), P, Q, rate=rate, by=by)
             assert torch.equal(alone, X), how
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [(F32, BF16), (F16, F32), (BF16, F32), (F32, torch.float64)], ids=str)
+@pytest.mark.parametrize("how", LAYOUTS)
+def test_products_of_another_dtype_are_subtracted(how: str, stored: torch.dtype, dtype: torch.dtype) -> None:
+    for b, m, n, r in ((1, 1, 1, 1), (2, 130, 70, 20), (0, 4, 4, 2), (2, 4, 3, 0)):
+        P, Q = lay(randn(b, m, r, dtype=dtype, seed=1), how), lay(randn(b, n, r, dtype=dtype, seed=2), how)
+        for rate, by in product((0.0, 0.25, torch.tensor(0.25)), (0.5, torch.tensor(-2.0))):
+            X = lay(randn(b, m, n, dtype=stored), how)
+            expected = (1 - rate) * X.double() - by * P.double() @ Q.double().mT
+            size = X.double().abs() + abs(by) * P.double().abs() @ Q.double().abs().mT
+            coarsest = max(stored, dtype, key=lambda d: torch.finfo(d).eps)
+            alone = X.clone()
+            subtract_product_(X, P, Q, rate=rate, by=by, dtype=dtype)
+            assert_near(X.to(coarsest), expected, size, coarsest, (how, rate, by))
+            subtract_product_(alone.unbind() if b else alone, P, Q, rate=rate, by=by, dtype=dtype)
+            assert torch.equal(alone, X), (how, rate, by)
 
 
 @pytest.mark.parametrize("of_factors", [BF16, F32], ids=str)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.kernels.dispatch import in_triton
-from orthon.kernels.products import add_product_, product
+from orthon.kernels.products import add_product_
 
 
 def subtract_product_(
@@ -60,6 +60,8 @@ def _subtract_rounded(
     if isinstance(by, Tensor):
         Q, by = Q * by, 1.0
     for x, p, q in zip(X, P.to(dtype).unbind(), Q.to(dtype).unbind(), strict=True):
+        if x.stride(-1) != 1 and x.stride(-2) == 1:
+            x, p, q = x.mT, q, p
         if isinstance(rate, Tensor) or rate:
             x.mul_(1 - rate)
-        x.sub_(product(p, q.mT) if x.stride(-1) == 1 else product(q, p.mT).mT, alpha=by)
+        x.sub_(p @ q.mT, alpha=by)
