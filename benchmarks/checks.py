@@ -99,7 +99,7 @@ def allowed(contender: Contender, like: Tensor) -> float:
     if contender.rule == "dion" and contender.fraction == 1:
         return math.sqrt(LEFT_OUT / min(like.shape))
     if contender.rule in ("dion", "adamw"):
-        return BOUNDS[like.dtype]
+        return BOUNDS[contender.product_dtype or like.dtype]
     computed_in = torch.bfloat16 if contender.newton_schulz else polar_dtype(like.dtype, like.device, like.shape)
     return max(POLAR_BOUNDS[computed_in], BOUNDS[like.dtype])
 

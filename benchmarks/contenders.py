@@ -44,6 +44,11 @@ class Contender:
     checked: bool = True
     graph_options: Mapping[str, Any] | None = None
 
+    @property
+    def product_dtype(self) -> torch.dtype | None:
+        """In which Dion computes its large products, if not in that of its state."""
+        return self.options.get("product_dtype")
+
     def optimizer(self, params: Params, **more: Any) -> torch.optim.Optimizer:
         """Return the optimizer over parameters, with more options than its own."""
         return self.make(list(params), **{"lr": 0.01, **self.options, **more})
@@ -56,9 +61,9 @@ def _orthon(name: str, make: Callable[..., torch.optim.Optimizer], **options: An
     )
 
 
-def _dion(inverse: int) -> Contender:
+def _dion(inverse: int, suffix: str = "", **options: Any) -> Contender:
     rank = f"1/{inverse}" if inverse > 1 else "1"
-    return _orthon(f"Dion {rank}", Dion, rank_fraction=1 / inverse)
+    return _orthon(f"Dion {rank}{suffix}", Dion, rank_fraction=1 / inverse, **options)
 
 
 FAMILY: tuple[Contender, ...] = (
@@ -68,6 +73,9 @@ FAMILY: tuple[Contender, ...] = (
     _orthon("Dion2 1/4", Dion2, fraction=1 / 4),
     _orthon("Dion3 1/4", Dion3, fraction=1 / 4),
 )
+
+# For float32 state.
+ROUNDED = tuple(_dion(inverse, ", bf16 products", product_dtype=torch.bfloat16) for inverse in (4, 16))
 
 TORCH: tuple[Contender, ...] = (
     Contender(ADAMW, "adamw", torch.optim.AdamW, {"fused": True}, graph_options={"capturable": True}),

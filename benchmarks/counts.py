@@ -69,5 +69,5 @@ def _bytes(contender: Contender, case: Case, dtype: torch.dtype) -> float:
 
 def _product_dtype(contender: Contender, case: Case, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if contender.rule in ("dion", "adamw"):
-        return dtype
+        return contender.product_dtype or dtype
     return torch.bfloat16 if contender.newton_schulz else polar_dtype(dtype, device, max(case.shapes, key=math.prod))

@@ -60,7 +60,7 @@ class _Suite(Suite):
     def run(self) -> Results:
         """Measure, what is asked for first; print everything at the end."""
         f32, bf16 = torch.float32, torch.bfloat16
-        self.pairs(GPT2_SMALL, f32, (*_EVERYONE, *who.peers()), repeats=7, seconds=10.0)
+        self.pairs(GPT2_SMALL, f32, (*_EVERYONE, *who.ROUNDED, *who.peers()), repeats=7, seconds=10.0)
         self.products(GPT2_SMALL, repeats=7, seconds=10.0)
         self.pairs(TINY, f32, _EVERYONE, repeats=100, seconds=1.5)
         self.one_after_the_other(TINY, f32, who.FAMILY, repeats=200, seconds=1.0)
