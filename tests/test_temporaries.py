@@ -60,6 +60,8 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
     (Dion, {"right_factor": "orthonormalize"}),
     (Dion, {"cautious_weight_decay": True}),
     (Dion, {"nonfinite": "skip"}),
+    (Dion, {"product_dtype": torch.bfloat16}),
+    (Dion, {"product_dtype": torch.float32}),
     (Dion, {"algorithm": "lion"}),
     (Dion, {"algorithm": "adamw"}),
     (Muon, {}),

@@ -101,3 +101,14 @@ def test_same_seed_same_model() -> None:
     first, again, other = (build_model(SHAPE, 256, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_dtypes_have_names() -> None:
+    model = build_model(SHAPE, 256, seed=0)
+    options = {"product_dtype": "bfloat16", "state_dtype": "float32"}
+    (optimizer,) = build_optimizers(model, OptimizerConfig(options=options), 0, ALONE).each
+    group = next(group for group in optimizer.param_groups if group["algorithm"] == "dion")
+    assert (group["product_dtype"], group["state_dtype"]) == (torch.bfloat16, torch.float32)
+    for bad in ("float16", "Tensor"):
+        with pytest.raises(UserError, match=f"optimizer dion: .* should be None or one of .*, but is .*{bad}"):
+            build_optimizers(model, OptimizerConfig(options={"product_dtype": bad}), 0, ALONE)

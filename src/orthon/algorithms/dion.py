@@ -130,12 +130,14 @@ def dion_rank(shape: tuple[int, ...], group: Group) -> int:
 
 
 def _temporaries(layout: Layout, group: Group, dtype: torch.dtype) -> float:
-    """Return the bytes of two pairs of factors in float32, and of as many as are there in another dtype beside."""
+    """Return the bytes of two pairs of factors in float32, of as many as are there in another dtype, and of M in it."""
     m, n = layout.largest
     pairs = 2.05 if dtype.itemsize == 4 else 2.75
     if group["right_factor"] == "orthonormalize":
         pairs += 1
     factors = pairs * (m + n) * dion_rank(layout.shape, group) * max(4, dtype.itemsize)
+    if group["product_dtype"] not in (None, dtype):  # and of a product
+        factors += 2.0 * m * n * group["product_dtype"].itemsize
     return factors + (m * n * dtype.itemsize if group["cautious_weight_decay"] else 0)
 
 

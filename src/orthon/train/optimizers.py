@@ -1,5 +1,6 @@
 """One name in the settings → the optimizer or optimizers that update the whole model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -117,7 +118,7 @@ def _orthon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) 
     if ranks.mesh is not None and ranks.size(REPLICATE) > 1 and (plain or config.compressed_sync):
         replicas = ranks.mesh[REPLICATE].get_group()
         options |= {"replicas": replicas, "sync_gradients": config.compressed_sync}
-    optimizer = _CLASSES[config.name].for_model(model, **_rates(config), **options | config.options)
+    optimizer = _CLASSES[config.name].for_model(model, **_rates(config), **options | _with_dtypes(config.options))
     return _collect(optimizer, unsynchronized=replicas if config.compressed_sync else None)
 
 
@@ -158,6 +159,12 @@ _BUILDERS = {**dict.fromkeys(_CLASSES, _orthon), "torch-muon": _torch_muon, "ada
 
 def _adam_options(config: OptimizerConfig) -> dict[str, Any]:
     return {"betas": (config.momentum, SECOND_BETA), "eps": EPS}
+
+
+def _with_dtypes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options, with dtypes where the settings name them, such as product_dtype=bfloat16."""
+    named = {key: getattr(torch, str(value), None) for key, value in options.items() if key.endswith("_dtype")}
+    return {**options, **{key: value for key, value in named.items() if isinstance(value, torch.dtype)}}
 
 
 def _rates(config: OptimizerConfig) -> dict[str, Any]:
