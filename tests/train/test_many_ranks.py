@@ -196,6 +196,8 @@ def test_from_one_process_to_many_and_back(
 ) -> None:
     """Weights, optimizer state and order of the text survive both changes, so the curve does."""
     more = [f"--optimizer.name={optimizer}", "--schedule.decay=constant", "--schedule.warmup=0"]
+    if optimizer in OTHERS:  # 16-bit polar factors amplify rounding, by which Dion2 then chooses other rows
+        more += ["--optimizer.options", "polar=svd"]
     run = tmp_path / "run"
     assert main(["train", *words, *more, "--steps=20", f"--out={run}"]) == 0
     torchrun(4, "train", f"--resume={run}", "--steps=30", *mesh(LAYOUTS[layout]))
