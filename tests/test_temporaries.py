@@ -148,6 +148,14 @@ def test_batches_are_capped(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert largest[0] <= 0.7 * largest[1]
 
 
+@pytest.mark.parametrize("algorithm", ["adamw", "lion"])
+def test_batches_of_any_shapes_are_capped(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [10, 20, 30, 100, 40, 60, 1, 99, 1]
+    monkeypatch.setattr("orthon.updates._BATCH_BYTES", 4 * 100)
+    told = explain(Dion([{"params": [nn.Parameter(torch.zeros(k)) for k in sizes], "algorithm": algorithm}]))
+    assert [batch.batch_bytes // 4 for batch in told.batches] == [60, 100, 100, 100, 1]
+
+
 def test_batches_that_are_alike_cost_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind is tried once; what is told of it is told of all."""
     monkeypatch.setattr("orthon.updates._BATCH_BYTES", 2 * 4 * 40 * 40)

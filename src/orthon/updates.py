@@ -136,16 +136,29 @@ def _by_ranks(everything: Iterable[Work]) -> list[list[Work]]:
 
 
 def _capped(together: list[Part]) -> Iterator[list[Part]]:
-    first, size = together[0], len(together)
-    rule = first.member.rule
-    if rule.temporaries is not None:
-        dtype = first.member.param.dtype
-        taken = rule.temporaries(first.layout, first.member.group, dtype)
-        own = math.prod(first.layout.largest) * dtype.itemsize
-        size = max(1, int(_BATCH_BYTES / max(1.0, first.count * max(own, taken / 2))))
-    count = -(-len(together) // size)
+    first = together[0]
+    rule, dtype = first.member.rule, first.member.param.dtype
+    if rule.temporaries is None:  # of any shapes
+        batch, size = [first], _bytes(first.layout, dtype)
+        for part in together[1:]:
+            more = _bytes(part.layout, dtype)
+            if size + more > _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+            batch.append(part)
+            size += more
+        yield batch
+        return
+    taken = rule.temporaries(first.layout, first.member.group, dtype)
+    each = first.count * max(_bytes(first.layout, dtype), taken / 2)
+    count = -(-len(together) // max(1, int(_BATCH_BYTES / max(1.0, each))))
     for i in range(count):  # as many in each as can be
         yield together[i * len(together) // count : (i + 1) * len(together) // count]
+
+
+def _bytes(layout: Layout, dtype: torch.dtype) -> int:
+    """Return the bytes of the largest part that a rank has."""
+    return math.prod(layout.largest) * dtype.itemsize
 
 
 def _share(parts: list[Part]) -> Share:
