@@ -51,7 +51,8 @@ def added_gradients(batch: Batch, group: Group, *, norms: bool) -> tuple[Tensor,
     limits = torch.finfo(stored.dtype)
     turned, sign = batch.reads_transposed, -1 if group["maximize"] else 1
     parts = []
-    for M, G in in_cache(stored, [grad.mT for grad in batch.grads] if turned else batch.grads):
+    grads = [grad.mT for grad in batch.grads] if turned else batch.grads
+    for M, G in in_cache(stored, grads, share=0.5):  # the norms are in float64
         add_each(M, G, sign)
         if M.dtype == torch.float16:  # whose range a sum may leave
             M.clamp_(limits.min, limits.max)

@@ -9,14 +9,15 @@ from orthon.host import device_type
 
 # So many numbers at a time stay in the cache of a CPU core. Passes over memory cost more than the operations: four on
 # 64 MB, one after the other, took two and a half times as long as on parts (one core of a Sapphire Rapids).
-_NUMBERS = 1 << 16
+_NUMBERS = 1 << 17
 
 
-def in_cache(*batches: Tensor | Sequence[Tensor]) -> Iterator[Any]:
+def in_cache(*batches: Tensor | Sequence[Tensor], share: float = 1.0) -> Iterator[Any]:
     """Yield the same parts of batches of matrices: on a CPU some matrices, or some rows of one, elsewhere all at once.
 
     Args:
         batches: tensors (b, m, n), or sequences of b matrices (m, n).
+        share: how much of the usual number to yield at a time, where wider temporaries need the cache as well.
 
     Yields:
         a part of each, (k, p, n), or a list of k matrices (p, n).
@@ -26,8 +27,9 @@ def in_cache(*batches: Tensor | Sequence[Tensor]) -> Iterator[Any]:
     if device_type(first.device) != "cpu":
         yield batches
         return
-    count = max(1, _NUMBERS // max(1, m * n))
-    rows = max(1, _NUMBERS // max(1, n)) if count == 1 else max(1, m)
+    numbers = int(share * _NUMBERS)
+    count = max(1, numbers // max(1, m * n))
+    rows = max(1, numbers // max(1, n)) if count == 1 else max(1, m)
     for start in range(0, b, count):
         some = [batch[start : start + count] for batch in batches]
         for top in range(0, max(1, m), rows):

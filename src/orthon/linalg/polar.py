@@ -248,25 +248,29 @@ def _iterate(U: Tensor, out: Tensor, ranks: Ranks, segments: list[list[Polynomia
     """
     rows = ranks.size == 1 and U.shape[-2] <= U.shape[-1]  # whether Gram matrices are of rows
     buffers, last = (out, torch.empty_like(out)), len(segments) - 1  # in turn, so that the last one ends in out
-    X = buffers[(last + 1) % 2]
-    size = yield from _frobenius(U, ranks)
-    if tighten and _is_moderate(size):  # scaled together with the first step
+    X, gram = buffers[(last + 1) % 2], None
+    if (
+        tighten and ranks.size == 1 and is_readable(U)
+    ):  # scaled together with the first step, if the host sees it can be
         X = U if U.dtype == X.dtype and U is not buffers[last % 2] else X.copy_(U)
-    else:
-        X.copy_(U).mul_(_inverse(size).to(X.dtype))
-        size = torch.ones_like(size)
-    for i, segment in enumerate(segments):
         gram = yield from _gram(X, ranks, rows)
+    if gram is None or not _is_moderate(gram):
+        gram, X = None, buffers[(last + 1) % 2]
+        size = yield from _frobenius(U, ranks)
+        X.copy_(U).mul_(_inverse(size).to(X.dtype))
+    for i, segment in enumerate(segments):
+        if gram is None:
+            gram = yield from _gram(X, ranks, rows)
         into = buffers[(last - i) % 2]
         with full_precision():
             if tighten and i == 0:
-                scale = _tighten_(gram, size)
+                scale = _tighten_(gram)
                 slope, R = _compose(gram, segment)
                 _multiply(R.mul_(scale), X, rows, into=torch.mul(X, scale, out=into), slope=slope)
             else:
                 slope, R = _compose(gram, segment)
                 _multiply(R, X, rows, into=into.copy_(X), slope=slope)
-        X = into
+        X, gram = into, None
 
 
 def _multiply(R: Tensor, X: Tensor, rows: bool, *, into: Tensor, slope: float) -> None:
@@ -302,7 +306,7 @@ def _compose(G: Tensor, steps: list[Polynomial]) -> tuple[float, Tensor]:
     return slope, R
 
 
-def _tighten_(gram: Tensor, size: Tensor) -> Tensor:
+def _tighten_(gram: Tensor) -> Tensor:
     """Divide Gram matrices so that the singular values of X are at most 1, but closer to it than by the Frobenius norm.
 
     The bound is the fourth root of the Frobenius norm of the squared Gram matrix. For a Gaussian square matrix of a
@@ -311,21 +315,18 @@ def _tighten_(gram: Tensor, size: Tensor) -> Tensor:
 
     Args:
         gram: Xᵀ X, which is overwritten.
-        size: the Frobenius norm of X, (b,).
 
     Returns:
         what X is to be multiplied by, (b, 1, 1). In 16 bits its square is exact, so that X and the Gram matrix still
         belong together: the polynomials amplify what parts them.
     """
     wide = factor_dtype(gram.dtype)
-    rough = _rounded_down(_inverse(size).to(wide), bits=1)
-    gram.mul_(rough.square().to(gram.dtype))
     bound = torch.linalg.vector_norm(symmetric_product(gram, gram), dim=(-2, -1), dtype=wide) ** 0.25
     fine = _inverse(bound)
     if gram.dtype.itemsize == 2:
         fine = _rounded_down(fine / SAFETY, bits=4)
     gram.mul_(fine.square().to(gram.dtype))
-    return (rough * fine).to(gram.dtype)
+    return fine.to(gram.dtype)
 
 
 def _rounded_down(x: Tensor, bits: int) -> Tensor:
@@ -335,12 +336,10 @@ def _rounded_down(x: Tensor, bits: int) -> Tensor:
     return result
 
 
-def _is_moderate(size: Tensor) -> bool:
-    """Return whether Gram matrices of matrices with these Frobenius norms can be formed.
-
-    GPUs would have to wait for the answer, and scale a matrix in less time.
-    """
-    return is_readable(size) and bool(((size > 1e-12) & (size < 1e12)).all())
+def _is_moderate(gram: Tensor) -> bool:
+    """Return whether Gram matrices are of a size that can be raised to the fourth power, in float32."""
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=factor_dtype(gram.dtype))
+    return bool(((trace > 1e-6) & (trace < 1e8)).all())
 
 
 def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
