@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -105,6 +106,9 @@ def draw(data: Mapping[str, Any], path: Path) -> None:
             axes.set_yticks(places, [row["contender"] for row in group])
             axes.invert_yaxis()
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{case}, {dtype}: ms per step; the red mark is the roofline", loc="left", fontsize=10)
         machine = data["machine"].get("gpu") or f"{data['machine']['processor']}, {data['machine']['threads']} threads"
         figure.suptitle(f"{machine}, torch {data['versions']['torch']}, {data['date'][:10]}")
