@@ -249,9 +249,8 @@ def _iterate(U: Tensor, out: Tensor, ranks: Ranks, segments: list[list[Polynomia
     rows = ranks.size == 1 and U.shape[-2] <= U.shape[-1]  # whether Gram matrices are of rows
     buffers, last = (out, torch.empty_like(out)), len(segments) - 1  # in turn, so that the last one ends in out
     X, gram = buffers[(last + 1) % 2], None
-    if (
-        tighten and ranks.size == 1 and is_readable(U)
-    ):  # scaled together with the first step, if the host sees it can be
+    # Scaled together with the first step, where the host sees that its size allows that.
+    if tighten and ranks.size == 1 and is_readable(U):
         X = U if U.dtype == X.dtype and U is not buffers[last % 2] else X.copy_(U)
         gram = yield from _gram(X, ranks, rows)
     if gram is None or not _is_moderate(gram):
