@@ -195,8 +195,7 @@ class Batch:
             Q, by = Q * by, 1.0
         dtype = dtype or self.weights[0].dtype
         updates = (P.to(dtype) @ Q.to(dtype).mT).unbind()
-        self.decay(rate, cautious=updates if cautious else None)
-        self.subtract(updates, by)
+        self.decay_and_subtract(updates, rate=rate, by=by, cautious=cautious)
 
 
 def _decay_each(weights: Sequence[Tensor], rate: float | Tensor) -> None:

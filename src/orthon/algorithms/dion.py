@@ -5,15 +5,15 @@ import math
 import torch
 from torch import Tensor
 
+from orthon.algorithms.momentum import added_gradients
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.batch import Batch
-from orthon.kernels import add_and_multiply_, add_each, product, subtract_product_
+from orthon.kernels import add_and_multiply_, product, subtract_product_
 from orthon.linalg import (
     PRECISIONS,
     check_precision,
     compute_dtype,
     default_precision,
-    in_cache,
     orthonormalize,
     overwrite_where_,
     rounding_noise,
@@ -52,7 +52,7 @@ def dion(batch: Batch, group: Group) -> Step[None]:
     _check_rank(kept, cols, batch, group)
 
     Q = yield from cols.whole(kept)
-    M, partial = _accumulate(stored, Q, rows, batch, dtype, -1.0 if group["maximize"] else 1.0)
+    M, partial = _accumulate(stored, Q, rows, batch, dtype, group)
     sent = torch.promote_types(M.dtype, batch.weights[0].dtype)  # the dtype in which P and Q become whole
     for i in range(group["power_iterations"]):
         if i > 0:
@@ -89,21 +89,13 @@ def dion(batch: Batch, group: Group) -> Step[None]:
 
 
 def _accumulate(
-    stored: Tensor, Q: Tensor, rows: Side, batch: Batch, dtype: torch.dtype, gain: float
+    stored: Tensor, Q: Tensor, rows: Side, batch: Batch, dtype: torch.dtype, group: Group
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients to M; return it in the dtype of products, and this rank's part of M Q, (b, part of m, r)."""
     if dtype == stored.dtype and rows.copies.size == 1:
+        gain = -1.0 if group["maximize"] else 1.0
         return stored, add_and_multiply_(stored, batch.grads, Q.to(dtype), gain=gain)
-    limits = torch.finfo(stored.dtype)
-    M = stored if dtype == stored.dtype else torch.empty_like(stored, dtype=dtype)
-    turned = batch.reads_transposed
-    parts = in_cache(M.mT, stored.mT, [G.mT for G in batch.grads]) if turned else in_cache(M, stored, batch.grads)
-    for into, kept, G in parts:  # as they lie in memory
-        add_each(kept, G, gain)
-        if kept.dtype == torch.float16:  # whose range a sum may leave
-            kept.clamp_(limits.min, limits.max)
-        if M is not stored:
-            into.copy_(kept)
+    M = added_gradients(batch, group, norms=False)[0].to(dtype)
     return M, product(rows.part(M), Q.to(dtype))
 
 

@@ -1,4 +1,4 @@
-"""Momentum of the rules that take its polar factor."""
+"""Momentum: gradients added to what is left of earlier ones."""
 
 import torch
 from torch import Tensor

@@ -3,13 +3,18 @@
 from torch import Tensor
 
 
+def lies_by_columns(X: Tensor) -> bool:
+    """Return whether the columns of X (..., m, n) lie together in memory, and its rows do not."""
+    return X.stride(-1) != 1 and X.stride(-2) == 1
+
+
 def product(A: Tensor, B: Tensor) -> Tensor:
     """Return A B (..., m, r) of A (..., m, n) and B (..., n, r), which lies in memory by columns where A does.
 
     On 2 CPU cores, in float32, that takes 10 to 20 % less time for 192 columns than a result that lies by rows, and a
     third to a half for 48.
     """
-    if A.stride(-1) != 1 and A.stride(-2) == 1:
+    if lies_by_columns(A):
         return (B.mT @ A.mT).mT
     return A @ B
 
@@ -20,6 +25,6 @@ def add_product_(X: Tensor, A: Tensor, B: Tensor, *, beta: float = 1.0, alpha: f
     Where X lies in memory by columns the transposed product is computed: a CPU takes sixty thousand times as long to
     add one in bfloat16 to a transposed matrix.
     """
-    if X.stride(-1) != 1 and X.stride(-2) == 1:
+    if lies_by_columns(X):
         X, A, B = X.mT, B, A
     (X.addmm_ if X.ndim == 2 else X.baddbmm_)(A, B.mT, beta=beta, alpha=alpha)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.kernels.dispatch import in_triton
-from orthon.kernels.products import add_product_
+from orthon.kernels.products import add_product_, lies_by_columns
 
 
 def subtract_product_(
@@ -33,35 +33,23 @@ def subtract_product_(
             and subtracted afterwards.
     """
     first = X[:1] if isinstance(X, Tensor) else X[0]
-    if dtype is not None and dtype != first.dtype:
-        _subtract_rounded(X, P, Q, rate, by, dtype)
-        return
-    if in_triton("subtract_product_", X if isinstance(X, Tensor) else first, first.numel()):
+    dtype = dtype or first.dtype
+    if dtype == first.dtype and in_triton("subtract_product_", X if isinstance(X, Tensor) else first, first.numel()):
         from orthon.kernels.triton import subtract_product as kernel
 
-        kernel.launch(X, P.to(first.dtype), Q.to(first.dtype), rate, by)
+        kernel.launch(X, P.to(dtype), Q.to(dtype), rate, by)
         return
     if isinstance(by, Tensor):  # torch's fused product takes numbers alone; Q is rounded once, afterwards
         Q, by = Q * by, 1.0
-    P, Q = P.to(first.dtype), Q.to(first.dtype)
-    if isinstance(rate, Tensor):
+    P, Q = P.to(dtype), Q.to(dtype)
+    if isinstance(rate, Tensor) or (rate and dtype != first.dtype):
         torch._foreach_mul_([X] if isinstance(X, Tensor) else list(X), 1 - rate)
         rate = 0.0
-    if isinstance(X, Tensor):
+    if dtype != first.dtype:
+        for x, p, q in zip(X, P.unbind(), Q.unbind(), strict=True):
+            x.sub_((q @ p.mT).mT if lies_by_columns(x) else p @ q.mT, alpha=by)
+    elif isinstance(X, Tensor):
         add_product_(X, P, Q, beta=1 - rate, alpha=-by)
-        return
-    for x, p, q in zip(X, P.unbind(), Q.unbind(), strict=True):
-        add_product_(x, p, q, beta=1 - rate, alpha=-by)
-
-
-def _subtract_rounded(
-    X: Tensor | Sequence[Tensor], P: Tensor, Q: Tensor, rate: float | Tensor, by: float | Tensor, dtype: torch.dtype
-) -> None:
-    if isinstance(by, Tensor):
-        Q, by = Q * by, 1.0
-    for x, p, q in zip(X, P.to(dtype).unbind(), Q.to(dtype).unbind(), strict=True):
-        if x.stride(-1) != 1 and x.stride(-2) == 1:
-            x, p, q = x.mT, q, p
-        if isinstance(rate, Tensor) or rate:
-            x.mul_(1 - rate)
-        x.sub_(p @ q.mT, alpha=by)
+    else:
+        for x, p, q in zip(X, P.unbind(), Q.unbind(), strict=True):
+            add_product_(x, p, q, beta=1 - rate, alpha=-by)
