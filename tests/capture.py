@@ -37,7 +37,7 @@ class Graph:
     def __init__(self, step: Callable[[], Any]) -> None:
         self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
         with (
-            mock.patch("orthon.optimizer.is_capturing", return_value=True),
+            mock.patch("orthon.optimizers.mixed.is_capturing", return_value=True),
             accelerated(),
             _NoReading(),
             _Recorder(self),
@@ -74,7 +74,7 @@ class Graph:
 @contextmanager
 def accelerated() -> Iterator[None]:
     """Let every tensor count as one on an accelerator."""
-    with mock.patch("orthon.host._TYPES", ()):
+    with mock.patch("orthon.linalg.device._TYPES", ()):
         yield
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from orthon.state import Entry
+from orthon.algorithms.state import Entry
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

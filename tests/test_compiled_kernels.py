@@ -18,10 +18,10 @@ def compiled(kernel: str, dtype: str, precision: str) -> int:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from orthon.kernels.add_and_multiply import MOST_COLUMNS
-    from orthon.kernels.triton.tiles import tiles
+    from orthon.linalg.kernels.add_and_multiply import MOST_COLUMNS
+    from orthon.linalg.kernels.triton.tiles import tiles
 
-    module = import_module(f"orthon.kernels.triton.{kernel}")
+    module = import_module(f"orthon.linalg.kernels.triton.{kernel}")
     storage = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     size, names = tiles(storage), module._kernel.arg_names
     constants = {"HAS_C": True, "SIDE": size.side, "DEPTH": size.depth, "PRECISION": precision, "COLS": MOST_COLUMNS}

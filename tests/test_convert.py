@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import orthon
-from orthon.convert import convert_state, convert_states
+from orthon.saving.convert import convert_state, convert_states
 from tests.closeness import assert_close
 from tests.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_muon
 from tests.foreign_rules import keller_adam, keller_muon, microsoft, moonlight

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthon.convert import SOURCES, Conversion, convert_state, convert_states
+from orthon.saving.convert import SOURCES, Conversion, convert_state, convert_states
 from tests.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_adamw, torch_muon, without
 
 

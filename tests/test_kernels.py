@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import orthon
-from orthon.kernels import Crossover, add_and_multiply_, subtract_product_, symmetric_product, use
-from orthon.kernels.add_and_multiply import MOST_COLUMNS
-from orthon.kernels.dispatch import in_triton
+from orthon.linalg.kernels import Crossover, add_and_multiply_, subtract_product_, symmetric_product, use
+from orthon.linalg.kernels.add_and_multiply import MOST_COLUMNS
+from orthon.linalg.kernels.dispatch import in_triton
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -214,7 +214,7 @@ def steps(optimizer: str, mode: str, dtype: torch.dtype, *, tensor_lr: bool) -> 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("optimizer", ["Dion", "Muon"])
 def test_whole_steps_are_those_of_torch(optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orthon.batch.LARGE", 0)
+    monkeypatch.setattr("orthon.algorithms.batch.LARGE", 0)
     tolerance = 1e-4 if dtype == F32 else 0.1  # of polar factors in bfloat16; 0.06 here
     for tensor_lr in (False, True) if optimizer == "Dion" else (False,):
         by_torch, by_triton = (steps(optimizer, mode, dtype, tensor_lr=tensor_lr) for mode in ("torch", "triton"))
@@ -238,7 +238,7 @@ def test_a_measured_crossover_decides(monkeypatch: pytest.MonkeyPatch) -> None:
             return 2
 
     table = (Crossover("symmetric_product", (9, 0), BF16, batched=True, size=1024),)
-    monkeypatch.setattr("orthon.kernels.dispatch.CROSSOVERS", table)
+    monkeypatch.setattr("orthon.linalg.kernels.dispatch.CROSSOVERS", table)
     for kernel, capability, dtype, size, expected in [
         ("symmetric_product", (9, 0), BF16, 1024, True),
         ("symmetric_product", (9, 0), BF16, 1023, False),
@@ -268,8 +268,8 @@ def test_without_triton() -> None:
 import sys
 sys.modules["triton"] = None
 import torch, orthon
-from orthon import kernels
-from orthon.kernels import dispatch
+from orthon.linalg import kernels
+from orthon.linalg.kernels import dispatch
 param = torch.nn.Parameter(torch.ones(4, 3)); param.grad = torch.ones(4, 3)
 orthon.Dion([param]).step()
 dispatch.find_spec = lambda _: None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad, unfold
 
-from orthon.matrix_view import PLAIN, MatrixView
+from orthon.sharding.matrix_view import PLAIN, MatrixView
 
 
 def matrices(param: Tensor, view: MatrixView) -> list[list[Tensor]]:

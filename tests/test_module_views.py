@@ -38,7 +38,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from orthon import param_groups
-from orthon.matrix_view import MatrixView
+from orthon.sharding.matrix_view import MatrixView
 from tests.test_matrix_view import matrices
 
 D, HEADS, KV, INNER, E = 32, 4, 2, 48, 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from orthon import Dion, Dion2, Dion3, Muon, NorMuon, param_groups
 from orthon.algorithms import RULES
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
-from orthon.temporaries import Temporaries
+from orthon.explain.temporaries import Temporaries
 
 
 def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:

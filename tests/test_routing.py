@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orthon import Dion, explain, param_groups
-from orthon.matrix_view import MatrixView
+from orthon.sharding.matrix_view import MatrixView
 
 
 def routes(model: nn.Module) -> dict[str, tuple[str, str]]:
@@ -169,7 +169,7 @@ def test_for_model_passes_per_head_on(monkeypatch: pytest.MonkeyPatch) -> None:
         given["per_head"] = per_head
         return param_groups(*args, **kwargs)
 
-    monkeypatch.setattr("orthon.family.param_groups", groups)
+    monkeypatch.setattr("orthon.optimizers.family.param_groups", groups)
     Dion.for_model(llama())
     assert not given["per_head"]
     Dion.for_model(llama(), per_head=True)

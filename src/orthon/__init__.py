@@ -2,13 +2,13 @@
 
 from importlib.metadata import version
 
-from orthon.convert import Conversion, convert_state, convert_states
 from orthon.explain import Explanation, explain
-from orthon.family import Dion, Dion2, Dion3, Muon, NorDion2, NorMuon
-from orthon.matrix_view import MatrixView
-from orthon.optimizer import MixedOptimizer
-from orthon.qk_clip import qk_clip_
-from orthon.routing import param_groups
+from orthon.model.qk_clip import qk_clip_
+from orthon.model.routing import param_groups
+from orthon.optimizers.family import Dion, Dion2, Dion3, Muon, NorDion2, NorMuon
+from orthon.optimizers.mixed import MixedOptimizer
+from orthon.saving.convert import Conversion, convert_state, convert_states
+from orthon.sharding.matrix_view import MatrixView
 
 __all__ = [
     "Conversion",

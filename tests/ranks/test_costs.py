@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import orthon
 from orthon import Dion
 from orthon.algorithms.dion import dion_rank
-from orthon.temporaries import Temporaries
+from orthon.explain.temporaries import Temporaries
 from tests.ranks import layouts
 from tests.ranks.layouts import LAYOUTS, layouts_on
 from tests.ranks.pool import Pool

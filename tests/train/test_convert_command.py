@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import orthon
-from orthon.convert import SOURCES
+from orthon.saving.convert import SOURCES
 from orthon.train.cli import main
 
 

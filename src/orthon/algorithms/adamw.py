@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
+from orthon.algorithms.batch import Batch, agreeing, scalar
+from orthon.algorithms.options import Group, betas, flag, flag_or_none, number, own, structural
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
-from orthon.batch import Batch, agreeing, scalar
-from orthon.options import Group, betas, flag, flag_or_none, number, own, structural
+from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.sharding import Step, local
-from orthon.state import Counter, Entries, Entry
 
 
 def adamw(batch: Batch, group: Group) -> Step[None]:

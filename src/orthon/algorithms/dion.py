@@ -5,10 +5,22 @@ import math
 import torch
 from torch import Tensor
 
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.lr_scale import lr_factor
 from orthon.algorithms.momentum import added_gradients
+from orthon.algorithms.options import (
+    Group,
+    choice,
+    choice_or_none,
+    float_dtype_or_none,
+    integer,
+    number,
+    own,
+    portion,
+    structural,
+)
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
-from orthon.batch import Batch
-from orthon.kernels import add_and_multiply_, product, subtract_product_
+from orthon.algorithms.state import Entries, Entry
 from orthon.linalg import (
     PRECISIONS,
     check_precision,
@@ -19,10 +31,8 @@ from orthon.linalg import (
     rounding_noise,
     unit_columns,
 )
-from orthon.lr_scale import lr_factor
-from orthon.options import Group, choice, choice_or_none, float_dtype_or_none, integer, number, own, portion, structural
+from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
 from orthon.sharding import Layout, Side, Step, worth_sending
-from orthon.state import Entries, Entry
 
 
 def dion(batch: Batch, group: Group) -> Step[None]:

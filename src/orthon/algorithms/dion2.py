@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms import muon
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.lr_scale import lr_factor
 from orthon.algorithms.momentum import added_gradients
+from orthon.algorithms.options import Group, choice, flag, number, portion
 from orthon.algorithms.polar_factor import POLAR_OPTIONS, dtype_of_polar, polar_cost
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
 from orthon.algorithms.selected_rows import Selection, decay_and_subtract, polar_of_rows, selected, take
-from orthon.batch import Batch
-from orthon.lr_scale import lr_factor
-from orthon.options import Group, choice, flag, number, portion
+from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.sharding import Layout, Step
-from orthon.state import Counter, Entries, Entry
 
 Matrices = Tensor | list[Tensor]  # (b, selected, n), or where the ranks have different numbers of rows, a list
 Normalize = Callable[[Matrices, Selection, Batch, Group], Step[Matrices]]

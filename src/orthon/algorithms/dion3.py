@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms import dion2
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.options import Group
 from orthon.algorithms.row_moments import ROW_OPTIONS, row_gains, row_moments
 from orthon.algorithms.selected_rows import Selection
-from orthon.batch import Batch
+from orthon.algorithms.state import Entries
 from orthon.linalg import factor_dtype
-from orthon.options import Group
 from orthon.sharding import Layout, Step
-from orthon.state import Entries
 
 
 def dion3(batch: Batch, group: Group) -> Step[None]:

@@ -2,11 +2,11 @@
 
 import torch
 
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.options import Group, betas
 from orthon.algorithms.rule import COMMON_OPTIONS, Rule
-from orthon.batch import Batch
-from orthon.options import Group, betas
+from orthon.algorithms.state import Entries, Entry
 from orthon.sharding import Step, local
-from orthon.state import Entries, Entry
 
 
 def lion(batch: Batch, group: Group) -> Step[None]:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from orthon.batch import Batch
-from orthon.host import device_type
-from orthon.kernels import add_each, mix_each
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.options import Group
 from orthon.linalg import compute_dtype, in_cache
-from orthon.options import Group
+from orthon.linalg.device import device_type
+from orthon.linalg.kernels import add_each, mix_each
 
 
 def updated_momentum(batch: Batch, group: Group, dtype: torch.dtype) -> Tensor:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.lr_scale import lr_factor
 from orthon.algorithms.momentum import updated_momentum
+from orthon.algorithms.options import Group, flag, number, structural
 from orthon.algorithms.polar_factor import POLAR_OPTIONS, check_route, dtype_of_polar, goes_by, polar_cost, polar_factor
 from orthon.algorithms.rule import MATRIX_OPTIONS, Rule
-from orthon.batch import Batch
-from orthon.lr_scale import lr_factor
-from orthon.options import Group, flag, number, structural
+from orthon.algorithms.state import Entries, Entry
 from orthon.sharding import Layout, Step
-from orthon.state import Entries, Entry
 
 
 def muon(

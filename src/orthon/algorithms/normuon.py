@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from orthon.algorithms import muon
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.options import Group
 from orthon.algorithms.row_moments import ROW_OPTIONS, normalized_rows, row_moments
-from orthon.batch import Batch
-from orthon.options import Group
+from orthon.algorithms.state import Entries
 from orthon.sharding import Step
-from orthon.state import Entries
 
 
 def normuon(batch: Batch, group: Group) -> Step[None]:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from orthon.batch import Batch
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.options import Group, choice, float_dtype_or_none, integer, own
 from orthon.linalg import factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.polar import METHODS
-from orthon.options import Group, choice, float_dtype_or_none, integer, own
 from orthon.sharding import Layout, Owners, Step, flops_per_number
 
 POLAR_OPTIONS = {

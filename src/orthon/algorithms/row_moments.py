@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from orthon.batch import Batch
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.options import Group, number
+from orthon.algorithms.state import Entries, Entry
 from orthon.linalg import factor_dtype
-from orthon.options import Group, number
 from orthon.sharding import Step
-from orthon.state import Entries, Entry
 
 ROW_OPTIONS = {
     "beta2": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orthon.batch import Batch
-from orthon.lr_scale import LR_SCALES
-from orthon.matrix_view import MatrixView
-from orthon.options import (
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.lr_scale import LR_SCALES
+from orthon.algorithms.options import (
     Group,
     Option,
     choice,
@@ -20,8 +19,9 @@ from orthon.options import (
     own,
     structural,
 )
+from orthon.algorithms.state import Entries
 from orthon.sharding import Layout, Step
-from orthon.state import Entries
+from orthon.sharding.matrix_view import MatrixView
 
 
 def _is_view(value: object) -> bool:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from orthon.algorithms.batch import LARGE, Batch
+from orthon.algorithms.options import Group, portion
 from orthon.algorithms.polar_factor import polar_by_owners
-from orthon.batch import LARGE, Batch
-from orthon.host import device_type
 from orthon.linalg import in_cache, polar, random_normal
-from orthon.options import Group, portion
+from orthon.linalg.device import device_type
 from orthon.sharding import Extent, Layout, Owners, Step
 
 

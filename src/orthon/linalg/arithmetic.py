@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orthon.host import device_type
+from orthon.linalg.device import device_type
 from orthon.linalg.precision import Noise, float32_products, full_precision
 
 BF16 = torch.bfloat16

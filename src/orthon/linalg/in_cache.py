@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from orthon.host import device_type
+from orthon.linalg.device import device_type
 
 # So many numbers at a time stay in the caches of two CPU cores. Passes over memory cost more than the operations: four
 # on 64 MB, one after the other, took two and a half times as long as on parts (one core of a Sapphire Rapids).

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orthon.host import is_readable
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
+from orthon.linalg.device import is_readable
 from orthon.linalg.gram import gram_sum
 from orthon.linalg.precision import Noise, factor_dtype, full_precision, rounding_noise
 from orthon.sharding import Ranks, Step

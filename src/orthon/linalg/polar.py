@@ -8,9 +8,9 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from orthon.host import device_type, is_readable
-from orthon.kernels import symmetric_product
+from orthon.linalg.device import device_type, is_readable
 from orthon.linalg.gram import gram_sum
+from orthon.linalg.kernels import symmetric_product
 from orthon.linalg.polynomials import SAFETY, Polynomial, polynomials
 from orthon.linalg.precision import factor_dtype, full_precision, rounding_noise
 from orthon.sharding import Ranks, Step

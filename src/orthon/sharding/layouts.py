@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 
-from orthon.matrix_view import PLAIN, MatrixView
 from orthon.sharding.grid import Grid, make_grid
 from orthon.sharding.layout import Layout, make_layout, relocated
 from orthon.sharding.matrices import Matrices
+from orthon.sharding.matrix_view import PLAIN, MatrixView
 
 _Kind = tuple[tuple[int, ...], torch.device, DeviceMesh | None, tuple[Placement, ...]]
 

@@ -8,8 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from orthon.matrix_view import Reading
 from orthon.sharding.layout import Extent, Layout
+from orthon.sharding.matrix_view import Reading
 
 
 @dataclass(frozen=True, eq=False)

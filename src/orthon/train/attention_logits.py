@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM
 
-from orthon.qk_clip import qk_clip_
+from orthon.model.qk_clip import qk_clip_
 from orthon.train.ranks import TENSOR, Ranks
 
 NAME = "orthon_sdpa_max_logits"  # among the attention functions of transformers

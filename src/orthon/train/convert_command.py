@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from orthon.convert import SOURCES, Conversion, ConvertedGroup, convert_states
+from orthon.saving.convert import SOURCES, Conversion, ConvertedGroup, convert_states
 from orthon.train.errors import UserError
 from orthon.train.launch import processes
 

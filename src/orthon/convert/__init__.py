@@ -1,5 +1,0 @@
-"""Optimizer states of other packages, as orthon's optimizers load them."""
-
-from orthon.convert.conversion import SOURCES, Conversion, ConvertedGroup, convert_state, convert_states
-
-__all__ = ["SOURCES", "Conversion", "ConvertedGroup", "convert_state", "convert_states"]

@@ -1,0 +1,6 @@
+"""What the parameters of a model are, and which rule each of them gets."""
+
+from orthon.model.qk_clip import qk_clip_
+from orthon.model.routing import param_groups
+
+__all__ = ["param_groups", "qk_clip_"]

@@ -1,0 +1,195 @@
+"""Which algorithm updates which parameter of a model, and why."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parallel import DistributedDataParallel
+
+from orthon.algorithms import RULES
+from orthon.model.module_views import known_roles
+from orthon.model.roles import BIAS, EMBEDDING, EMPTY, HEAD, HIDDEN, HIGHER, NORM, ONE_LINE, ROUTER, TIED, VECTOR, Role
+from orthon.sharding.matrix_view import MatrixView
+from orthon.step.names import plain_name
+
+# The usual learning rates of what is no hidden matrix.
+SCALAR_LR = {"adamw": 3e-3, "lion": 3e-4}
+
+# Names of a model's last layer. The second kind also names layers inside, so that it counts at the top alone.
+_HEADS = {"lm_head", "output_layer", "unembed", "unembedding", "embed_out", "classification_head"}
+_HEADS_AT_TOP = {"head", "heads", "fc", "output", "classifier", "score", "out", "decoder"}
+
+_EMBEDDING_WORDS = ("embed", "wte", "wpe", "token", "pos_", "position")
+
+
+def param_groups(
+    model: nn.Module,
+    algorithm: str = "dion",
+    scalar_algorithm: str = "adamw",
+    *,
+    lr: float | Tensor | None = None,
+    scalar_lr: float | Tensor | None = None,
+    weight_decay: float | Tensor | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    per_head: bool = False,
+) -> list[dict[str, Any]]:
+    """Return param groups for all parameters of a model that require gradients.
+
+    Hidden matrices go to `algorithm`; embeddings, output heads, routers, norms and biases go to
+    `scalar_algorithm`, without weight decay for embeddings, norms and biases. Module types decide where they can,
+    and names where they cannot; `orthon.explain` shows the result.
+
+    Weights that are several matrices, or a matrix in another order, go to `algorithm` with a "view", a `MatrixView`:
+    convolutions, `nn.MultiheadAttention`, and what is known of transformers' modules: GPT-2's `Conv1D`, experts,
+    and fused query, key and value, or gate and up. Those that nothing is known of go to `scalar_algorithm`; an
+    override with both "algorithm" and "view" changes that, and {"view": None} takes a view away.
+
+    Args:
+        model: any module.
+        algorithm: for hidden matrices.
+        scalar_algorithm: for the rest.
+        lr: learning rate of the hidden matrices; None for the optimizer's.
+        scalar_lr: learning rate of the rest; None for the usual one of `scalar_algorithm` (AdamW 0.003,
+            Lion 0.0003).
+        weight_decay: for hidden matrices, heads, routers and other weights; None for the optimizer's.
+        overrides: options by name pattern, such as {"*.mlp.*": {"rank_fraction": 0.5}}; `*` matches any text.
+            A parameter that several patterns match takes the options of all, the later ones first. An "algorithm"
+            of the other kind comes with the other learning rate, `scalar_lr` or `lr`.
+        per_head: read each attention head of the projections of query, key and value as a matrix (a block of rows),
+            and of the output (a block of columns), where the attention module tells how many heads there are.
+
+    Returns:
+        A list of dictionaries for the constructor of an optimizer: "params" with (name, tensor) pairs,
+        "name", "reason" and "algorithm" beside the options. Groups of plain matrices have no "view".
+
+    Raises:
+        ValueError: for an unknown algorithm, a pattern that matches nothing, a view that is not allowed, or a
+            model without parameters.
+    """
+    for argument, name in (("algorithm", algorithm), ("scalar_algorithm", scalar_algorithm)):
+        if name not in RULES:
+            raise ValueError(f"param_groups: {argument} should be one of {sorted(RULES)}, but is {name!r}")
+    model = _unwrapped(model)
+    roles = _roles(model, per_head=per_head)
+    if not roles:
+        raise ValueError(f"param_groups: {type(model).__name__} has no parameters that require gradients")
+    overrides = overrides or {}
+    for pattern in overrides:
+        if not any(fnmatchcase(name, pattern) for name in roles):
+            raise ValueError(
+                f"param_groups: the pattern {pattern!r} in overrides matches no parameter; there are "
+                f"{', '.join(list(roles)[:3])}, ..."
+            )
+
+    parameters = {plain_name(name): p for name, p in model.named_parameters()}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, role in roles.items():
+        patterns = tuple(pattern for pattern in overrides if fnmatchcase(name, pattern))
+        key = (role, patterns)
+        if key not in groups:
+            changes = {option: value for pattern in patterns for option, value in overrides[pattern].items()}
+            default = algorithm if role.is_hidden_matrix else scalar_algorithm
+            chosen = changes.get("algorithm", default)
+            for_matrices = chosen in RULES and RULES[chosen].for_matrices
+            # What an override sends to the other kind of algorithm takes the other learning rate.
+            takes_lr = role.is_hidden_matrix if chosen == default else for_matrices
+            settled: dict[str, Any] = {
+                "lr": lr if takes_lr else SCALAR_LR.get(chosen) if scalar_lr is None else scalar_lr,
+                "weight_decay": weight_decay if role.decays else 0.0,
+                "view": role.view if for_matrices else None,
+            }
+            options = {option: value for option, value in settled.items() if value is not None} | changes
+            given = options.pop("view", None)
+            view = {} if given is None else {"view": MatrixView.of(given)}
+            groups[key] = {
+                "params": [],
+                "name": ", ".join([role.name, *map(str, view.values()), *patterns]),
+                "reason": role.reason,
+                "algorithm": chosen,
+                **options,
+                **view,
+            }
+        groups[key]["params"].append((name, parameters[name]))
+    return list(groups.values())
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model itself, without DistributedDataParallel and torch.compile around it."""
+    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        inner = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
+
+
+def _roles(model: nn.Module, *, per_head: bool) -> dict[str, Role]:
+    """Return the role of each parameter that requires gradients, by name, in the model's order."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(param), []).append((plain_name(f"{module_name}.{name}".lstrip(".")), module))
+    vocabularies = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    heads = _declared_heads(model)
+    known = known_roles(model, per_head=per_head)
+    return {
+        plain_name(name): _role(plain_name(name), param, owners[id(param)], known.get(id(param)), vocabularies, heads)
+        for name, param in model.named_parameters()
+        if param.requires_grad
+    }
+
+
+def _declared_heads(model: nn.Module) -> set[nn.Module]:
+    """Return the output layers that the model itself knows of."""
+    heads: set[nn.Module] = set()
+    for module in model.modules():
+        get_head = getattr(module, "get_output_embeddings", None)
+        if callable(get_head) and isinstance(head := get_head(), nn.Module):
+            heads.add(head)
+    if isinstance(model, nn.Sequential) and len(model) > 1 and isinstance(model[-1], nn.Linear | _ConvNd):
+        heads.add(model[-1])
+    return heads
+
+
+def _role(
+    name: str,
+    param: Tensor,
+    owners: list[tuple[str, nn.Module]],
+    known: Role | None,
+    vocabularies: set[int],
+    heads: set[nn.Module],
+) -> Role:
+    modules = [module for _, module in owners]
+    *path, leaf = name.split(".")
+    layer = path[-1] if path else ""
+    if param.numel() == 0:
+        return EMPTY
+    if any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in modules):
+        is_tied = any(not isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in modules)
+        return TIED if is_tied else EMBEDDING
+    if any("norm" in type(module).__name__.lower() for module in modules):
+        return NORM
+    if leaf == "bias" or leaf.endswith("_bias"):
+        return BIAS
+    if param.ndim < 2:
+        return VECTOR
+    if not isinstance(modules[0], nn.Linear) and any(word in leaf.lower() for word in _EMBEDDING_WORDS):
+        return EMBEDDING
+    if known is None and param.ndim > 2:
+        return HIGHER
+    matrix = known.view.read(param.shape).matrix(0) if known and known.view else param.shape
+    if 1 in matrix and (known is None or known.is_hidden_matrix):
+        return ONE_LINE
+    if (
+        any(module in heads for module in modules)
+        or layer in _HEADS
+        or (len(path) == 1 and layer in _HEADS_AT_TOP)
+        or (known is None and isinstance(modules[0], nn.Linear) and param.shape[0] in vocabularies)
+    ):
+        return HEAD
+    if known is not None:
+        return known
+    if layer == "router" or (layer == "gate" and param.shape[0] < param.shape[1]):
+        return ROUTER
+    return HIDDEN

@@ -1,0 +1,1 @@
+"""What happens in one step, from the gradients of param groups to the calls of rules."""
