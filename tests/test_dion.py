@@ -131,7 +131,7 @@ def test_matrices_of_one_shape_are_updated_as_if_each_were_alone() -> None:
 def test_large_and_small_weights_take_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for threshold in (0, 1 << 40):
-        monkeypatch.setattr("orthon.algorithms.batch.LARGE", threshold)
+        monkeypatch.setattr("orthon.algorithms.weights.LARGE", threshold)
         gradients = sequence("full_rank", 12, 7, 3)
         results.append(run(gradients, dtype=torch.float64, options={})[1])
     torch.testing.assert_close(*results, rtol=0, atol=1e-14)

@@ -214,7 +214,7 @@ def steps(optimizer: str, mode: str, dtype: torch.dtype, *, tensor_lr: bool) -> 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("optimizer", ["Dion", "Muon"])
 def test_whole_steps_are_those_of_torch(optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orthon.algorithms.batch.LARGE", 0)
+    monkeypatch.setattr("orthon.algorithms.weights.LARGE", 0)
     tolerance = 1e-4 if dtype == F32 else 0.1  # of polar factors in bfloat16; 0.06 here
     for tensor_lr in (False, True) if optimizer == "Dion" else (False,):
         by_torch, by_triton = (steps(optimizer, mode, dtype, tensor_lr=tensor_lr) for mode in ("torch", "triton"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import orthon
-from orthon.algorithms.polar_factor import POLAR_OPTIONS
+from orthon.algorithms.whole_matrix import POLAR_OPTIONS
 from tests import reference
 from tests.closeness import assert_close
 from tests.gradients import KINDS, sequence
@@ -283,7 +283,7 @@ def test_skipped_steps_leave_weights_and_state_as_they_are(rule: str) -> None:
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let both iterate in float32, torch's where it asks for bfloat16, ours also on CPUs that are fast at that."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.float().clone())  # which is then divided in place
-    monkeypatch.setattr("orthon.algorithms.polar_factor.polar_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr("orthon.algorithms.whole_matrix.polar_dtype", lambda *_: torch.float32)
 
 
 @pytest.mark.usefixtures("in_float32")
@@ -495,7 +495,7 @@ def test_any_small_matrix(rule: str, m: int, n: int, fraction: float, kind: str,
 
 
 def test_the_options_of_the_polar_factor_are_passed_on() -> None:
-    assert set(POLAR_OPTIONS) == {"polar", "polar_steps", "polar_route", "polar_dtype"}
+    assert set(POLAR_OPTIONS) == {"polar", "polar_steps", "polar_dtype"}
     results = {}
     for rule in RULES:
         for polar, steps in (("svd", 5), ("newton_schulz", 5), ("newton_schulz", 2)):

@@ -130,7 +130,7 @@ STEP_ERROR = {"tf32": 5e-3, "bf16x3": 1e-4}
 @pytest.mark.parametrize("precision", STEP_ERROR)
 @pytest.mark.usefixtures("tf32")
 def test_steps_of_dion(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orthon.algorithms.dion.check_precision", lambda *_: None)
+    monkeypatch.setattr("orthon.algorithms.low_rank.check_precision", lambda *_: None)
     for right_factor in ("normalize", "orthonormalize"):
         options: dict[str, Any] = {"precision": precision, "right_factor": right_factor, "rank_fraction": 0.5}
         expected, X, _ = run(sequence(kind, 24, 10, STEPS), dtype=F32, options=options)

@@ -83,7 +83,7 @@ class LowRank(Work):
         return min(short, int(multiple * math.ceil(portion(options["rank_fraction"], short) / multiple)))
 
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of two pairs of factors in float32, of as many in another dtype as are there, and of M in it."""
+        """Return the bytes of two pairs of factors in float32; in another dtype also those of as many, and of M."""
         m, n = layout.largest
         pairs = 2.05 if dtype.itemsize == 4 else 2.75
         if options["right_factor"] == "orthonormalize":
