@@ -16,7 +16,7 @@ from orthon.linalg.precision import float32_products, full_precision
 from tests.closeness import assert_close
 from tests.gradients import sequence
 from tests.test_dion import run
-from tests.test_orthonormalize import MATRICES, ONE_RANK, RANK, randn, result_of
+from tests.test_orthonormalize import MATRICES, RANK, randn
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -56,7 +56,7 @@ LEFT_OUT = {("tf32", F32): 2e-2, ("bf16x3", F32): 1e-3, ("float32", F32): 2e-4}
 def check(name: str, dtype: torch.dtype, precision: str) -> None:
     for shape in ((256, 64), (48, 48), (300, 1), (1, 1)):
         B = MATRICES[name](*shape).to(dtype)
-        columns = result_of(orthonormalize(B.clone()[None], ONE_RANK, precision=precision))
+        columns = orthonormalize(B.clone()[None], precision=precision)
         error, live, case = error_of(columns), int(columns.live.sum()), f"{shape}, {precision}"
         assert error <= BOUND[precision], f"{case}: PᵀP is off by {error:.1e}"
         # Rounding of B itself to bfloat16 makes more directions of this one.
@@ -88,7 +88,7 @@ def test_orthonormal_elsewhere(name: str, precision: str, dtype: torch.dtype) ->
 def test_many_rows_and_columns() -> None:
     for shape, precision in product(((4000, 16), (600, 500)), ("tf32", "bf16x3")):
         B = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-        columns = result_of(orthonormalize(B[None], ONE_RANK, precision=precision))
+        columns = orthonormalize(B[None], precision=precision)
         assert columns.live.all(), (shape, precision)
         assert error_of(columns) <= BOUND[precision], (shape, precision)
 
@@ -98,18 +98,16 @@ def test_kahan_matrices_do_no_harm() -> None:
     for r, precision in product((100, 300), ("tf32", "bf16x3")):
         upper = torch.eye(r).double() - 0.1 * torch.ones(r, r).double().triu(1)
         B = (1 - 0.01) ** (0.5 * torch.arange(r).double())[:, None] * upper
-        P = result_of(orthonormalize(B[None].float(), ONE_RANK, precision=precision)).vectors[0].double()
+        P = orthonormalize(B[None].float(), precision=precision).vectors[0].double()
         assert P.isfinite().all(), (r, precision)
         assert torch.linalg.matrix_norm(P, ord=2) < 1.1, (r, precision)
 
 
 def test_float64_stays_float64() -> None:
     B = randn(40, 12)
-    expected = result_of(orthonormalize(B.clone()[None], ONE_RANK))
+    expected = orthonormalize(B.clone()[None])
     for precision in ("tf32", "bf16x3"):
-        assert torch.equal(
-            result_of(orthonormalize(B.clone()[None], ONE_RANK, precision=precision)).vectors, expected.vectors
-        )
+        assert torch.equal(orthonormalize(B.clone()[None], precision=precision).vectors, expected.vectors)
 
 
 def test_split_products() -> None:

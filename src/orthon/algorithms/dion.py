@@ -26,10 +26,10 @@ from orthon.linalg import (
     check_precision,
     compute_dtype,
     default_precision,
-    orthonormalize,
+    orthonormalize_on_shards,
     overwrite_where_,
     rounding_noise,
-    unit_columns,
+    unit_columns_on_shards,
 )
 from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
 from orthon.sharding import Layout, Side, Step, worth_sending
@@ -69,13 +69,15 @@ def dion(batch: Batch, group: Group) -> Step[None]:
             partial = product(rows.part(M), Q.to(M.dtype))
         B = yield from rows.reduce(partial)  # (b, share of m, r)
         del partial  # where B is a share of it
-        left = yield from orthonormalize(B, rows.ranks, precision=precision, noise=noise)
+        left = yield from orthonormalize_on_shards(B, rows.ranks, precision=precision, noise=noise)
         P = yield from rows.gather(left.vectors.to(sent))  # (b, m, r)
         R = yield from cols.reduce(product(cols.part(M.mT), P.to(M.dtype)))  # (b, share of n, r)
         if orthonormal:
-            right = yield from orthonormalize(R.clone(), cols.ranks, left=left, precision=precision, noise=noise)
+            right = yield from orthonormalize_on_shards(
+                R.clone(), cols.ranks, left=left, precision=precision, noise=noise
+            )
         else:
-            right = yield from unit_columns(R, cols.ranks, left=left, precision=precision, noise=noise)
+            right = yield from unit_columns_on_shards(R, cols.ranks, left=left, precision=precision, noise=noise)
         live = batch.gated_mask(right.live.unsqueeze(-2))
         found = yield from cols.gather(right.vectors.to(sent))  # (b, n, r)
         overwrite_where_(Q, live, found)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import plain_gram
-from orthon.sharding import Ranks, Step
+from orthon.linalg.row_ranks import Computation, RowRanks
 
 
 def gram_sum(
-    B: Tensor, ranks: Ranks, gram_of: Callable[[Tensor], Tensor] = plain_gram, *, lengths: bool = False
-) -> Step[Tensor]:
+    B: Tensor, ranks: RowRanks, gram_of: Callable[[Tensor], Tensor] = plain_gram, *, lengths: bool = False
+) -> Computation[Tensor]:
     """Return the upper triangle of Bᵀ B (b, r, r), summed over the ranks that hold rows of B (b, m/ranks, r).
 
     Only half of it is communicated; what is below the diagonal is undefined.

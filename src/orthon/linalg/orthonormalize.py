@@ -11,7 +11,7 @@ from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.device import is_readable
 from orthon.linalg.gram import gram_sum
 from orthon.linalg.precision import Noise, factor_dtype, full_precision, rounding_noise
-from orthon.sharding import Ranks, Step
+from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 
 # A diagonal shift of this many epsilon times r keeps the Cholesky factorization of an r × r Gram matrix
 # with unit diagonal from breaking down, whatever the rank of the matrix.
@@ -33,8 +33,22 @@ class Columns(NamedTuple):
 
 
 def orthonormalize(
-    B: Tensor, ranks: Ranks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
-) -> Step[Columns]:
+    B: Tensor, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+) -> Columns:
+    """Return the orthonormal factors of matrices B (b, m, r) in one process; see `orthonormalize_on_shards`."""
+    return result_of(orthonormalize_on_shards(B, ONE_RANK, left=left, precision=precision, noise=noise))
+
+
+def unit_columns(
+    R: Tensor, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+) -> Columns:
+    """Return the unit columns of matrices R (b, n, r) in one process; see `unit_columns_on_shards`."""
+    return result_of(unit_columns_on_shards(R, ONE_RANK, left=left, precision=precision, noise=noise))
+
+
+def orthonormalize_on_shards(
+    B: Tensor, ranks: RowRanks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+) -> Computation[Columns]:
     """Return the orthonormal factor `P` of the QR decomposition of each matrix of a batch.
 
     A column that depends on the columns before it, up to rounding, becomes exactly zero instead of normalized
@@ -104,9 +118,9 @@ def orthonormalize(
     return Columns(B, live, residual * size)
 
 
-def unit_columns(
-    R: Tensor, ranks: Ranks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
-) -> Step[Columns]:
+def unit_columns_on_shards(
+    R: Tensor, ranks: RowRanks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+) -> Computation[Columns]:
     """Return each column of a batch of matrices divided by its norm.
 
     A column whose norm is rounding noise beside the Frobenius norm of its matrix becomes zero.
@@ -167,7 +181,7 @@ def _floor(norm: Tensor, scale: Tensor, noise: float, left: Columns | None, by: 
     return result
 
 
-def _is_at_hand(B: Tensor, ranks: Ranks, by: Arithmetic) -> bool:
+def _is_at_hand(B: Tensor, ranks: RowRanks, by: Arithmetic) -> bool:
     """Return whether the host can look at what it computes, and leave out what is not needed.
 
     Not with several ranks, which have to agree, nor where other arithmetic stands in for an accelerator's.
@@ -177,11 +191,11 @@ def _is_at_hand(B: Tensor, ranks: Ranks, by: Arithmetic) -> bool:
 
 def _in_range_(
     B: Tensor,
-    ranks: Ranks,
+    ranks: RowRanks,
     by: Arithmetic,
-    squares_of: Callable[[Tensor], Step[Tensor]],
+    squares_of: Callable[[Tensor], Computation[Tensor]],
     dead: Tensor | None = None,
-) -> Step[tuple[Tensor, Tensor]]:
+) -> Computation[tuple[Tensor, Tensor]]:
     """Divide the columns so that none of their squares overflows or vanishes, unless the host sees that none does.
 
     Args:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from orthon.linalg.gram import gram_sum
 from orthon.linalg.kernels import symmetric_product
 from orthon.linalg.polynomials import SAFETY, Polynomial, polynomials
 from orthon.linalg.precision import factor_dtype, full_precision, rounding_noise
-from orthon.sharding import Ranks, Step
+from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 
 METHODS = ("polar_express", "newton_schulz", "svd")
 ROUTES = ("auto", "direct", "gram")
@@ -44,10 +43,6 @@ CACHE_BYTES = 32 << 20
 
 # Temporaries of more bytes are avoided by taking the matrices of a batch in turn.
 TEMPORARY_BYTES = 64 << 20
-
-T = TypeVar("T")
-
-_ALONE = Ranks((0,), ())
 
 
 def polar(
@@ -101,19 +96,19 @@ def polar(
                 out.copy_(_by_svd(part, result.dtype))
             else:
                 into = part if overwrite else out
-                _end_of(_iterate(part, into, _ALONE, segments, tighten=method == "polar_express"))
+                result_of(_iterate(part, into, ONE_RANK, segments, tighten=method == "polar_express"))
     return result.view(U.shape)
 
 
 def polar_on_shards(
     U: Tensor,
-    ranks: Ranks,
+    ranks: RowRanks,
     *,
     method: str = "polar_express",
     steps: int = 5,
     dtype: torch.dtype | None = None,
     most: int | None = None,
-) -> Step[Tensor]:
+) -> Computation[Tensor]:
     """Return this rank's rows of the polar factors of matrices whose rows are spread over ranks.
 
     Only sums of n × n Gram matrices are communicated, one for every two steps; all ranks repeat what is computed from
@@ -236,7 +231,9 @@ def _per_chunk(numel: int, side: int, dtype: torch.dtype, *, threads: int | None
     return max(1, min(most, CACHE_BYTES // each) // threads) * threads
 
 
-def _iterate(U: Tensor, out: Tensor, ranks: Ranks, segments: list[list[Polynomial]], *, tighten: bool) -> Step[None]:
+def _iterate(
+    U: Tensor, out: Tensor, ranks: RowRanks, segments: list[list[Polynomial]], *, tighten: bool
+) -> Computation[None]:
     """Write what the polynomials make of U into `out`.
 
     Args:
@@ -277,7 +274,7 @@ def _multiply(R: Tensor, X: Tensor, rows: bool, *, into: Tensor, slope: float) -
     into.baddbmm_(*((R, X) if rows else (X, R)), beta=slope)
 
 
-def _gram(X: Tensor, ranks: Ranks, rows: bool) -> Step[Tensor]:
+def _gram(X: Tensor, ranks: RowRanks, rows: bool) -> Computation[Tensor]:
     """Return the Gram matrices of the rows of X, or of its columns, which all ranks sum."""
     if ranks.size == 1:
         with full_precision():
@@ -341,7 +338,7 @@ def _is_moderate(gram: Tensor) -> bool:
     return bool(((trace > 1e-6) & (trace < 1e8)).all())
 
 
-def _frobenius(U: Tensor, ranks: Ranks) -> Step[Tensor]:
+def _frobenius(U: Tensor, ranks: RowRanks) -> Computation[Tensor]:
     """Return the Frobenius norms of the whole matrices, (b,), without overflow, in float64 where that is needed."""
     wide = factor_dtype(U.dtype)
     size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1)).to(wide)  # a dtype given to it would be slow
@@ -360,7 +357,7 @@ def _inverse(size: Tensor) -> Tensor:
 
 
 def _by_svd(U: Tensor, dtype: torch.dtype) -> Tensor:
-    size = _end_of(_frobenius(U, _ALONE))
+    size = result_of(_frobenius(U, ONE_RANK))
     W, S, Vt = torch.linalg.svd(U.to(dtype) * _inverse(size).to(dtype), full_matrices=False)
     noise = rounding_noise(U.dtype).of_matrix
     with full_precision():
@@ -369,7 +366,7 @@ def _by_svd(U: Tensor, dtype: torch.dtype) -> Tensor:
     return factor.mul_((U != 0).any(-1, keepdim=True)).mul_((U != 0).any(-2, keepdim=True))
 
 
-def _by_eigenvectors(U: Tensor, ranks: Ranks) -> Step[Tensor]:
+def _by_eigenvectors(U: Tensor, ranks: RowRanks) -> Computation[Tensor]:
     size = yield from _frobenius(U, ranks)
     X = U.double() * _inverse(size).double()
     gram = yield from _gram(X, ranks, rows=False)
@@ -379,12 +376,3 @@ def _by_eigenvectors(U: Tensor, ranks: Ranks) -> Step[Tensor]:
     weight = torch.where(squares > noise**2, squares.clamp(min=noise**2).rsqrt(), 0)
     factor: Tensor = X @ ((V * weight[:, None]) @ V.mT)
     return factor.mul_((gram.diagonal(dim1=-2, dim2=-1) > 0)[:, None])  # columns of zeros, as above
-
-
-def _end_of(step: Step[T]) -> T:
-    """Return what a computation that waits for nobody returns."""
-    try:
-        next(step)
-    except StopIteration as end:
-        return cast(T, end.value)
-    raise AssertionError("nothing should be in flight with one rank")
