@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from orthon import Dion
-from orthon.linalg import arithmetic, default_precision, orthonormalize
+from orthon.linalg import Columns, arithmetic, default_precision, orthonormalize
 from orthon.linalg.arithmetic import gram_in_bf16x3, product_in_bf16x3, product_in_tf32
-from orthon.linalg.orthonormalize import Columns
 from orthon.linalg.precision import float32_products, full_precision
 from tests.closeness import assert_close
 from tests.gradients import sequence
