@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from orthon import Dion
-from orthon.linalg import arithmetic, default_precision, orthonormalize
+from orthon.linalg import Columns, arithmetic, default_precision, orthonormalize
 from orthon.linalg.arithmetic import gram_in_bf16x3, product_in_bf16x3, product_in_tf32
-from orthon.linalg.orthonormalize import Columns
 from orthon.linalg.precision import float32_products, full_precision
 from tests.closeness import assert_close
 from tests.gradients import sequence
 from tests.test_dion import run
-from tests.test_orthonormalize import MATRICES, ONE_RANK, RANK, randn, result_of
+from tests.test_orthonormalize import MATRICES, RANK, randn
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -47,8 +46,16 @@ def error_of(columns: Columns) -> float:
     return float((P.T @ P - torch.diag(live.double())).abs().max())
 
 
-# Less than what is promised: 1e-3 for 16-bit state, 1e-5 for float32, whatever GPUs do to the last bits of an operand.
+# How far PᵀP may be from the identity. `Arithmetic` promises 2⁻¹⁰ (2⁻⁹ if GPUs cut bits off), 2⁻¹⁵ and a few epsilon:
+# these are less, as roundings go both ways.
 BOUND = {"tf32": 5e-4, "bf16x3": 8e-6, "float32": 4e-6}
+# Singular values of these matrices fall gradually below the noise, and some columns are hardly more than noise. In the
+# last pass such a column may lose up to half of its length: it is (c, s) in the plane of a column before it, s > 1/2.
+# The inverse triangle makes an error e of the Gram matrix (1 + c²)/s²·e then, up to 7e, where e is at most 2⁻¹⁵. Which
+# columns these are, and how near to 1/2, is decided by the last bits of sums, and so by the processor: in bf16x3, with
+# the entries of B changed by an epsilon at random, from 2e-6 to 2.3e-5.
+NEAR_NOISE = {"condition 1e+05", "condition 1e+07", "condition 1e+10", "nearly parallel", "Hilbert", "Vandermonde"}
+BOUND_NEAR_NOISE = {**BOUND, "bf16x3": 7 * 2.0**-15}
 # How much of a unit column P may leave out: what counts as noise, amplified by the columns before it.
 LEFT_OUT = {("tf32", F32): 2e-2, ("bf16x3", F32): 1e-3, ("float32", F32): 2e-4}
 
@@ -56,9 +63,10 @@ LEFT_OUT = {("tf32", F32): 2e-2, ("bf16x3", F32): 1e-3, ("float32", F32): 2e-4}
 def check(name: str, dtype: torch.dtype, precision: str) -> None:
     for shape in ((256, 64), (48, 48), (300, 1), (1, 1)):
         B = MATRICES[name](*shape).to(dtype)
-        columns = result_of(orthonormalize(B.clone()[None], ONE_RANK, precision=precision))
+        columns = orthonormalize(B.clone()[None], precision=precision)
         error, live, case = error_of(columns), int(columns.live.sum()), f"{shape}, {precision}"
-        assert error <= BOUND[precision], f"{case}: PᵀP is off by {error:.1e}"
+        bound = (BOUND_NEAR_NOISE if name in NEAR_NOISE else BOUND)[precision]
+        assert error <= bound, f"{case}: PᵀP is off by {error:.1e}"
         # Rounding of B itself to bfloat16 makes more directions of this one.
         if name in RANK and (name, dtype) != ("half the rank", BF16):
             assert live == RANK[name](shape[1]), f"{case}: {live} of {shape[1]} columns live"
@@ -88,9 +96,21 @@ def test_orthonormal_elsewhere(name: str, precision: str, dtype: torch.dtype) ->
 def test_many_rows_and_columns() -> None:
     for shape, precision in product(((4000, 16), (600, 500)), ("tf32", "bf16x3")):
         B = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-        columns = result_of(orthonormalize(B[None], ONE_RANK, precision=precision))
+        columns = orthonormalize(B[None], precision=precision)
         assert columns.live.all(), (shape, precision)
         assert error_of(columns) <= BOUND[precision], (shape, precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16x3"])
+def test_few_large_rows(precision: str) -> None:
+    """A Gram matrix that misses a little of each product of these would have eigenvalues far below zero."""
+    for large, r, rest in product((2, 4, 8), (32, 64, 128), (0.0, 1e-4)):
+        B = rest * torch.randn(2 * r, r, generator=torch.Generator().manual_seed(0))
+        B[:large] = 1 + torch.rand(large, r, generator=torch.Generator().manual_seed(1))
+        columns = orthonormalize(B[None], precision=precision)
+        case = f"{large} large rows, {r} columns, the rest {rest}"
+        assert columns.live.sum() == (r if rest else large), f"{case}: {columns.live.sum()} columns live"
+        assert error_of(columns) <= BOUND[precision], case
 
 
 @pytest.mark.usefixtures("tf32")
@@ -98,18 +118,16 @@ def test_kahan_matrices_do_no_harm() -> None:
     for r, precision in product((100, 300), ("tf32", "bf16x3")):
         upper = torch.eye(r).double() - 0.1 * torch.ones(r, r).double().triu(1)
         B = (1 - 0.01) ** (0.5 * torch.arange(r).double())[:, None] * upper
-        P = result_of(orthonormalize(B[None].float(), ONE_RANK, precision=precision)).vectors[0].double()
+        P = orthonormalize(B[None].float(), precision=precision).vectors[0].double()
         assert P.isfinite().all(), (r, precision)
         assert torch.linalg.matrix_norm(P, ord=2) < 1.1, (r, precision)
 
 
 def test_float64_stays_float64() -> None:
     B = randn(40, 12)
-    expected = result_of(orthonormalize(B.clone()[None], ONE_RANK))
+    expected = orthonormalize(B.clone()[None])
     for precision in ("tf32", "bf16x3"):
-        assert torch.equal(
-            result_of(orthonormalize(B.clone()[None], ONE_RANK, precision=precision)).vectors, expected.vectors
-        )
+        assert torch.equal(orthonormalize(B.clone()[None], precision=precision).vectors, expected.vectors)
 
 
 def test_split_products() -> None:
