@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orthon import Dion
 from tests import reference
-from tests.closeness import assert_close
+from tests.support.closeness import assert_close
 from tests.gradients import KINDS, sequence
 
 STEPS = 5

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import orthon
 from orthon.algorithms.polar_factor import POLAR_OPTIONS
 from tests import reference
-from tests.closeness import assert_close
+from tests.support.closeness import assert_close
 from tests.gradients import KINDS, sequence
 
 STEPS = 5
