@@ -5,8 +5,7 @@ from importlib.metadata import version
 from orthon.explain import Explanation, explain
 from orthon.model.qk_clip import qk_clip_
 from orthon.model.routing import param_groups
-from orthon.optimizers.family import Dion, Dion2, Dion3, Muon, NorDion2, NorMuon
-from orthon.optimizers.mixed import MixedOptimizer
+from orthon.optimizers import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorDion2, NorMuon
 from orthon.saving.convert import Conversion, convert_state, convert_states
 from orthon.sharding.matrix_view import MatrixView
 
