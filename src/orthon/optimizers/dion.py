@@ -38,6 +38,9 @@ class Dion(NamedOptimizer):
     A model has more than matrices: `Dion.for_model(model)` sends each parameter to the right algorithm. A param group
     chooses its algorithm by name: {"params": ..., "algorithm": "adamw"}.
 
+    It takes the options that all of Orthon's optimizers share, too, such as weight_decay, nonfinite and replicas:
+    `help(orthon.optimizers.CommonOptions)` explains them.
+
     Args:
         params: tensors, (name, tensor) pairs, or dictionaries with "params" and options. Names make errors readable.
             They also make the first Q independent of the order of the parameters.
@@ -64,8 +67,6 @@ class Dion(NamedOptimizer):
             float32 for float16 state. torch.bfloat16 is faster for float32 state where the hardware multiplies in it:
             on GPUs, and on CPUs with AMX. M and the weights stay in float32 then, but what is added to them is rounded
             to bfloat16, as Muon's polar factors are. Directions below 5e-4 of M's norm wait until they have grown.
-        **options: the options that all optimizers share, such as weight_decay, nonfinite and replicas. They are
-            explained in `help(orthon.optimizers.CommonOptions)`.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.

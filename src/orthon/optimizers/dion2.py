@@ -33,6 +33,9 @@ class Dion2(NamedOptimizer):
         X[S] ← X[S] − lr·scale·polar(M[S])
         M[S] ← momentum·M[S]
 
+    It takes the options that all of Orthon's optimizers share, too, such as weight_decay, nonfinite and replicas:
+    `help(orthon.optimizers.CommonOptions)` explains them.
+
     Args:
         params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
         lr: learning rate of the groups that set none. A number or a one-element tensor.
@@ -49,8 +52,6 @@ class Dion2(NamedOptimizer):
         polar: as in `Muon`.
         polar_steps: as in `Muon`.
         polar_dtype: as in `Muon`.
-        **options: the options that all optimizers share, such as weight_decay, nonfinite and replicas. They are
-            explained in `help(orthon.optimizers.CommonOptions)`.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.

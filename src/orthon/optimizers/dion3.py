@@ -22,6 +22,9 @@ class Dion3(NamedOptimizer):
     It is also called NorDion2. Rows of X that are not updated keep their second moment. Where Dion2 selects columns,
     every row has a second moment, of its entries in these columns.
 
+    It takes the options that all of Orthon's optimizers share, too, such as weight_decay, nonfinite and replicas:
+    `help(orthon.optimizers.CommonOptions)` explains them.
+
     Args:
         params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
         lr: learning rate of the groups that set none. A number or a one-element tensor.
@@ -33,8 +36,6 @@ class Dion3(NamedOptimizer):
         polar_steps: as in `Muon`.
         polar_dtype: as in `Muon`.
         beta2: as in `NorMuon`.
-        **options: the options that all optimizers share, such as weight_decay, nonfinite and replicas. They are
-            explained in `help(orthon.optimizers.CommonOptions)`.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.

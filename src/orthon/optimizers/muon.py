@@ -31,6 +31,9 @@ class Muon(NamedOptimizer):
         U ← momentum·M + G                        M without nesterov
         X ← (1 − lr·weight_decay)·X − lr·scale·polar(U)
 
+    It takes the options that all of Orthon's optimizers share, too, such as weight_decay, nonfinite and replicas:
+    `help(orthon.optimizers.CommonOptions)` explains them.
+
     Args:
         params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
         lr: learning rate of the groups that set none. A number or a one-element tensor.
@@ -47,8 +50,6 @@ class Muon(NamedOptimizer):
         polar_route: how processes that each hold a part of a matrix work together. "owners" sends each matrix to one of
             them. "shards" leaves the parts where they are and sums Gram matrices. "auto" takes what costs less, and
             `orthon.explain` tells which that is.
-        **options: the options that all optimizers share, such as weight_decay, nonfinite and replicas. They are
-            explained in `help(orthon.optimizers.CommonOptions)`.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.

@@ -25,6 +25,9 @@ class NorMuon(NamedOptimizer):
         Ô ← O / (√v + eps), rescaled to the Frobenius norm of O
         X ← (1 − lr·weight_decay)·X − lr·scale·Ô
 
+    It takes the options that all of Orthon's optimizers share, too, such as weight_decay, nonfinite and replicas:
+    `help(orthon.optimizers.CommonOptions)` explains them.
+
     Args:
         params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
         lr: learning rate of the groups that set none. A number or a one-element tensor.
@@ -36,8 +39,6 @@ class NorMuon(NamedOptimizer):
         polar_dtype: as in `Muon`.
         polar_route: as in `Muon`.
         beta2: how much of v stays from step to step, in [0, 1).
-        **options: the options that all optimizers share, such as weight_decay, nonfinite and replicas. They are
-            explained in `help(orthon.optimizers.CommonOptions)`.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
