@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from orthon.algorithms.options import number
-from orthon.sharding import Layouts, local, takes_part
+from orthon.sharding import Layouts, is_dtensor, local, takes_part
 
 _THRESHOLD = number(100.0, "above 0 and finite", lambda v: v > 0 and math.isfinite(v))
 
@@ -103,7 +102,7 @@ def _kv_heads(query: Tensor, key: Tensor, max_logits: Tensor) -> int:
     """Check the shapes, and return the number of key heads that follows from them."""
     for name, x in (("query", query), ("key", key), ("max_logits", max_logits)):
         _check_tensor(name, x)
-    if max_logits.ndim != 1 or not len(max_logits) or isinstance(max_logits, DTensor):
+    if max_logits.ndim != 1 or not len(max_logits) or is_dtensor(max_logits):
         raise ValueError(
             "qk_clip_: max_logits should be a plain tensor of shape (heads,), but is "
             f"a {type(max_logits).__name__} of shape {tuple(max_logits.shape)}"

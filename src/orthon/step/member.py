@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
-from torch.distributed.tensor import DTensor
 
 from orthon.algorithms import RULES, Rule
 from orthon.algorithms.state import Entries, Entry, new_matrix_state, new_plain_state
-from orthon.sharding import Layout, Layouts, Matrices, Stack, local, takes_part
+from orthon.sharding import Layout, Layouts, Matrices, Stack, is_dtensor, local, takes_part
 from orthon.step.names import parameter_names
 
 
@@ -145,7 +144,7 @@ class Members:
     def _lies_as_before(self, member: Member) -> bool:
         param, layout = member.param, member.layout
         if layout.mesh is None:  # quicker than to ask for the layout
-            return param.shape == layout.shape and param.device == layout.device and not isinstance(param, DTensor)
+            return param.shape == layout.shape and param.device == layout.device and not is_dtensor(param)
         return self._layouts(param) is layout
 
     def _made(self, index: int, group: dict[str, Any], rule: Rule) -> Iterator[Member]:
@@ -179,10 +178,10 @@ def _local_gradient(member: Member, owner: str) -> Tensor | None:
         raise TypeError(
             f"{where}: its gradient should be dense, but is {grad.layout}; build the layer with sparse=False"
         )
-    if isinstance(param, DTensor) != isinstance(grad, DTensor):
+    if is_dtensor(param) != is_dtensor(grad):
         raise TypeError(f"{where}: should be a DTensor if and only if its gradient is one, but that is {type(grad)}")
-    if isinstance(grad, DTensor):
-        assert isinstance(param, DTensor)
+    if is_dtensor(grad):
+        assert is_dtensor(param)
         if grad.device_mesh != param.device_mesh:
             raise NotImplementedError(
                 f"{where}: its gradient lies on {grad.device_mesh}, but should lie on its own mesh {param.device_mesh}"
