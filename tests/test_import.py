@@ -32,20 +32,6 @@ print(*(set(sys.modules) - before))
     assert others <= set(sys.stdlib_module_names)
 
 
-def test_a_step_on_plain_parameters_imports_no_dtensor() -> None:
-    code = """
-import sys
-import torch
-import orthon
-model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
-optimizer = orthon.Dion.for_model(model)
-model(torch.ones(3, 4)).sum().backward()
-optimizer.step()
-print("torch.distributed.tensor" in sys.modules)
-"""
-    assert in_a_new_process(code) == ["False"]
-
-
 def test_all_names_are_there() -> None:
     from orthon import saving
 

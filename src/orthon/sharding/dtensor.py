@@ -1,7 +1,7 @@
-"""DTensors, without the import of torch.distributed.tensor where there are none.
+"""DTensors, without an import of torch.distributed.tensor by Orthon.
 
-That import takes longer than all of Orthon, as it brings SymPy along. Only programs that have DTensors need it, and
-these have imported it already.
+That import takes longer than the rest of Orthon, as it brings SymPy along. Whoever makes a DTensor has imported it, so
+that there are none as long as it is not there.
 """
 
 import sys
