@@ -36,7 +36,7 @@ def qk_clip_(
 
     The logits of each query head are then multiplied by γ: on the same input they are at most the threshold, up to the
     rounding of the weights' dtype. Where no key head is shared, both factors are √γ, as in the paper. The paper leaves
-    a shared key as it is, and multiplies the queries by γ. Here a shared key shrinks by the factor that all of its
+    a key that all heads share as it is, and multiplies the queries by γ. Here a shared key shrinks by the factor that all of its
     query heads need, and each query takes the rest. No factor is above 1. Where a query head did not exceed the
     threshold, its logits, its query rows and its key rows keep every bit.
 
@@ -60,7 +60,7 @@ def qk_clip_(
 
     Raises:
         TypeError, ValueError: for arguments of another type or shape, or a threshold that is not above 0.
-        NotImplementedError: for a DTensor with a placement that does not cut it, such as Partial(). Nothing is changed then.
+        NotImplementedError: for a DTensor with a placement that is no cut, such as Partial(). Nothing is changed then.
     """
     _THRESHOLD.check("threshold", threshold, "qk_clip_")
     kv_heads = _kv_heads(query, key, max_logits)

@@ -17,7 +17,7 @@ from orthon.step.names import plain_name
 # The usual learning rates of parameters that are no hidden matrices.
 SCALAR_LR = {"adamw": 3e-3, "lion": 3e-4}
 
-# Names of a model's last layer. Layers inside a model may also have the second kind of name: it counts at the top alone.
+# Names of a model's last layer. The second kind counts at the top alone, as layers inside a model have such names, too.
 _HEADS = {"lm_head", "output_layer", "unembed", "unembedding", "embed_out", "classification_head"}
 _HEADS_AT_TOP = {"head", "heads", "fc", "output", "classifier", "score", "out", "decoder"}
 
@@ -55,9 +55,9 @@ def param_groups(
         scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`: 0.003 for AdamW, 0.0003 for
             Lion.
         weight_decay: of hidden matrices, heads, routers and other weights. None is the optimizer's.
-        overrides: options by name pattern, such as {"*.mlp.*": {"rank_fraction": 0.5}}. `*` matches any text. If several
-            patterns match a parameter, it takes the options of all of them, and where they disagree those of the last
-            one. If an override moves a parameter between algorithms for matrices and others, the learning rate changes
+        overrides: options by name pattern, such as {"*.mlp.*": {"rank_fraction": 0.5}}. `*` matches any text. A
+            parameter that several patterns match takes the options of all of them; where they disagree, the last one
+            counts. If an override moves a parameter between algorithms for matrices and others, the learning rate changes
             with it: from `lr` to `scalar_lr`, or back.
         per_head: whether each attention head is a matrix of its own, where the attention module tells how many heads
             there are. A head is a block of rows in the projections of query, key and value, and a block of columns in
