@@ -12,8 +12,8 @@ from orthon import Dion
 from orthon.linalg import Columns, arithmetic, default_precision, orthonormalize
 from orthon.linalg.arithmetic import gram_in_bf16x3, product_in_bf16x3, product_in_tf32
 from orthon.linalg.precision import float32_products, full_precision
-from tests.closeness import assert_close
 from tests.gradients import sequence
+from tests.support.closeness import assert_close
 from tests.test_dion import run
 from tests.test_orthonormalize import MATRICES, RANK, randn
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from orthon import Dion, Dion2, Dion3, Explanation, MatrixView, Muon, NorMuon, explain
-from orthon.explain.explanation import BatchRow
+from orthon.explain import BatchRow
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
 from orthon.sharding import Message
@@ -160,15 +160,15 @@ def test_batches_that_are_alike_cost_alike(monkeypatch: pytest.MonkeyPatch) -> N
     """Each kind is tried once; what is told of it is told of all."""
     monkeypatch.setattr("orthon.step.batches.BATCH_BYTES", 2 * 4 * 40 * 40)
     tried = []
-    module = sys.modules["orthon.explain.explanation"]
-    monkeypatch.setattr(module, "_tried", lambda work, *_, **__: tried.append(len(work.pieces)) or ((), len(tried)))
+    module = sys.modules["orthon.explain.dry_run"]
+    monkeypatch.setattr(module, "_try", lambda work, *_, **__: tried.append(len(work.pieces)) or ((), len(tried)))
     explanation = explain(Dion([nn.Parameter(torch.zeros(40, 40)) for _ in range(7)]))
     assert tried == [1, 2]
     assert [batch.temporary_bytes for batch in explanation.batches] == [1, 2, 2, 2]
 
 
 def standing_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["orthon.explain.explanation"]
+    module = sys.modules["orthon.explain.dry_run"]
     monkeypatch.setattr(module, "meta_stands_for", lambda _: meta_stands_for(torch.device("cuda")))
 
 
@@ -200,7 +200,7 @@ def row(temporary_bytes: int, messages: int) -> BatchRow:
     ],
 )
 def test_batches_under_way_together_add_up(rows: list[tuple[int, int]], expected: int) -> None:
-    assert sys.modules["orthon.explain.explanation"]._under_way([row(*each) for each in rows]) == expected
+    assert sys.modules["orthon.explain.dry_run"]._under_way([row(*each) for each in rows]) == expected
 
 
 def test_the_memory_is_printed() -> None:
