@@ -245,7 +245,7 @@ def test_a_new_rule_needs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) ->
     def sign_descent(batch: Batch) -> None:
         batch.descend([G.sign() for G in batch.grads])
 
-    monkeypatch.setitem(RULES, "sign", Rule("sign", sign_descent, lambda *_: {}, Elementwise()))
+    monkeypatch.setitem(RULES, "sign", Rule("sign", sign_descent, {}, Elementwise(), {}))
     model = small_model()
     optimizer = Dion(param_groups(model, scalar_algorithm="sign"))
     train(model, optimizer, range(2))

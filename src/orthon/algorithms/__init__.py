@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.kept import Kept
 from orthon.algorithms.low_rank import LowRank, LowRankMomentum
-from orthon.algorithms.momentum import added_gradients, updated_momentum
+from orthon.algorithms.momentum import MOMENTUM_OPTIONS, added_gradients, updated_momentum
 from orthon.algorithms.options import Option, betas, choice, flag, integer, number
 from orthon.algorithms.rows import Rows
 from orthon.algorithms.rule import RULES, Rule, register_rule
@@ -20,6 +20,7 @@ from orthon.algorithms.work import Elementwise, Work
 from orthon.sharding import Step
 
 __all__ = [
+    "MOMENTUM_OPTIONS",
     "RULES",
     "Batch",
     "Counter",

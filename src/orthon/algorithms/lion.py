@@ -3,9 +3,9 @@
 import torch
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.options import Group, betas
+from orthon.algorithms.options import betas
 from orthon.algorithms.rule import Rule
-from orthon.algorithms.state import Entries, Entry
+from orthon.algorithms.state import Entry
 from orthon.algorithms.work import Elementwise
 
 
@@ -24,8 +24,4 @@ def lion(batch: Batch) -> None:
     M.lerp_(G, 1 - beta2)
 
 
-def _entries(shape: tuple[int, ...], options: Group) -> Entries:  # noqa: ARG001
-    return {"exp_avg": Entry()}
-
-
-RULE = Rule(name="lion", update=lion, entries=_entries, work=Elementwise(), options={"betas": betas((0.9, 0.95))})
+RULE = Rule("lion", lion, {"exp_avg": Entry()}, work=Elementwise(), options={"betas": betas((0.9, 0.95))})

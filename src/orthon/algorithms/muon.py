@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.momentum import updated_momentum
-from orthon.algorithms.options import Group, flag, number, structural
+from orthon.algorithms.momentum import MOMENTUM_OPTIONS, updated_momentum
+from orthon.algorithms.options import Group
 from orthon.algorithms.rule import Rule
 from orthon.algorithms.state import Entries, Entry
 from orthon.algorithms.whole_matrix import WholeMatrix, dtype_of_polar, polar_factor
@@ -35,10 +35,4 @@ def entries(shape: tuple[int, ...], options: Group) -> Entries:  # noqa: ARG001
     return {"momentum": Entry(dtype=options["state_dtype"])}
 
 
-OPTIONS = {
-    "momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
-    "nesterov": flag(True),
-    "ema": structural(flag(False)),
-}
-
-RULE = Rule(name="muon", update=muon, entries=entries, work=WholeMatrix(), options=OPTIONS)
+RULE = Rule(name="muon", update=muon, entries=entries, work=WholeMatrix(), options=MOMENTUM_OPTIONS)

@@ -2,6 +2,7 @@
 
 from orthon.algorithms import muon
 from orthon.algorithms.batch import Batch
+from orthon.algorithms.momentum import MOMENTUM_OPTIONS
 from orthon.algorithms.options import Group
 from orthon.algorithms.row_moments import ROW_OPTIONS, row_gains, row_moments
 from orthon.algorithms.rule import Rule
@@ -30,5 +31,5 @@ def _entries(shape: tuple[int, ...], options: Group) -> Entries:
 
 
 RULE = Rule(
-    name="normuon", update=normuon, entries=_entries, work=WholeMatrix(), options={**muon.OPTIONS, **ROW_OPTIONS}
+    name="normuon", update=normuon, entries=_entries, work=WholeMatrix(), options={**MOMENTUM_OPTIONS, **ROW_OPTIONS}
 )

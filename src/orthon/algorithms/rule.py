@@ -1,7 +1,7 @@
 """What an update rule is, and the list of all rules."""
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class Rule:
         name: by which a param group chooses it.
         update: makes one step on a batch, in place. A generator where ranks may have to talk, as it pauses while they
             do; else it may be a plain function that returns None.
-        entries: what it keeps of a parameter of the given shape, or of each of its matrices.
+        entries: what it keeps of each parameter, or of each of its matrices: an `Entry` or a `Counter` by key; or a
+            function that returns that for a shape and a param group.
         work: the kind of work that it does.
         options: what a param group may set for it. Those of its kind of work are added; of one name, the rule's own
             counts.
@@ -32,12 +33,16 @@ class Rule:
 
     name: str
     update: Callable[[Batch], Step[None] | None]
-    entries: Callable[[tuple[int, ...], Group], Entries]
+    entries: Entries | Callable[[tuple[int, ...], Group], Entries]
     work: Work
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Option]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", {**self.work.options, **self.options})
+
+    def keeps(self, shape: tuple[int, ...], options: Group) -> Entries:
+        """Return what the rule keeps of a parameter, or a matrix, of this shape."""
+        return self.entries(shape, options) if callable(self.entries) else self.entries
 
     def check_parameter(self, param: Tensor, options: Group, where: str) -> None:
         """Raise a TypeError or ValueError if this rule cannot update `param`, which `where` names."""
@@ -127,7 +132,7 @@ def _check_options(rule: Rule, where: str) -> None:
 def _check_entries(rule: Rule, where: str) -> None:
     """Raise a TypeError or ValueError for a state that its kind of work cannot keep."""
     options = {name: option.default for name, option in rule.options.items()}
-    entries = rule.entries((6, 4), options)
+    entries = rule.keeps((6, 4), options)
     for key, entry in entries.items():
         if not isinstance(entry, Entry | Counter):
             raise TypeError(f"{where}: the entry {key!r} should be an Entry or a Counter, but is {entry!r}")

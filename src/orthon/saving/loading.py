@@ -241,11 +241,9 @@ def _member(name: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
 
 def _fixed_dtypes(member: Member) -> dict[str, torch.dtype]:
     """Return the dtypes that do not follow from the parameter's, by the names of entries."""
-    rule, group, shape = member.rule, member.group, member.layout.shape
-    of_stacks = list(member.entries.values()) if member.matrices is not None else [rule.entries(shape, group)]
     return {
         key: entry.dtype
-        for entries in of_stacks
+        for entries in member.entries.values()
         for key, entry in entries.items()
         if isinstance(entry, Entry) and entry.dtype is not None
     }

@@ -66,8 +66,8 @@ class Member:
     def entries(self) -> dict[Stack | None, Entries]:
         """What the rule keeps of each stack of matrices; for a rule that takes none, of the parameter, under None."""
         if self.matrices is None:
-            return {None: self.rule.entries(self.layout.shape, self.group)}
-        return {stack: self.rule.entries(stack.layout.shape, self.group) for stack in self.matrices.stacks}
+            return {None: self.rule.keeps(self.layout.shape, self.group)}
+        return {stack: self.rule.keeps(stack.layout.shape, self.group) for stack in self.matrices.stacks}
 
     @cached_property
     def counted(self) -> list[str]:

@@ -211,7 +211,7 @@ def _state(layout: Layout, options: Mapping[str, Any], given: Mapping[str, Any],
     shape = tuple(getattr(like, "shape", ()))
     rule = RULES[layout.algorithm]
     reading = _reading(layout, options, shape, where) if rule.work.takes_matrices else None
-    entries = rule.entries(shape if reading is None else reading.matrix(0), options)
+    entries = rule.keeps(shape if reading is None else reading.matrix(0), options)
     if theirs.keys() != entries.keys():
         needed = [key for key, ours in layout.entries.items() if ours in entries]
         raise ValueError(f"{where}: entries should be {_listed(needed)} by its group, but are {_listed(given)}")
