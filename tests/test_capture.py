@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orthon import Dion, MixedOptimizer
 from orthon.algorithms import RULES
-from tests.capture import Graph, HostReadError, accelerated
+from tests.support.capture import Graph, HostReadError, accelerated
 
 # For each rule the options that lead other ways.
 CASES: dict[str, dict[str, Any]] = {

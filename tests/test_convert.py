@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import orthon
 from orthon.saving.convert import convert_state, convert_states
-from tests.closeness import assert_close
-from tests.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_muon
-from tests.foreign_rules import keller_adam, keller_muon, microsoft, moonlight
-from tests.gradients import sequence
+from orthon.testing.gradients import sequence
+from tests.support.closeness import assert_close
+from tests.support.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_muon
+from tests.support.foreign_rules import keller_adam, keller_muon, microsoft, moonlight
 from tests.test_muon import in_float32  # noqa: F401
 
 SHAPES = {"tall": (24, 10), "wide": (10, 24), "square": (16, 16)}

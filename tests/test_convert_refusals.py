@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from orthon.saving.convert import SOURCES, Conversion, convert_state, convert_states
-from tests.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_adamw, torch_muon, without
+from tests.support.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_adamw, torch_muon, without
 
 
 def start(*shape: int) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import orthon
 from orthon.algorithms.polar_factor import POLAR_OPTIONS
+from orthon.testing.gradients import KINDS, sequence
 from tests import reference
-from tests.closeness import assert_close
-from tests.gradients import KINDS, sequence
+from tests.support.closeness import assert_close
 
 STEPS = 5
 SHAPES = {"tall": (24, 10), "wide": (10, 24), "square": (16, 16), "one row": (1, 12), "one column": (12, 1)}

@@ -13,8 +13,8 @@ from orthon.linalg import arithmetic, default_precision, orthonormalize
 from orthon.linalg.arithmetic import gram_in_bf16x3, product_in_bf16x3, product_in_tf32
 from orthon.linalg.orthonormalize import Columns
 from orthon.linalg.precision import float32_products, full_precision
-from tests.closeness import assert_close
-from tests.gradients import sequence
+from orthon.testing.gradients import sequence
+from tests.support.closeness import assert_close
 from tests.test_dion import run
 from tests.test_orthonormalize import MATRICES, ONE_RANK, RANK, randn, result_of
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from orthon import Dion
+from orthon.testing.gradients import sequence
 from tests import reference
-from tests.gradients import sequence
 
 ADAMW_FLAGS: dict[str, dict[str, Any]] = {
     "defaults": {},

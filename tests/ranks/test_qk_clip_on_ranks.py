@@ -7,9 +7,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from orthon import qk_clip_
-from tests.ranks import layouts
-from tests.ranks.layouts import LAYOUTS, layouts_on
-from tests.ranks.pool import Pool, RankError
+from orthon.testing import Pool, RankError, layouts
+from orthon.testing.layouts import LAYOUTS, layouts_on
 
 # heads, kv_heads, d: most cuts go through heads; of the last, some ranks have nothing.
 SHAPES = [(6, 2, 4), (3, 3, 6), (4, 1, 10), (1, 1, 2)]

@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from orthon import MixedOptimizer
-from tests.ranks import layouts
-from tests.ranks.layouts import LAYOUTS
-from tests.ranks.pool import Pool
+from orthon.testing import Pool, layouts
+from orthon.testing.layouts import LAYOUTS
 
 WORLD = 4
 # How every run of the tests, and how the long one tries them.

@@ -11,7 +11,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import orthon
 from orthon import MatrixView
-from tests.ranks.pool import Pool, RankError
+from orthon.testing import Pool, RankError
 
 WORLD, STEPS = 4, 4
 RULES: dict[str, dict[str, Any]] = {

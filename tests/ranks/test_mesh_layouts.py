@@ -8,9 +8,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from tests.ranks import layouts
-from tests.ranks.layouts import LAYOUTS, layouts_on
-from tests.ranks.pool import Pool
+from orthon.testing import Pool, layouts
+from orthon.testing.layouts import LAYOUTS, layouts_on
 
 SHAPES = [(16, 24), (13, 10), (10, 21), (5, 12), (3, 7), (7, 3), (1, 1)]
 CASES = [(layout, world) for world in (2, 4, 8) for layout in layouts_on(world)]

@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from orthon import Dion
-from tests.ranks.pool import Pool
-from tests.ranks.test_wrappers import BATCH, WORLD, model, wrap
+from orthon.testing import Pool
+from tests.ranks.test_wrapped_models import BATCH, WORLD, model, wrap
 
 STEPS = 5
 OVERFLOW = 2  # the step in which one rank's loss is infinite

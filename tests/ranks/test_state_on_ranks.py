@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from orthon import Dion
-from tests.ranks import layouts
-from tests.ranks.pool import Pool, RankError
+from orthon.testing import Pool, RankError, layouts
 
 WORLD = 4
 SHAPES = {"wide": (12, 20), "tall": (20, 12), "uneven": (13, 9)}

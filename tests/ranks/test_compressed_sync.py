@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import orthon
 from orthon import Dion
-from tests.ranks.pool import Pool, RankError
+from orthon.testing import Pool, RankError
 
 WORLD = 4
 SHAPES = {"matrix": (12, 16), "cheaper in full": (12, 16), "bias": (5,), "lion": (7, 3)}

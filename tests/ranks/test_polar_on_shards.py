@@ -9,7 +9,7 @@ from orthon.linalg import polar, polar_on_shards
 from orthon.sharding import run
 from orthon.sharding.grid import make_grid
 from orthon.sharding.step import Step
-from tests.ranks.pool import Pool
+from orthon.testing import Pool
 
 ROWS = {  # of each rank
     2: [(6, 6), (9, 3), (12, 0)],

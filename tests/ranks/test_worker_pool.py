@@ -1,8 +1,13 @@
 """The worker processes themselves."""
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from tests.ranks.pool import Pool, RankError
+from orthon.testing import Pool, RankError
 
 # On ranks
 
@@ -130,11 +135,89 @@ def test_a_dead_worker_is_told_and_replaced() -> None:
         assert pool.run(2, total) == [2, 2]
 
 
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise, which a job in the background ignores as its shell tells it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_no_process_outlives_the_pool_and_an_interrupted_call_none_either() -> None:
-    before = set(multiprocessing.active_children())
     with Pool() as pool:
+        first = pool.run(2, os.getpid)
+        assert all(map(is_running, first))
         with pytest.raises(KeyboardInterrupt):
             pool.run(2, interrupt, os.getpid())
-        assert set(multiprocessing.active_children()) == before
+        assert not any(map(is_running, first))
         assert pool.run(2, total) == [2, 2]
-    assert set(multiprocessing.active_children()) == before
+        second = pool.run(2, os.getpid)
+        assert all(map(is_running, second))
+    assert not any(map(is_running, second))
+
+
+# Under a script of the caller
+
+SCRIPT = """
+import os
+from orthon.testing import Pool
+
+print("the script runs")
+with Pool() as pool:
+    print(len(set(pool.run(2, os.getpid))))
+    try:
+        pool.run(2, lambda: None)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_the_callers_script_is_not_run_again(tmp_path: Path) -> None:
+    """Where multiprocessing starts a process, it imports the script, which may have no guard against that."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    lines = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert lines[:2] == ["the script runs", "2"]
+    assert "'<lambda>' is of the script that runs" in lines[2]
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal\nfrom orthon.testing import Pool\n"
+        "pool = Pool()\nprint(*pool.run(2, os.getpid), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True, env=environment)
+    pids = killed.stdout.split()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(is_running(int(pid)) for pid in pids):
+        assert time.monotonic() < deadline, "workers go on without their pool"
+        time.sleep(0.05)
+
+
+def warn() -> None:
+    warnings.warn("mind the step", UserWarning, stacklevel=1)
+
+
+def test_warnings_are_what_they_are_for_the_caller(ranks: Pool) -> None:
+    with pytest.raises(RankError, match="mind the step"):
+        ranks.run(1, warn)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "mind the")
+        ranks.run(1, warn)
+
+
+def test_a_number_of_ranks_that_there_is_not(ranks: Pool) -> None:
+    with pytest.raises(ValueError, match="world should be a number of ranks from 1 to 8, but is 9"):
+        ranks.run(9, total)

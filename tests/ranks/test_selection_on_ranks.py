@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from orthon import Dion2
+from orthon.testing import Pool, layouts
+from orthon.testing.layouts import LAYOUTS, layouts_on
 from tests import reference
-from tests.ranks import layouts
-from tests.ranks.layouts import LAYOUTS, layouts_on
-from tests.ranks.pool import Pool
 
 LR = 0.5
 PLAIN = [layout for layout in layouts_on(4) if not LAYOUTS[layout].compressed]

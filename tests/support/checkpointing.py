@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from orthon import MatrixView, MixedOptimizer
 from orthon.saving.checkpoint import LoadPlanner, SafeReader
-from tests.ranks import layouts
-from tests.ranks.layouts import LAYOUTS
+from orthon.testing import layouts
+from orthon.testing.layouts import LAYOUTS
 
 ALONE = "one process"
 SAVED, STEPS = 2, 4  # the step after which the run is saved, and the last one

@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from orthon import Dion
-from tests.ranks.pool import Pool, RankError
+from orthon.testing import Pool, RankError
 
 WORLD = 4
 BATCH = 8

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import checkpointing, layouts
-from tests.ranks.checkpointing import ALONE
-from tests.ranks.pool import Pool
+from orthon.testing import Pool, layouts
+from tests.support import checkpointing
+from tests.support.checkpointing import ALONE
 
 Place = tuple[int, str]  # number of ranks, layout
 WORLD = 4

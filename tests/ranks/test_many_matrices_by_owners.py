@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 import orthon
-from tests.ranks import layouts
-from tests.ranks.layouts import LAYOUTS, layouts_on
-from tests.ranks.pool import Pool
+from orthon.testing import Pool, layouts
+from orthon.testing.layouts import LAYOUTS, layouts_on
 
 MATRICES, SHAPE, WORLD = 9, (12, 14), 4
 CASES = [layout for layout in layouts_on(WORLD) if not LAYOUTS[layout].compressed]

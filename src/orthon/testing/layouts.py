@@ -1,10 +1,10 @@
-"""The ways in which matrices lie on ranks, and who holds which rows and columns of them.
+"""The ways in which parameters lie on ranks, and which rows and columns of them a rank holds.
 
 Where the parts are is computed with torch.chunk alone, as the definitions say: first chunk along one axis of the
 mesh, then each piece along the next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -16,17 +16,17 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-Part = tuple[Tensor, Tensor]  # the indices of the rows and of the columns
+Held = tuple[Tensor, Tensor]  # the indices of the rows and of the columns that a rank holds
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How matrices lie on a mesh.
+class MeshLayout:
+    """How parameters lie on a mesh of ranks.
 
     Attributes:
         axes: names of the mesh's axes.
         meshes: shapes of the mesh by number of ranks.
-        dims: for each axis the dimension of the matrix that it splits, or None for copies.
+        dims: for each axis the dimension of the parameter that it splits, 0 or 1, or None for copies.
         inner_first: the last axis splits first, as where FSDP2 shards what tensor parallelism has split.
         replicas: the axis of the replicas that the optimizer is told of.
         compressed: the replicas' gradients differ, and the optimizer takes their mean.
@@ -37,7 +37,7 @@ class Layout:
     """
 
     axes: tuple[str, ...]
-    meshes: dict[int, tuple[int, ...]]
+    meshes: Mapping[int, tuple[int, ...]]
     dims: tuple[int | None, ...]
     inner_first: bool = False
     replicas: str | None = None
@@ -53,6 +53,7 @@ class Layout:
         return torch.arange(world).reshape(shape)
 
     def placements(self, world: int) -> tuple[Placement, ...]:
+        """Return how DTensors are placed along the axes of the mesh."""
         shape = self.meshes[world]
         placements: list[Placement] = []
         for axis, dim in enumerate(self.dims):
@@ -75,43 +76,44 @@ _PLANE = {4: (2, 2), 8: (2, 4)}
 _STEEP_PLANE = {8: (4, 2)}
 _CUBE = {8: (2, 2, 2)}
 
-LAYOUTS: dict[str, Layout] = {
-    "unaware": Layout(("dp",), _line(), (None,), plain=True),  # every rank computes all of it, alone
-    "ddp": Layout(("dp",), _line(), (None,), plain=True, replicas="dp"),
-    "ddp compressed": Layout(("dp",), _line(), (None,), plain=True, replicas="dp", compressed=True),
-    "replicated": Layout(("dp",), _line(), (None,)),
-    "fsdp 0": Layout(("dp",), _line(), (0,)),
-    "fsdp 1": Layout(("dp",), _line(), (1,)),
-    "hsdp": Layout(("replicate", "shard"), _PLANE, (None, 0)),
-    "hsdp 4x2": Layout(("replicate", "shard"), _STEEP_PLANE, (None, 0)),
-    "hsdp compressed": Layout(("replicate", "shard"), _PLANE, (None, 0), replicas="replicate", compressed=True),
-    "hsdp 4x2 compressed": Layout(
+LAYOUTS: dict[str, MeshLayout] = {
+    "unaware": MeshLayout(("dp",), _line(), (None,), plain=True),  # every rank computes all of it, alone
+    "ddp": MeshLayout(("dp",), _line(), (None,), plain=True, replicas="dp"),
+    "ddp compressed": MeshLayout(("dp",), _line(), (None,), plain=True, replicas="dp", compressed=True),
+    "replicated": MeshLayout(("dp",), _line(), (None,)),
+    "fsdp 0": MeshLayout(("dp",), _line(), (0,)),
+    "fsdp 1": MeshLayout(("dp",), _line(), (1,)),
+    "hsdp": MeshLayout(("replicate", "shard"), _PLANE, (None, 0)),
+    "hsdp 4x2": MeshLayout(("replicate", "shard"), _STEEP_PLANE, (None, 0)),
+    "hsdp compressed": MeshLayout(("replicate", "shard"), _PLANE, (None, 0), replicas="replicate", compressed=True),
+    "hsdp 4x2 compressed": MeshLayout(
         ("replicate", "shard"), _STEEP_PLANE, (None, 0), replicas="replicate", compressed=True
     ),
-    "tp column": Layout(("tp",), _line(), (0,)),
-    "tp row": Layout(("tp",), _line(), (1,)),
-    "fsdp x tp same dim": Layout(("dp", "tp"), _PLANE, (0, 0), inner_first=True),
-    "fsdp x tp same dim 4x2": Layout(("dp", "tp"), _STEEP_PLANE, (0, 0), inner_first=True),
-    "fsdp x tp same dim 1": Layout(("dp", "tp"), _PLANE, (1, 1), inner_first=True),
-    "fsdp x tp other dim": Layout(("dp", "tp"), _PLANE, (0, 1), inner_first=True),
-    "fsdp x tp other dim 4x2": Layout(("dp", "tp"), _STEEP_PLANE, (0, 1), inner_first=True),
-    "hsdp x tp same dim": Layout(("replicate", "shard", "tp"), _CUBE, (None, 0, 0), inner_first=True),
-    "hsdp x tp other dim": Layout(("replicate", "shard", "tp"), _CUBE, (None, 0, 1), inner_first=True),
-    "hsdp x tp compressed": Layout(
+    "tp column": MeshLayout(("tp",), _line(), (0,)),
+    "tp row": MeshLayout(("tp",), _line(), (1,)),
+    "fsdp x tp same dim": MeshLayout(("dp", "tp"), _PLANE, (0, 0), inner_first=True),
+    "fsdp x tp same dim 4x2": MeshLayout(("dp", "tp"), _STEEP_PLANE, (0, 0), inner_first=True),
+    "fsdp x tp same dim 1": MeshLayout(("dp", "tp"), _PLANE, (1, 1), inner_first=True),
+    "fsdp x tp other dim": MeshLayout(("dp", "tp"), _PLANE, (0, 1), inner_first=True),
+    "fsdp x tp other dim 4x2": MeshLayout(("dp", "tp"), _STEEP_PLANE, (0, 1), inner_first=True),
+    "hsdp x tp same dim": MeshLayout(("replicate", "shard", "tp"), _CUBE, (None, 0, 0), inner_first=True),
+    "hsdp x tp other dim": MeshLayout(("replicate", "shard", "tp"), _CUBE, (None, 0, 1), inner_first=True),
+    "hsdp x tp compressed": MeshLayout(
         ("replicate", "shard", "tp"), _CUBE, (None, 0, 1), inner_first=True, replicas="replicate", compressed=True
     ),
-    "columns x rows": Layout(("a", "b"), _PLANE, (1, 0)),
-    "rows of rows": Layout(("a", "b"), _PLANE, (0, 0)),
-    "rows x replicas": Layout(("a", "b"), _PLANE, (0, None)),
-    "rows of rows x columns": Layout(("a", "b", "c"), _CUBE, (0, 1, 0)),
-    "axis of size 1": Layout(("a", "b"), {2: (1, 2), 4: (1, 4), 8: (1, 8)}, (1, 0)),
-    "last axis of size 1": Layout(("a", "b"), {2: (2, 1), 4: (4, 1), 8: (8, 1)}, (0, 0), inner_first=True),
-    "transposed mesh": Layout(("a", "b"), _PLANE, (0, 1), transposed=True),
-    "transposed hsdp": Layout(("replicate", "shard"), _PLANE, (None, 0), transposed=True),
+    "columns x rows": MeshLayout(("a", "b"), _PLANE, (1, 0)),
+    "rows of rows": MeshLayout(("a", "b"), _PLANE, (0, 0)),
+    "rows x replicas": MeshLayout(("a", "b"), _PLANE, (0, None)),
+    "rows of rows x columns": MeshLayout(("a", "b", "c"), _CUBE, (0, 1, 0)),
+    "axis of size 1": MeshLayout(("a", "b"), {2: (1, 2), 4: (1, 4), 8: (1, 8)}, (1, 0)),
+    "last axis of size 1": MeshLayout(("a", "b"), {2: (2, 1), 4: (4, 1), 8: (8, 1)}, (0, 0), inner_first=True),
+    "transposed mesh": MeshLayout(("a", "b"), _PLANE, (0, 1), transposed=True),
+    "transposed hsdp": MeshLayout(("replicate", "shard"), _PLANE, (None, 0), transposed=True),
 }
 
 
 def layouts_on(world: int) -> list[str]:
+    """Return the names of the layouts that this number of ranks can have."""
     return [name for name, layout in LAYOUTS.items() if world in layout.meshes]
 
 
@@ -125,15 +127,18 @@ def coordinates(layout: str, world: int) -> list[tuple[int, ...]]:
     return [places[ranks.flatten().tolist().index(rank)] for rank in range(world)]
 
 
-def parts(layout: str, world: int, shape: tuple[int, int]) -> list[Part]:
-    """Return the rows and columns that each rank holds of a matrix of this shape."""
+def parts(layout: str, world: int, shape: tuple[int, ...]) -> list[Held]:
+    """Return the rows and columns that each rank holds of a parameter of this shape.
+
+    Columns are indices of its second dim; a vector has one column, and no layout with which a mesh splits that.
+    """
     dims, sizes = LAYOUTS[layout].dims, LAYOUTS[layout].meshes[world]
     order = list(range(len(dims)))
     if LAYOUTS[layout].inner_first:
         order.reverse()
-    result: list[Part] = []
+    result: list[Held] = []
     for place in coordinates(layout, world):
-        held = [torch.arange(size) for size in shape]
+        held = [torch.arange(size) for size in (*shape, 1)[:2]]
         for axis in order:
             if (dim := dims[axis]) is not None:
                 held[dim] = _piece(held[dim], sizes[axis], place[axis])
@@ -165,7 +170,13 @@ def replicas_of(layout: str, world: int) -> list[list[int]]:
 
 
 def number_of_replicas(layout: str, world: int) -> int:
+    """Return how many replicas the optimizer is told of; 1 if the layout has none."""
     return 1 + max(replica(layout, world, rank) for rank in range(world))
+
+
+def cut(full: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Return these rows and columns of a parameter; of a vector, the rows."""
+    return full[rows] if full.ndim == 1 else full[rows][:, cols]
 
 
 # In a worker
@@ -179,11 +190,10 @@ def mesh(layout: str, world: int) -> DeviceMesh:
 
 
 def build(layout: str, world: int, full: Tensor) -> Tensor:
-    """Return this rank's tensor, plain or a DTensor, for a matrix that every rank has in full."""
+    """Return this rank's tensor, plain or a DTensor, for one that every rank has in full."""
     if LAYOUTS[layout].plain:
         return full.clone()
-    rows, cols = parts(layout, world, (full.shape[0], full.shape[1]))[dist.get_rank()]
-    local = full[rows][:, cols]
+    local = cut(full, *parts(layout, world, tuple(full.shape))[dist.get_rank()])
     if LAYOUTS[layout].inner_first and not local.numel():
         # As FSDP2 does: where tensor parallelism left nothing, the dimension that FSDP2 splits is 0 as well.
         split = next(dim for dim in LAYOUTS[layout].dims if dim is not None)
@@ -201,6 +211,7 @@ def replica_group(layout: str, world: int) -> dist.ProcessGroup | None:
 
 
 def local(x: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
@@ -213,6 +224,6 @@ def noisy(full: Tensor, replicas: int, generator: torch.Generator) -> list[Tenso
     return list(full + full.abs().max() * (noise - noise.mean(0)))
 
 
-def on_one_replica(full: Tensor, replicas: int, generator: torch.Generator) -> list[Tensor]:
+def on_one_replica(full: Tensor, replicas: int, generator: torch.Generator) -> list[Tensor]:  # noqa: ARG001
     """Give the second replica all of a gradient, and zeros to the others."""
     return [replicas * full if k == 1 % replicas else torch.zeros_like(full) for k in range(replicas)]

@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 from orthon import Dion
-from tests.ranks.pool import Pool
+from orthon.testing import Pool
 
 
 def refusal(kind: str) -> str:

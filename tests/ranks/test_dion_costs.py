@@ -17,9 +17,8 @@ import orthon
 from orthon import Dion
 from orthon.algorithms.dion import dion_rank
 from orthon.explain.temporaries import Temporaries
-from tests.ranks import layouts
-from tests.ranks.layouts import LAYOUTS, layouts_on
-from tests.ranks.pool import Pool
+from orthon.testing import Pool, layouts
+from orthon.testing.layouts import LAYOUTS, layouts_on
 
 COUNT = 3  # matrices, which are one batch
 SHAPES = [(192, 192), (192, 384), (384, 192)]

@@ -12,7 +12,7 @@ from orthon.linalg import orthonormalize
 from orthon.sharding import Ranks, run
 from orthon.sharding.grid import make_grid
 from orthon.sharding.step import Step
-from tests.ranks.pool import Pool
+from orthon.testing import Pool
 
 COLUMNS = 8
 
