@@ -14,11 +14,14 @@ from torch import Tensor
 from orthon.algorithms.lr_scale import lr_factor
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
-from orthon.optimizers.mixed import AT_ONCE, MixedOptimizer
+from orthon.optimizers.mixed import MixedOptimizer
 from orthon.sharding import Message, local, on_meta, record_messages, run
+from orthon.step.batches import PlannedBatch as Work
+from orthon.step.batches import batches
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
-from orthon.step.updates import Work, batches, update
+from orthon.step.plan import AT_ONCE
+from orthon.step.update import update
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ def _kind(work: Work) -> Hashable:
     """Return what batches have in common that communicate and take the same."""
     parts = [
         (id(part.stack), id(part.member.layout), part.member.param.dtype, local(part.member.param).stride())
-        for part in work.parts
+        for part in work.pieces
     ]
     return work.kind, None if work.owners is None else tuple(work.owners), tuple(parts)
 
@@ -226,25 +229,25 @@ def _tried(
     """
     meta = torch.device("meta")
     gates = {meta: torch.ones((), device=meta)} if skips else {}
-    device = work.parts[0].layout.device
+    device = work.pieces[0].layout.device
     with meta_stands_for(device), record_messages() as messages, Temporaries() as temporaries:
         run([update(work, states, gates, LossScale())], at_once=1)
     return tuple(messages), temporaries.bytes
 
 
 def _batch_row(work: Work, messages: tuple[Message, ...], temporary_bytes: int) -> BatchRow:
-    first = work.parts[0]
+    first = work.pieces[0]
     member, layout = first.member, first.layout
-    names = dict.fromkeys(part.member.name for part in work.parts)
-    count = sum(part.count for part in work.parts)
-    sizes = [part.count * math.prod(part.layout.part_shape) * part.member.param.element_size() for part in work.parts]
+    names = dict.fromkeys(part.member.name for part in work.pieces)
+    count = sum(part.count for part in work.pieces)
+    sizes = [part.count * math.prod(part.layout.part_shape) * part.member.param.element_size() for part in work.pieces]
     return BatchRow(
         parameters=tuple(names),
         matrices=count if first.stack else 0,
         shape=layout.shape,
         rule=member.rule.name,
         layout=str(layout),
-        polar_route=member.rule.route(layout, count, member.group) if member.rule.route else "",
+        polar_route=member.rule.work.route(layout, count, member.group),
         synchronization=("compressed" if first.compressed else "full") if member.averages else "",
         messages=messages,
         batch_bytes=sum(sizes),
@@ -282,8 +285,8 @@ def _row(member: Member, state: Mapping[str, Tensor]) -> Row:
         shape=member.layout.shape,
         matrices="" if plain else ", ".join(f"{count} of {'×'.join(map(str, s))}" for s, count in counts.items()),
         rule=rule.name,
-        rank=rule.rank(largest, group) if rule.rank else None,
-        lr_factor=lr_factor(group["lr_scale"], largest[0], largest[1]) if rule.for_matrices else 1.0,
+        rank=rule.work.rank(largest, group),
+        lr_factor=lr_factor(group["lr_scale"], largest[0], largest[1]) if rule.work.takes_matrices else 1.0,
         state_bytes=sum(local(value).nbytes for value in state.values()),
         group=group.get("name", ""),
         reason=group.get("reason", "chosen by its param group"),

@@ -236,7 +236,7 @@ def _change(
 
 def _member(name: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
     rule, layout = RULES[group["algorithm"]], layouts(param)
-    matrices = layouts.matrices(layout, group["view"]) if rule.for_matrices else None
+    matrices = layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
     return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False)
 
 
@@ -260,7 +260,7 @@ def _loaded(change: _Change) -> dict[str, Tensor]:
         if value.shape != like.shape:
             value = _of_other_rank(value, replace(change.member, param=change.param).new_state()[key])
         value = placed_like(value, like)
-        if value.ndim and not change.member.rule.for_matrices:
+        if value.ndim and not change.member.rule.work.takes_matrices:
             value = value.to(like.dtype)  # torch's own rules take no other
         # A counter is where this optimizer keeps it: on the CPU, or with the parameter.
         device = local(change.param).device if value.ndim or like.is_meta else like.device

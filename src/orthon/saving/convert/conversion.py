@@ -210,7 +210,7 @@ def _state(layout: Layout, options: Mapping[str, Any], given: Mapping[str, Any],
     like = given[theirs["momentum" if "momentum" in theirs else "exp_avg"]]
     shape = tuple(getattr(like, "shape", ()))
     rule = RULES[layout.algorithm]
-    reading = _reading(layout, options, shape, where) if rule.for_matrices else None
+    reading = _reading(layout, options, shape, where) if rule.work.takes_matrices else None
     entries = rule.entries(shape if reading is None else reading.matrix(0), options)
     if theirs.keys() != entries.keys():
         needed = [key for key, ours in layout.entries.items() if ours in entries]
