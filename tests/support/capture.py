@@ -5,8 +5,7 @@ not repeated, both as in a graph. Wherever the host would look into a tensor, th
 written otherwise for CPUs only to be fast there stays so, and the kernels are the CPU's.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -15,6 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from orthon.testing.invariants import accelerated
 
 # Operations that wait for a device although their tags do not tell.
 _WAITING = {"aten::_linalg_svd", "aten::_linalg_eigh", "aten::_linalg_check_errors", "aten::lift_fresh"}
@@ -69,13 +70,6 @@ class Graph:
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and new is not old:
                     old.copy_(new)
-
-
-@contextmanager
-def accelerated() -> Iterator[None]:
-    """Let every tensor count as one on an accelerator."""
-    with mock.patch("orthon.linalg.device._TYPES", ()):
-        yield
 
 
 class _Recorder(TorchDispatchMode):

@@ -98,7 +98,7 @@ def check_rule(
     for world in ranks:
         if world not in WORLDS:
             raise ValueError(f"check_rule: ranks should be out of {WORLDS}, at most {MAX_WORLD}, but are {ranks!r}")
-    sets = _labelled(options)
+    sets = _labelled(name, options)
     report, shown = Report(name), sys.stderr.isatty() if progress is None else progress
     for error, kind, case in _all_checks(name, reference, sets, ranks, source, pool, timeout):
         report.add(kind, case, error)
@@ -110,13 +110,13 @@ def check_rule(
     return report
 
 
-def _labelled(options: Options | Sequence[Options] | None) -> dict[str, Options]:
+def _labelled(name: str, options: Options | Sequence[Options] | None) -> dict[str, Options]:
     """Return the sets of options by what they are called in messages."""
     sets = [options or {}] if options is None or isinstance(options, Mapping) else list(options)
     for each in sets:
         if "view" in each:
             raise ValueError("check_rule: options should not hold 'view', as matrices are read in many ways here")
-    return {", ".join(f"{k}={v!r}" for k, v in each.items()) or "defaults": each for each in sets}
+    return {name + "".join(f", {k}={v!r}" for k, v in each.items()): each for each in sets}
 
 
 Passed = tuple[float | None, str, object]  # error, kind of check, case
@@ -176,5 +176,5 @@ def _on_ranks(pool: Pool, case: Case, source: Source | None, timeout: float) -> 
     try:
         results = pool.run(case.problem.world, parity.on_this_rank, case, source, timeout=timeout)
     except RankError as error:
-        raise AssertionError(f"{case}, {case.problem.rule}: {error}") from error
+        raise AssertionError(f"{case}: {error}") from error
     return parity.check(case, results)

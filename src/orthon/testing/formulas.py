@@ -45,7 +45,7 @@ class FormulaCase:
     gradients: str
 
     def __str__(self) -> str:
-        return f"reference of {self.rule}, {self.shape}, gradients {self.gradients}, {self.label}, float64"
+        return f"against the reference, {self.shape}, gradients {self.gradients}, {self.label}, float64"
 
 
 class Both(NamedTuple):

@@ -37,7 +37,7 @@ def check_skipped(rule: str, options: Mapping[str, Any], label: str, *, on_devic
         label: what they are called in messages.
         on_device: whether steps take the way that they take on an accelerator.
     """
-    case = f"skipped step of {rule}, {'as on an accelerator' if on_device else 'on the CPU'}, {label}, float32"
+    case = f"skipped steps, {'as on an accelerator' if on_device else 'on the CPU'}, {label}, float32"
     with accelerated() if on_device else nullcontext():
         disturbed, undisturbed = _begin(rule, options), _begin(rule, options)
         for step, bad in enumerate((math.nan, math.inf, None, -math.inf)):
@@ -55,7 +55,7 @@ def check_skipped(rule: str, options: Mapping[str, Any], label: str, *, on_devic
 
 def check_saved(rule: str, options: Mapping[str, Any], label: str) -> None:
     """Raise an AssertionError if training goes on otherwise after its state has been saved and loaded."""
-    case = f"saved state of {rule}, {label}, float32"
+    case = f"saved state, {label}, float32"
     first = _begin(rule, options)
     for step in range(3):
         _step(first, step)

@@ -100,7 +100,7 @@ class Weight(NamedTuple):
 
 def takes_matrices(rule: str) -> bool:
     """Return whether a registered rule updates matrices, and not parameters of any shape."""
-    return "view" in RULES[rule].options
+    return RULES[rule].work.takes_matrices
 
 
 @cache
