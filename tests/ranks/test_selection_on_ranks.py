@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from orthon import Dion2
 from orthon.testing import Pool, layouts
+from orthon.testing.factors import EXACT
 from orthon.testing.layouts import LAYOUTS, layouts_on
-from tests import reference
 
 LR = 0.5
 PLAIN = [layout for layout in layouts_on(4) if not LAYOUTS[layout].compressed]
@@ -73,7 +73,7 @@ def test_local_selection_takes_a_share_of_each_part(ranks: Pool, layout: str, sh
         chosen[mine[norms[mine].sort(descending=True, stable=True).indices[: math.ceil(0.3 * len(mine))]]] = True
     M = G if side == 0 else G.T
     expected = torch.zeros_like(M)
-    expected[chosen] = -LR * reference.polar(M[chosen], 1e-11)
+    expected[chosen] = -LR * EXACT.polar(M[chosen])
     expected = expected if side == 0 else expected.T
     for rank, ((rows, cols), (weight, _)) in enumerate(
         zip(parts, ranks.run(4, changed_on_this_rank, layout, G, options, 4), strict=True)
