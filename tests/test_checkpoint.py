@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from orthon import Dion
-from orthon.saving.checkpoint import LoadPlanner, SafeReader
+from orthon.saving import LoadPlanner, SafeReader
 
 
 class Code:

@@ -184,7 +184,7 @@ def test_any_small_matrix(rule: str, m: int, n: int, fraction: float, kind: str,
 
 
 def test_the_options_of_the_polar_factor_are_passed_on() -> None:
-    assert set(POLAR_OPTIONS) == {"polar", "polar_steps", "polar_route", "polar_dtype"}
+    assert set(POLAR_OPTIONS) == {"polar", "polar_steps", "polar_dtype"}
     results = {}
     for rule in RULES:
         for polar, steps in (("svd", 5), ("newton_schulz", 5), ("newton_schulz", 2)):

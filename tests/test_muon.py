@@ -16,7 +16,7 @@ from tests.rules_table import SHAPES
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let both iterate in float32, torch's where it asks for bfloat16, ours also on CPUs that are fast at that."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.float().clone())  # which is then divided in place
-    monkeypatch.setattr("orthon.algorithms.polar_factor.polar_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr("orthon.algorithms.whole_matrix.polar_dtype", lambda *_: torch.float32)
 
 
 @pytest.mark.usefixtures("in_float32")

@@ -169,7 +169,7 @@ def test_for_model_passes_per_head_on(monkeypatch: pytest.MonkeyPatch) -> None:
         given["per_head"] = per_head
         return param_groups(*args, **kwargs)
 
-    monkeypatch.setattr("orthon.optimizers.family.param_groups", groups)
+    monkeypatch.setattr("orthon.optimizers.common.param_groups", groups)
     Dion.for_model(llama())
     assert not given["per_head"]
     Dion.for_model(llama(), per_head=True)

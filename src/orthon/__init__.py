@@ -1,14 +1,16 @@
 """Orthon: optimizers with orthonormal updates for PyTorch, on any layout."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from orthon.explain import Explanation, explain
-from orthon.model.qk_clip import qk_clip_
-from orthon.model.routing import param_groups
-from orthon.optimizers.family import Dion, Dion2, Dion3, Muon, NorDion2, NorMuon
-from orthon.optimizers.mixed import MixedOptimizer
-from orthon.saving.convert import Conversion, convert_state, convert_states
+from orthon.model import param_groups, qk_clip_
+from orthon.optimizers import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorDion2, NorMuon
 from orthon.sharding.matrix_view import MatrixView
+
+if TYPE_CHECKING:
+    from orthon.saving.convert import Conversion, convert_state, convert_states
 
 __all__ = [
     "Conversion",
@@ -28,5 +30,17 @@ __all__ = [
     "qk_clip_",
 ]
 
-
 __version__ = version("orthon")
+
+# Few programs convert states of other packages, so the code for it is imported when it is first asked for.
+_FROM_CONVERT = ("Conversion", "convert_state", "convert_states")
+
+
+def __getattr__(name: str) -> object:
+    if name in _FROM_CONVERT:
+        return getattr(import_module("orthon.saving.convert"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FROM_CONVERT})

@@ -8,8 +8,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from orthon import Dion
-from orthon.linalg import orthonormalize
-from orthon.sharding import Ranks, run
+from orthon.linalg import orthonormalize, orthonormalize_on_shards
+from orthon.sharding import run
 from orthon.sharding.grid import make_grid
 from orthon.sharding.step import Step
 from orthon.testing import Pool
@@ -26,8 +26,8 @@ def on_shards(rows: tuple[int, ...]) -> None:
     mine = slice(before, before + rows[dist.get_rank()])
 
     def compute() -> Step[None]:
-        whole = yield from orthonormalize(B.clone(), Ranks((0,), ()), precision="bf16x3")
-        P = yield from orthonormalize(B[:, mine].clone(), ranks, precision="bf16x3")
+        whole = orthonormalize(B.clone(), precision="bf16x3")
+        P = yield from orthonormalize_on_shards(B[:, mine].clone(), ranks, precision="bf16x3")
         assert torch.equal(P.live, whole.live), f"{rows}: {P.live} should be {whole.live}"
         error = (P.vectors - whole.vectors[:, mine]).abs().max() if P.vectors.numel() else 0.0
         assert error < 1e-4, f"{rows}: off by {error:.1e}"

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from orthon import MixedOptimizer
-from orthon.saving.checkpoint import LoadPlanner, SafeReader
+from orthon.saving import LoadPlanner, SafeReader
 from tests.soak.memory import resident_kb
 from tests.soak.model import batch, distribute, mesh, model, optimizer_of, set_learning_rates
 from tests.soak.plan import Segment, fault

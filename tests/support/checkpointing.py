@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from orthon import MatrixView, MixedOptimizer
-from orthon.saving.checkpoint import LoadPlanner, SafeReader
+from orthon.saving import LoadPlanner, SafeReader
 from orthon.testing import layouts
 from orthon.testing.layouts import LAYOUTS
 

@@ -12,7 +12,15 @@ from orthon.testing.references import REFERENCES
 from tests.rules_table import EXACT, POLAR_RULES
 
 
-def run(rule: str, gradients: list[Tensor], options: dict[str, Any], dtype: torch.dtype = torch.float64) -> Both:
+def run(
+    rule: str,
+    gradients: list[Tensor],
+    options: dict[str, Any],
+    dtype: torch.dtype = torch.float64,
+    *,
+    nonfinite: str = "raise",
+) -> Both:
     """Run a rule for matrices and its reference, with exact polar factors, on the same gradients."""
     reference = partial(REFERENCES[rule], factors=Exact(NOISE[dtype]))  # type: ignore[call-arg]
-    return run_both(rule, reference, gradients, {**(EXACT if rule in POLAR_RULES else {}), **options}, dtype=dtype)
+    options = {**(EXACT if rule in POLAR_RULES else {}), **options}
+    return run_both(rule, reference, gradients, options, dtype=dtype, nonfinite=nonfinite)

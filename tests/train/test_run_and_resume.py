@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from orthon.saving.checkpoint import SafeReader
+from orthon.saving import SafeReader
 from orthon.train.cli import main
 
 

@@ -20,7 +20,8 @@ def dion3(batch: Batch) -> Step[None]:
     """
     O = (yield from dion2.direction(batch)).wide()
     gains = yield from row_gains(batch, O.squares(), length=O.length(), chosen=O.chosen())  # (b, m)
-    O.times(gains).descend(divided_by=dion2.lr_divisor(batch.options))
+    O = O.times(gains)
+    O.descend(divided_by=dion2.lr_divisor(batch.options))
 
 
 def _entries(shape: tuple[int, ...], options: Group) -> Entries:

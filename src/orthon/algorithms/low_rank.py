@@ -28,10 +28,10 @@ from orthon.linalg import (
     check_precision,
     compute_dtype,
     default_precision,
-    orthonormalize,
+    orthonormalize_on_shards,
     overwrite_where_,
     rounding_noise,
-    unit_columns,
+    unit_columns_on_shards,
 )
 from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
 from orthon.sharding import Layout, Side, Step, worth_sending
@@ -83,7 +83,7 @@ class LowRank(Work):
         return min(short, int(multiple * math.ceil(portion(options["rank_fraction"], short) / multiple)))
 
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of two pairs of factors in float32, of as many in another dtype as are there, and of M in it."""
+        """Return the bytes of two pairs of factors in float32; in another dtype also those of as many, and of M."""
         m, n = layout.largest
         pairs = 2.05 if dtype.itemsize == 4 else 2.75
         if options["right_factor"] == "orthonormalize":
@@ -147,14 +147,16 @@ class LowRankMomentum:
         self._MQ = None
         B = yield from self._rows.reduce(partial)  # (b, share of m, r)
         del partial  # where B is a share of it
-        self._left = yield from orthonormalize(B, self._rows.ranks, precision=self._precision, noise=self._noise)
+        self._left = yield from orthonormalize_on_shards(
+            B, self._rows.ranks, precision=self._precision, noise=self._noise
+        )
         return (yield from self._rows.gather(self._left.vectors.to(self._sent)))
 
     def right(self, P: Tensor) -> Step[Tensor]:
         """Return Q ← R / column norms of R, or its orthonormal factor, with R ← Mᵀ P, (b, n, r). Q is kept."""
         cols = self._cols
         R = yield from cols.reduce(product(cols.part(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
-        make, whole = (orthonormalize, R.clone()) if self._is_orthonormal else (unit_columns, R)
+        make, whole = (orthonormalize_on_shards, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
         right = yield from make(whole, cols.ranks, left=self._left, precision=self._precision, noise=self._noise)
         self._R, self._right = R, right
         found = yield from cols.gather(right.vectors.to(self._sent))

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from orthon.algorithms.options import number
-from orthon.sharding import Layouts, local, takes_part
+from orthon.sharding import Layouts, is_dtensor, local, takes_part
 
 _THRESHOLD = number(100.0, "above 0 and finite", lambda v: v > 0 and math.isfinite(v))
 
@@ -25,27 +24,27 @@ def qk_clip_(
 ) -> Tensor:
     """Scale down, in place, the query and key rows of the attention heads whose logits exceed a threshold.
 
-    To be called after each optimizer step, with the largest logits of the step's forward passes: the clip of
-    MuonClip (Kimi K2, arXiv 2507.20534, section 2.1). A logit is what the softmax is given where nothing hides the
-    key from the query, q·k/√d. It is linear in the query rows of its head and in the key rows, also through rotary
-    embeddings, but not through a normalization of queries or keys: there the clip would change nothing. With S the
-    largest logit of a query head,
+    This is the clip of MuonClip (Kimi K2, arXiv 2507.20534, section 2.1). Call it after each optimizer step, with the
+    largest logits of the step's forward passes. A logit is an input of the softmax, q·k/√d, where no mask hides the key
+    from the query. It is linear in the query rows of its head and in the key rows, also through rotary embeddings. It
+    is not linear through a normalization of queries or keys: there the clip would change nothing. With S the largest
+    logit of a query head,
 
         γ = min(1, threshold / S)                                     of a query head
         factor of a key head = √(largest γ of the query heads that share it)
         factor of a query head = γ / (factor of its key head)
 
-    so that the logits of each query head become γ of what they were, on the same input at most the threshold (up to
-    the rounding of the weights' dtype). Where nothing is shared, both factors are the paper's √γ. The paper leaves a
-    key that all heads share alone, and gives γ to the queries; here a shared key shrinks by what all of its query
-    heads have to, and the rest is each query's own. No factor is above 1, and where a query head did not exceed the
+    The logits of each query head are then multiplied by γ: on the same input they are at most the threshold, up to the
+    rounding of the weights' dtype. Where no key head is shared, both factors are √γ, as in the paper. The paper leaves
+    a key that all heads share as it is, and multiplies the queries by γ. Here a shared key shrinks by the factor that all of its
+    query heads need, and each query takes the rest. No factor is above 1. Where a query head did not exceed the
     threshold, its logits, its query rows and its key rows keep every bit.
 
-    A largest logit that is infinite or NaN gives γ = 1: no factor mends it, and the training is broken, which the
-    loss and the optimizer's `nonfinite` tell. So does −∞, that of a head that saw no input.
+    A largest logit that is infinite or NaN gives γ = 1. No factor repairs it: the training is broken, as the loss and
+    the optimizer's `nonfinite` tell. −∞ gives γ = 1 as well: it is the largest logit of a head that saw no input.
 
-    The factors stay on the device, which nothing waits for. DTensors may be cut in any way, through heads as well:
-    each rank scales the rows that it has, without communication. All ranks that hold a part must bring the same
+    The factors stay on the device, and nothing waits for them. DTensors may be cut in any way, also through heads: each
+    process scales the rows that it has, without communication. All processes that hold a part must bring the same
     `max_logits`, those of all heads.
 
     Args:
@@ -53,21 +52,21 @@ def qk_clip_(
         key: weight (kv_heads·d, n) of the key projection; query head h uses key head h // (heads / kv_heads).
         max_logits: largest logit of each query head, float (heads,), a plain tensor.
         threshold: the largest logit to allow.
-        query_bias: of the query projection, (heads·d,), if it has one.
-        key_bias: of the key projection, (kv_heads·d,), if it has one.
+        query_bias: bias (heads·d,) of the query projection, if it has one.
+        key_bias: bias (kv_heads·d,) of the key projection, if it has one.
 
     Returns:
         γ of each query head, (heads,), in the dtype of `max_logits` but at least float32.
 
     Raises:
-        TypeError, ValueError: for arguments of another kind or shape, or a threshold that is not above 0.
-        NotImplementedError: for a DTensor whose placement is no cut, such as Partial(). Nothing is changed then.
+        TypeError, ValueError: for arguments of another type or shape, or a threshold that is not above 0.
+        NotImplementedError: for a DTensor with a placement that is no cut, such as Partial(). Nothing is changed then.
     """
     _THRESHOLD.check("threshold", threshold, "qk_clip_")
     kv_heads = _kv_heads(query, key, max_logits)
     largest = max_logits.to(torch.promote_types(max_logits.dtype, torch.float32))
     exceeds = (largest > threshold) & largest.isfinite()
-    # The quotient may underflow; a factor of zero would kill the head for good.
+    # The quotient may underflow. A factor of zero would make the head useless for good.
     gamma = torch.where(exceeds, threshold / largest, 1.0).clamp(min=torch.finfo(largest.dtype).tiny)
     key_factors = gamma.view(kv_heads, -1).amax(1).sqrt()
     query_factors = (gamma.view(kv_heads, -1) / key_factors[:, None]).flatten()
@@ -87,7 +86,13 @@ def qk_clip_(
 
 
 def _parts(name: str, param: Tensor, factors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give this rank's part of a parameter, if it has any, and a factor for each row, from those of the heads."""
+    """Yield this process's part of a parameter, if it has one, with the factor of each of its rows.
+
+    Args:
+        name: for errors.
+        param: a weight or a bias.
+        factors: of the heads.
+    """
     if not takes_part(param) or not local(param).numel():
         return
     try:
@@ -103,7 +108,7 @@ def _kv_heads(query: Tensor, key: Tensor, max_logits: Tensor) -> int:
     """Check the shapes, and return the number of key heads that follows from them."""
     for name, x in (("query", query), ("key", key), ("max_logits", max_logits)):
         _check_tensor(name, x)
-    if max_logits.ndim != 1 or not len(max_logits) or isinstance(max_logits, DTensor):
+    if max_logits.ndim != 1 or not len(max_logits) or is_dtensor(max_logits):
         raise ValueError(
             "qk_clip_: max_logits should be a plain tensor of shape (heads,), but is "
             f"a {type(max_logits).__name__} of shape {tuple(max_logits.shape)}"

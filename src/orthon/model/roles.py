@@ -1,4 +1,4 @@
-"""What a parameter can be in its model."""
+"""The roles that a parameter can have in its model, such as embedding, output head or hidden matrix."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from orthon.sharding.matrix_view import MatrixView
 
 @dataclass(frozen=True)
 class Role:
-    """What a parameter is in its model.
+    """What a parameter is in its model, and what follows for its param group.
 
     Attributes:
         name: of the param group.
-        reason: why the group has its algorithm.
+        reason: why the group has its algorithm; `orthon.explain` shows it.
         is_hidden_matrix: whether it goes to the algorithm for matrices.
-        decays: whether it has weight decay.
-        view: how it is read as matrices; None for one plain matrix, or none.
+        decays: whether weight decay applies to it.
+        view: how it is read as matrices; None if it is one plain matrix, or none at all.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Role:
 
 
 def hidden(reason: str, view: MatrixView | None = None, name: str = "hidden matrices") -> Role:
-    """Return the role of a weight that is a matrix, or matrices, inside the model."""
+    """Return the role of a weight inside the model that is one matrix or several."""
     return Role(name, reason, is_hidden_matrix=True, decays=True, view=view)
 
 

@@ -1,6 +1,6 @@
 """Which algorithm updates which parameter of a model, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,10 +14,10 @@ from orthon.model.roles import BIAS, EMBEDDING, EMPTY, HEAD, HIDDEN, HIGHER, NOR
 from orthon.sharding.matrix_view import MatrixView
 from orthon.step.names import plain_name
 
-# The usual learning rates of what is no hidden matrix.
+# The usual learning rates of parameters that are no hidden matrices.
 SCALAR_LR = {"adamw": 3e-3, "lion": 3e-4}
 
-# Names of a model's last layer. The second kind also names layers inside, so that it counts at the top alone.
+# Names of a model's last layer. The second kind counts at the top alone, as layers inside a model have such names, too.
 _HEADS = {"lm_head", "output_layer", "unembed", "unembedding", "embed_out", "classification_head"}
 _HEADS_AT_TOP = {"head", "heads", "fc", "output", "classifier", "score", "out", "decoder"}
 
@@ -37,32 +37,35 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Return param groups for all parameters of a model that require gradients.
 
-    Hidden matrices go to `algorithm`; embeddings, output heads, routers, norms and biases go to
-    `scalar_algorithm`, without weight decay for embeddings, norms and biases. Module types decide where they can,
-    and names where they cannot; `orthon.explain` shows the result.
+    Hidden matrices go to `algorithm`. Embeddings, output heads, routers, norms and biases go to `scalar_algorithm`,
+    and embeddings, norms and biases have no weight decay. The types of modules decide where they can, and names where
+    they cannot. `orthon.explain` shows the result.
 
-    Weights that are several matrices, or a matrix in another order, go to `algorithm` with a "view", a `MatrixView`:
-    convolutions, `nn.MultiheadAttention`, and what is known of transformers' modules: GPT-2's `Conv1D`, experts,
-    and fused query, key and value, or gate and up. Those that nothing is known of go to `scalar_algorithm`; an
-    override with both "algorithm" and "view" changes that, and {"view": None} takes a view away.
+    Some weights are several matrices, or one matrix stored in another order. These go to `algorithm` with a "view", a
+    `MatrixView`: convolutions, `nn.MultiheadAttention`, and known modules of transformers, such as GPT-2's `Conv1D`,
+    experts, fused query, key and value, and fused gate and up. A weight with more than two dims in an unknown module
+    goes to `scalar_algorithm`. An override with both "algorithm" and "view" changes that. {"view": None} takes a view
+    away.
 
     Args:
         model: any module.
         algorithm: for hidden matrices.
         scalar_algorithm: for the rest.
-        lr: learning rate of the hidden matrices; None for the optimizer's.
-        scalar_lr: learning rate of the rest; None for the usual one of `scalar_algorithm` (AdamW 0.003,
-            Lion 0.0003).
-        weight_decay: for hidden matrices, heads, routers and other weights; None for the optimizer's.
-        overrides: options by name pattern, such as {"*.mlp.*": {"rank_fraction": 0.5}}; `*` matches any text.
-            A parameter that several patterns match takes the options of all, the later ones first. An "algorithm"
-            of the other kind comes with the other learning rate, `scalar_lr` or `lr`.
-        per_head: read each attention head of the projections of query, key and value as a matrix (a block of rows),
-            and of the output (a block of columns), where the attention module tells how many heads there are.
+        lr: learning rate of the hidden matrices. None is the optimizer's.
+        scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`: 0.003 for AdamW, 0.0003 for
+            Lion.
+        weight_decay: of hidden matrices, heads, routers and other weights. None is the optimizer's.
+        overrides: options by name pattern, such as {"*.mlp.*": {"rank_fraction": 0.5}}. `*` matches any text. A
+            parameter that several patterns match takes the options of all of them; where they disagree, the last one
+            counts. If an override moves a parameter between algorithms for matrices and others, the learning rate changes
+            with it: from `lr` to `scalar_lr`, or back.
+        per_head: whether each attention head is a matrix of its own, where the attention module tells how many heads
+            there are. A head is a block of rows in the projections of query, key and value, and a block of columns in
+            the projection of the output.
 
     Returns:
-        A list of dictionaries for the constructor of an optimizer: "params" with (name, tensor) pairs,
-        "name", "reason" and "algorithm" beside the options. Groups of plain matrices have no "view".
+        A list of param groups for the constructor of an optimizer. Each has "params" with (name, tensor) pairs, "name",
+        "reason", "algorithm", and options. Groups of plain matrices have no "view".
 
     Raises:
         ValueError: for an unknown algorithm, a pattern that matches nothing, a view that is not allowed, or a
@@ -93,7 +96,7 @@ def param_groups(
             default = algorithm if role.is_hidden_matrix else scalar_algorithm
             chosen = changes.get("algorithm", default)
             for_matrices = chosen in RULES and RULES[chosen].work.takes_matrices
-            # What an override sends to the other kind of algorithm takes the other learning rate.
+            # An algorithm of the other kind comes with the other learning rate.
             takes_lr = role.is_hidden_matrix if chosen == default else for_matrices
             settled: dict[str, Any] = {
                 "lr": lr if takes_lr else SCALAR_LR.get(chosen) if scalar_lr is None else scalar_lr,
@@ -101,22 +104,27 @@ def param_groups(
                 "view": role.view if for_matrices else None,
             }
             options = {option: value for option, value in settled.items() if value is not None} | changes
-            given = options.pop("view", None)
-            view = {} if given is None else {"view": MatrixView.of(given)}
-            groups[key] = {
-                "params": [],
-                "name": ", ".join([role.name, *map(str, view.values()), *patterns]),
-                "reason": role.reason,
-                "algorithm": chosen,
-                **options,
-                **view,
-            }
+            groups[key] = _empty_group(role, patterns, chosen, options)
         groups[key]["params"].append((name, parameters[name]))
     return list(groups.values())
 
 
+def _empty_group(role: Role, patterns: Sequence[str], algorithm: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return a param group without parameters, with a name that tells it from all others of the model."""
+    given = options.pop("view", None)
+    view = {} if given is None else {"view": MatrixView.of(given)}
+    return {
+        "params": [],
+        "name": ", ".join([role.name, *map(str, view.values()), *patterns]),
+        "reason": role.reason,
+        "algorithm": algorithm,
+        **options,
+        **view,
+    }
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model itself, without DistributedDataParallel and torch.compile around it."""
+    """Return the model itself, without the wrappers of DistributedDataParallel and torch.compile."""
     while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
         inner = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
         assert isinstance(inner, nn.Module)
@@ -141,7 +149,7 @@ def _roles(model: nn.Module, *, per_head: bool) -> dict[str, Role]:
 
 
 def _declared_heads(model: nn.Module) -> set[nn.Module]:
-    """Return the output layers that the model itself knows of."""
+    """Return the output layers that the model itself tells, or that end an nn.Sequential."""
     heads: set[nn.Module] = set()
     for module in model.modules():
         get_head = getattr(module, "get_output_embeddings", None)
@@ -160,6 +168,16 @@ def _role(
     vocabularies: set[int],
     heads: set[nn.Module],
 ) -> Role:
+    """Return the role of one parameter.
+
+    Args:
+        name: its name in the model.
+        param: the parameter.
+        owners: the modules that have it, with its name in each; several if it is tied.
+        known: its role by `known_roles`, if it has one.
+        vocabularies: the numbers of rows of the model's embeddings.
+        heads: output layers.
+    """
     modules = [module for _, module in owners]
     *path, leaf = name.split(".")
     layer = path[-1] if path else ""

@@ -1,6 +1,11 @@
 """The optimizers that people make: one class for each rule, and the mixed one beneath them."""
 
-from orthon.optimizers.family import Dion, Dion2, Dion3, Muon, NorDion2, NorMuon
+from orthon.optimizers.common import CommonOptions
+from orthon.optimizers.dion import Dion
+from orthon.optimizers.dion2 import Dion2
+from orthon.optimizers.dion3 import Dion3, NorDion2
 from orthon.optimizers.mixed import MixedOptimizer
+from orthon.optimizers.muon import Muon
+from orthon.optimizers.normuon import NorMuon
 
-__all__ = ["Dion", "Dion2", "Dion3", "MixedOptimizer", "Muon", "NorDion2", "NorMuon"]
+__all__ = ["CommonOptions", "Dion", "Dion2", "Dion3", "MixedOptimizer", "Muon", "NorDion2", "NorMuon"]

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 
 from orthon.algorithms import RULES
 from orthon.algorithms.options import SCHEDULER_KEYS
 from orthon.algorithms.rule import FLOAT_DTYPES
 from orthon.algorithms.state import Entry
-from orthon.sharding import Layouts, local, on_meta, placed_like, relocated, takes_part
+from orthon.sharding import Layouts, is_dtensor, local, on_meta, placed_like, relocated, takes_part
 from orthon.sharding.matrix_view import PLAIN, MatrixView
 from orthon.step.member import Member
 from orthon.step.names import parameter_names, plain_name
@@ -274,7 +273,7 @@ def _of_other_rank(value: Tensor, start: Tensor) -> Tensor:
     The power iteration orthonormalizes the first columns first, so that they come to belong to the largest singular
     values: these remain.
     """
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    whole = value.full_tensor() if is_dtensor(value) else value
     columns = min(whole.shape[-1], start.shape[-1])
     whole = pad(whole[..., :columns], (0, start.shape[-1] - columns))
     part = local(start).to(value.dtype)

@@ -1,6 +1,7 @@
 """Who holds which part of a parameter, and what they communicate."""
 
 from orthon.sharding.cost import flops_per_number, worth_sending
+from orthon.sharding.dtensor import is_dtensor
 from orthon.sharding.layout import Extent, Layout, check_placements, local, on_meta, relocated, takes_part
 from orthon.sharding.layouts import Layouts, placed_like
 from orthon.sharding.matrices import Matrices, Stack
@@ -24,6 +25,7 @@ __all__ = [
     "check_placements",
     "deal",
     "flops_per_number",
+    "is_dtensor",
     "local",
     "on_meta",
     "placed_like",

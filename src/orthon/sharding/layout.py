@@ -5,17 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
-from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-from torch.distributed.tensor.placement_types import _StridedShard
 
+from orthon.sharding.dtensor import is_dtensor
 from orthon.sharding.grid import Grid
 from orthon.sharding.ranks import Ranks
 from orthon.sharding.side import Side
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Placement
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 Part = tuple[int, int]  # where a rank's part of a dim starts and stops, in global indices
 
@@ -67,7 +70,7 @@ class Layout:
     grid: Grid
     device: torch.device
     mesh: DeviceMesh | None = None
-    placements: tuple[Placement, ...] = ()
+    placements: "tuple[Placement, ...]" = ()
     apart: tuple[int, ...] = ()
     unspread: int | None = None
 
@@ -157,7 +160,7 @@ class Layout:
         return {}
 
     @cached_property
-    def _specs(self) -> dict[torch.dtype, DTensorSpec]:
+    def _specs(self) -> "dict[torch.dtype, DTensorSpec]":
         """What DTensor wants to know of tensors that lie as the parameter does, by their dtype. No field, as above."""
         return {}
 
@@ -194,6 +197,8 @@ class Layout:
         assert self.mesh is not None
         if part.dtype not in self._specs:
             self._specs[part.dtype] = _spec(part.dtype, self.mesh, self.placements, self.shape)
+        from torch.distributed.tensor import DTensor
+
         return DTensor(part, self._specs[part.dtype], requires_grad=False)  # type: ignore[no-untyped-call]
 
     def fit(self, part: Tensor) -> Tensor:
@@ -210,6 +215,9 @@ class Layout:
         """
         if self.mesh is None:
             return part
+        from torch.distributed.tensor import Replicate, Shard
+        from torch.distributed.tensor.placement_types import _StridedShard
+
         placements: list[Placement] = [Replicate() for _ in self.placements]
         for dim, order in cuts.items():
             for place, axis in enumerate(order):
@@ -229,7 +237,7 @@ class Layout:
         return start, stop
 
 
-def cuts_of(param: DTensor) -> tuple[tuple[int, ...], ...]:
+def cuts_of(param: "DTensor") -> tuple[tuple[int, ...], ...]:
     """Return for each dim of a parameter the mesh axes that cut it, in the order of cutting.
 
     Axes cut from left to right, but a strided one cuts after as many later axes as its split factor tells. Axes
@@ -238,6 +246,9 @@ def cuts_of(param: DTensor) -> tuple[tuple[int, ...], ...]:
     Raises:
         NotImplementedError: for a placement that is no cut of one dim.
     """
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
     cuts: list[list[int]] = [[] for _ in range(param.ndim)]
     sizes = param.device_mesh.shape
     for axis in reversed(range(param.device_mesh.ndim)):
@@ -268,7 +279,7 @@ def check_placements(param: Tensor) -> None:
             "is a flat parameter of FullyShardedDataParallel (FSDP1), which has no rows and columns; shard with "
             "FSDP2 instead: from torch.distributed.fsdp import fully_shard; fully_shard(model)"
         )
-    if isinstance(param, DTensor):
+    if is_dtensor(param):
         cuts_of(param)
 
 
@@ -279,7 +290,7 @@ def make_layout(param: Tensor, grid: Grid) -> Layout:
         ValueError: for replicas that hold different parts.
         NotImplementedError: for a placement that cannot be served, or a local part that does not fit it.
     """
-    if not isinstance(param, DTensor):
+    if not is_dtensor(param):
         return Layout(tuple(map(Extent, param.shape)), grid, param.device)
     extents = tuple(map(Extent, param.shape, cuts_of(param)))
     layout = Layout(extents, grid, param.device, param.device_mesh, param.placements)
@@ -299,17 +310,17 @@ def make_layout(param: Tensor, grid: Grid) -> Layout:
 
 def takes_part(x: Tensor) -> bool:
     """Return whether this rank belongs to the mesh of `x`."""
-    return not isinstance(x, DTensor) or x.device_mesh.get_coordinate() is not None
+    return not is_dtensor(x) or x.device_mesh.get_coordinate() is not None
 
 
 def local(x: Tensor) -> Tensor:
     """Return this rank's part of a tensor, over the same storage. Not differentiable, unlike `to_local`."""
-    return x._local_tensor if isinstance(x, DTensor) else x
+    return x._local_tensor if is_dtensor(x) else x
 
 
 def relocated(x: Tensor, part: Tensor) -> Tensor:
     """Return a tensor like `x` whose local part is `part`."""
-    return _dtensor(part, x.device_mesh, x.placements, x.shape) if isinstance(x, DTensor) else part
+    return _dtensor(part, x.device_mesh, x.placements, x.shape) if is_dtensor(x) else part
 
 
 def on_meta(x: Tensor) -> Tensor:
@@ -317,13 +328,19 @@ def on_meta(x: Tensor) -> Tensor:
     return relocated(x.detach(), local(x.detach()).to("meta"))
 
 
-def _dtensor(part: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:
+def _dtensor(part: Tensor, mesh: DeviceMesh, placements: "Sequence[Placement]", shape: Sequence[int]) -> "DTensor":
+    from torch.distributed.tensor import DTensor
+
     # Not from_local, which would move what is offloaded to the CPU to the device of the mesh.
     spec = _spec(part.dtype, mesh, placements, shape)
     return DTensor(part, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
-def _spec(dtype: torch.dtype, mesh: DeviceMesh, placements: Sequence[Placement], shape: Sequence[int]) -> DTensorSpec:
+def _spec(
+    dtype: torch.dtype, mesh: DeviceMesh, placements: "Sequence[Placement]", shape: Sequence[int]
+) -> "DTensorSpec":
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
     shape = torch.Size(shape)
     stride = torch.empty(shape, device="meta").stride()
     return DTensorSpec(mesh, tuple(placements), tensor_meta=TensorMeta(shape, stride, dtype))

@@ -1,17 +1,22 @@
 """The layouts of all parameters, each kind made once."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement
 
+from orthon.sharding.dtensor import is_dtensor
 from orthon.sharding.grid import Grid, make_grid
 from orthon.sharding.layout import Layout, make_layout, relocated
 from orthon.sharding.matrices import Matrices
 from orthon.sharding.matrix_view import PLAIN, MatrixView
 
-_Kind = tuple[tuple[int, ...], torch.device, DeviceMesh | None, tuple[Placement, ...]]
+if TYPE_CHECKING:
+    from torch.distributed.tensor import Placement
+
+_Kind = tuple[tuple[int, ...], torch.device, DeviceMesh | None, tuple["Placement", ...]]
 
 
 class Layouts:
@@ -33,8 +38,8 @@ class Layouts:
         Raises:
             ValueError, NotImplementedError: for a placement that cannot be served.
         """
-        mesh = param.device_mesh if isinstance(param, DTensor) else None
-        kind = tuple(param.shape), param.device, mesh, tuple(param.placements) if isinstance(param, DTensor) else ()
+        mesh = param.device_mesh if is_dtensor(param) else None
+        kind = tuple(param.shape), param.device, mesh, tuple(param.placements) if is_dtensor(param) else ()
         if kind not in self._layouts:
             if mesh not in self._grids:
                 self._grids[mesh] = make_grid(mesh, self._replicas)
@@ -62,14 +67,10 @@ def placed_like(x: Tensor, like: Tensor) -> Tensor:
         x: the tensor; a plain one is whole.
         like: a tensor of the same shape that lies as it should; its entries do not matter.
     """
-    if (
-        isinstance(x, DTensor)
-        and isinstance(like, DTensor)
-        and (x.device_mesh, x.placements) == (like.device_mesh, like.placements)
-    ):
+    if is_dtensor(x) and is_dtensor(like) and (x.device_mesh, x.placements) == (like.device_mesh, like.placements):
         return x
-    whole = x.full_tensor() if isinstance(x, DTensor) else x
-    if isinstance(like, DTensor):
+    whole = x.full_tensor() if is_dtensor(x) else x
+    if is_dtensor(like):
         layout = Layouts(None)(like)
         for dim in range(whole.ndim):
             start, stop = layout.part(dim)

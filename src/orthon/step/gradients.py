@@ -1,14 +1,17 @@
 """This rank's part of the gradient of each parameter, brought to how the parameter lies."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
-from torch.distributed.tensor import DTensor
 
-from orthon.sharding import local
+from orthon.sharding import Layout, is_dtensor, local
 from orthon.step.member import Member
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 
 def take_gradients(members: Iterable[Member], owner: str) -> None:
@@ -19,17 +22,17 @@ def take_gradients(members: Iterable[Member], owner: str) -> None:
         NotImplementedError: for placements that cannot be brought to the parameter's.
     """
     for member in members:
-        grad = member.param.grad
-        if type(grad) is Tensor and member.layout.mesh is None and grad.layout is torch.strided:
+        grad, layout = member.param.grad, member.layout
+        if type(grad) is Tensor and layout.mesh is None and grad.layout is torch.strided:
             member.grad = grad
-        elif type(grad) is DTensor and grad._spec.mesh is member.layout.mesh and _lies_alike(grad, member):
+        elif layout.mesh is not None and is_dtensor(grad) and _lies_so(grad._spec, layout):
             member.grad = _arrived(grad._local_tensor)
         else:
             member.grad = _local_gradient(member, owner)
 
 
-def _lies_alike(grad: DTensor, member: Member) -> bool:
-    return grad._spec.placements == member.layout.placements and grad.layout is torch.strided
+def _lies_so(spec: "DTensorSpec", layout: Layout) -> bool:
+    return spec.mesh is layout.mesh and spec.placements == layout.placements
 
 
 def _local_gradient(member: Member, owner: str) -> Tensor | None:
@@ -41,10 +44,10 @@ def _local_gradient(member: Member, owner: str) -> Tensor | None:
         raise TypeError(
             f"{where}: its gradient should be dense, but is {grad.layout}; build the layer with sparse=False"
         )
-    if isinstance(param, DTensor) != isinstance(grad, DTensor):
+    if is_dtensor(param) != is_dtensor(grad):
         raise TypeError(f"{where}: should be a DTensor if and only if its gradient is one, but that is {type(grad)}")
-    if isinstance(grad, DTensor):
-        assert isinstance(param, DTensor)
+    if is_dtensor(grad):
+        assert is_dtensor(param)
         if grad.device_mesh != param.device_mesh:
             raise NotImplementedError(
                 f"{where}: its gradient lies on {grad.device_mesh}, but should lie on its own mesh {param.device_mesh}"

@@ -6,11 +6,10 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from orthon.algorithms import Counter, Entry, Rule
 from orthon.algorithms.state import Entries
-from orthon.sharding import Layout, Matrices, Stack
+from orthon.sharding import Layout, Matrices, Stack, is_dtensor
 from orthon.step.state import new_matrix_state, new_plain_state
 
 
@@ -39,14 +38,14 @@ class Member:
     averages: bool
 
     def __post_init__(self) -> None:
-        self._spec = self.param._spec if isinstance(self.param, DTensor) else None
+        self._spec = self.param._spec if is_dtensor(self.param) else None
 
     def lies_as_before(self) -> bool:
         """Return whether the parameter surely lies as its layout says. It is quick, and may miss some that do."""
         param, layout = self.param, self.layout
         if layout.mesh is None:
-            return param.shape == layout.shape and param.device == layout.device and not isinstance(param, DTensor)
-        return isinstance(param, DTensor) and param._spec is self._spec and param.device == layout.device
+            return param.shape == layout.shape and param.device == layout.device and not is_dtensor(param)
+        return is_dtensor(param) and param._spec is self._spec and param.device == layout.device
 
     def compresses(self, stack: Stack) -> bool:
         """Return whether the rule averages over the replicas with less than the gradients of these matrices."""

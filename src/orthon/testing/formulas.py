@@ -80,6 +80,7 @@ def run_both(
     *,
     dtype: torch.dtype = torch.float64,
     noise: float = 0.0,
+    nonfinite: str = "raise",
 ) -> Both:
     """Run the reference in float64, and the rule in `dtype`, on the same weight and gradients.
 
@@ -90,11 +91,12 @@ def run_both(
         options: of the rule.
         dtype: of weight and gradients. The reference has what they are after rounding to it.
         noise: relative size of the noise in the gradients of the reference; zeros stay zeros.
+        nonfinite: of the optimizer.
     """
     generator = torch.Generator().manual_seed(2)
     param = nn.Parameter(start(tuple(gradients[0].shape), dtype))
     expected = param.detach().double().clone()
-    optimizer = MixedOptimizer([("w", param)], algorithm=rule, options=options)
+    optimizer = MixedOptimizer([("w", param)], algorithm=rule, options=options, nonfinite=nonfinite)
     group = dict(optimizer.param_groups[0])
     before = initial_state(rule, param.detach(), options)
     state = {key: x.double().clone() for key, x in before.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orthon.saving.checkpoint import SafeReader
+from orthon.saving import SafeReader
 from orthon.train.errors import UserError
 from orthon.train.manifest import NAME, Digest, Manifest
 from orthon.train.ranks import Ranks

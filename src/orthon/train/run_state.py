@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from orthon.saving.checkpoint import LoadPlanner, SafeReader
+from orthon.saving import LoadPlanner, SafeReader
 from orthon.train.ranks import Ranks
 from orthon.train.training import Training
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from orthon.algorithms import RULES
 from orthon.algorithms.options import SCHEDULER_KEYS
 from orthon.algorithms.state import Counter
 from orthon.saving.convert.layouts import Layout, Part, Source
 from orthon.saving.convert.sources import SOURCES
+from orthon.sharding import is_dtensor
 from orthon.sharding.matrix_view import MatrixView, Reading
 from orthon.step.names import plain_name
 
@@ -224,7 +224,7 @@ def _state(layout: Layout, options: Mapping[str, Any], given: Mapping[str, Any],
             continue
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise ValueError(f"{what}: should be a floating-point tensor, but is a {_type(value)}")
-        if isinstance(value, DTensor):
+        if is_dtensor(value):
             raise ValueError(f"{what}: should be a whole tensor, but is a DTensor; save a state with whole ones")
         expected = shape
         if entry.side is not None and reading is not None:

@@ -1,0 +1,118 @@
+"""The text of explanations: tables with aligned columns, in which what is alike shares a line."""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from orthon.explain.rows import BatchRow, Row
+
+
+def parameter_table(rows: Sequence[Row]) -> str:
+    """Return a line for each parameter, or for each set of parameters that are alike, and totals for each rule."""
+    header = ("parameter", "shape", "matrices", "rule", "rank", "lr factor", "state bytes", "why")
+    alike: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        # Without their numbers, the names in all layers of a stack are the same.
+        pattern = re.sub(r"(?<![^.\[])\d+(?![^.\]])", "#", row.parameter)
+        key = (pattern, row.shape, row.matrices, row.rule, row.rank, row.lr_factor, row.reason)
+        alike.setdefault(key, []).append(row)
+    lines = [_parameter_cells(same) for same in alike.values()]
+    return "\n".join([*_table(header, lines, right={4, 5, 6}), "", *_totals(rows)])
+
+
+def communication_table(batches: Sequence[BatchRow]) -> str:
+    """Return a line for each batch, or for each set of batches that are alike, and the total of one step."""
+    header = ("parameters", "batches", "shape", "layout", "by", "synchronization", "collectives each", "bytes each")
+    alike: dict[tuple[str, ...], list[BatchRow]] = {}
+    for batch in batches:
+        alike.setdefault(_batch_cells(batch), []).append(batch)
+    lines: list[tuple[str, ...]] = []
+    for (count, *cells), same in alike.items():
+        first = same[0].parameters[0]
+        more = sum(len(batch.parameters) for batch in same) - 1
+        name = f"{first} and {more} more" if more else first
+        lines.append((name, f"{len(same)} × {count}" if len(same) > 1 else count, *cells))
+    collectives = sum(len(batch.messages) for batch in batches)
+    total = f"one step: {collectives} collectives, {sum(batch.bytes for batch in batches):,.0f} bytes"
+    return "\n".join([*_table(header, lines, right={1, 6, 7}), "", total])
+
+
+def memory_line(batches: Sequence[BatchRow], temporary_bytes: int) -> str:
+    """Return the memory of a step, in words."""
+    count = f"{len(batches)} batches" if len(batches) > 1 else "1 batch"
+    return (
+        f"memory of a step beside weights, gradients and state: at most {_size(temporary_bytes)}, in {count} of at "
+        f"most {_size(max(batch.batch_bytes for batch in batches))} of gradients"
+    )
+
+
+def _parameter_cells(rows: Sequence[Row]) -> tuple[str, ...]:
+    first = rows[0]
+    name = first.parameter if len(rows) == 1 else f"{_common_name([row.parameter for row in rows])} (×{len(rows)})"
+    return (
+        name,
+        "×".join(map(str, first.shape)) or "scalar",
+        first.matrices,
+        first.rule,
+        "" if first.rank is None else str(first.rank),
+        f"{first.lr_factor:.4g}",
+        f"{sum(row.state_bytes for row in rows):,}",
+        first.reason,
+    )
+
+
+def _totals(rows: Sequence[Row]) -> list[str]:
+    totals = []
+    for rule, of_rule in groupby(sorted(rows, key=lambda row: row.rule), key=lambda row: row.rule):
+        its = list(of_rule)
+        numbers = sum(math.prod(row.shape) for row in its)
+        state = sum(row.state_bytes for row in its)
+        totals.append(f"{rule}: {len(its)} parameters, {numbers:,} numbers, {state:,} bytes of state")
+    return totals
+
+
+def _batch_cells(batch: BatchRow) -> tuple[str, ...]:
+    return (
+        str(batch.matrices or len(batch.parameters)),
+        "×".join(map(str, batch.shape)) if batch.matrices or len(batch.parameters) == 1 else "various",
+        batch.layout,
+        batch.polar_route,
+        batch.synchronization,
+        str(len(batch.messages)),
+        f"{batch.bytes:,.0f}",
+    )
+
+
+def _table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], *, right: set[int]) -> list[str]:
+    """Return aligned lines: the header, dashes, and the rest. The columns in `right` are aligned to the right."""
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+
+    def text(cells: tuple[str, ...]) -> str:
+        aligned = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return "  ".join(aligned).rstrip()
+
+    return [text(header), "  ".join("─" * width for width in widths), *map(text, lines)]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Return names that differ in numbers alone as one, with ranges: layers.0 and layers.1 → layers.{0-1}."""
+    parts = []
+    for column in zip(*(re.split(r"([.\[\]])", name) for name in names), strict=True):
+        values = list(dict.fromkeys(column))
+        parts.append(values[0] if len(values) == 1 else "{" + _ranges(sorted(map(int, values))) + "}")
+    return "".join(parts)
+
+
+def _ranges(values: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count:,} bytes"

@@ -1,0 +1,53 @@
+"""Mixtures of experts: weights with one matrix, or two, for each expert."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from orthon.model.layers import Finding, class_names
+from orthon.model.roles import hidden
+from orthon.sharding.matrix_view import MatrixView
+
+_EXPERTS = "experts: a matrix each"
+_FUSED_EXPERTS = "experts with gate and up in one weight: two matrices each"
+_INTERLEAVED_EXPERTS = "experts with gate and up interleaved: a matrix each for both"
+
+# Whether experts are stored as (expert, in, out), for classes that do not tell it by an attribute.
+_PLAIN_EXPERTS = {
+    "Llama4TextExperts": True,
+    "LongcatFlashExperts": False,
+    "InklingSharedExperts": False,
+    "Step3p7Experts": False,
+}
+_EXPERT_WEIGHTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def experts(module: nn.Module) -> Iterator[Finding]:
+    """Find the experts of transformers' modules, which lie in tensors of three dims, the experts first."""
+    names = class_names(module)
+    known = names & _PLAIN_EXPERTS.keys()
+    # The decorator `use_experts_implementation` of transformers sets this attribute.
+    transposed = _PLAIN_EXPERTS[known.pop()] if known else getattr(module, "is_transposed", None)
+    if not isinstance(transposed, bool):
+        return
+    halves = getattr(module, "is_concatenated", "GptOssExperts" not in names)
+    for child in _EXPERT_WEIGHTS:
+        weight = module._parameters.get(child)
+        if weight is None or weight.ndim != 3:
+            continue
+        both = child == "gate_up_proj"
+        reason = _EXPERTS if not both else _FUSED_EXPERTS if halves else _INTERLEAVED_EXPERTS
+        view = MatrixView(transposed=transposed, blocks=2 if both and halves else 1)
+        yield weight, hidden(reason, view, "experts")
+
+
+def stacked_experts(module: nn.Module) -> Iterator[Finding]:
+    """Find DBRX's experts, which lie one below the other in a matrix."""
+    if "DbrxExpertGLU" not in class_names(module):
+        return
+    count = module.moe_num_experts
+    assert isinstance(count, int)
+    for child in ("w1", "v1", "w2"):
+        # w2 is used as (in, out): its rows are the inputs of all experts.
+        view = MatrixView(transposed=True, blocks=count, side="columns") if child == "w2" else MatrixView(blocks=count)
+        yield module._parameters[child], hidden(_EXPERTS, view, "experts")  # type: ignore[misc]

@@ -1,0 +1,137 @@
+"""What the optimizers with one main algorithm share: options, constructor, and `for_model`."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+
+from orthon.algorithms import RULES
+from orthon.model.routing import param_groups
+from orthon.optimizers.mixed import MixedOptimizer, Params
+from orthon.sharding.matrix_view import MatrixView
+
+DEFAULT_LR: float = RULES["dion"].options["lr"].default
+
+# Options of the whole optimizer. All others may differ between param groups.
+_OF_THE_OPTIMIZER = ("nonfinite", "replicas", "sync_gradients")
+
+
+class CommonOptions(TypedDict, total=False):
+    """The keyword arguments that all of Orthon's optimizers take, beside their own.
+
+    `help(orthon.Dion)` shows the defaults.
+
+    Attributes:
+        weight_decay: decoupled weight decay. Every step multiplies the weight by 1 − lr·weight_decay. A number or a
+            one-element tensor.
+        cautious_weight_decay: whether only those entries decay that the update does not make larger
+            (arXiv 2510.12402). It takes time, because updates of low rank must be formed as whole matrices.
+        lr_scale: the factor of lr that depends on the shape of the matrix, explained in
+            `orthon.algorithms.lr_scale.lr_factor`: "spectral_unclamped", "original", "match_rms_adamw" or "none".
+        betas: decay rates of AdamW and of Lion, for the parameters that these update.
+        eps: of AdamW, and of the second moments of rows in NorMuon and Dion3. Keeps them from dividing by zero.
+        state_dtype: dtype of momentum and factors. None is the weight's own. Norms and factorizations are computed in
+            float32 or better in any case.
+        view: how a parameter is read as matrices, if it is not one plain matrix: an `orthon.MatrixView`. Usually it
+            is given in a param group.
+        maximize: whether to ascend instead of descend.
+        nonfinite: what happens if a gradient has an infinity or a NaN. "raise" raises an error that names the
+            parameter. "skip" leaves the step out. Under a torch.amp.GradScaler the step is left out in any case.
+        capturable: whether a CUDA graph may capture the step, as in torch.optim. Then "step" in the state lies on the
+            parameter's device, and the host reads nothing. An lr or a weight_decay that changes between replays must be
+            a tensor on that device. It needs nonfinite="skip" and one process, and excludes polar="svd".
+        seed: of random numbers. They depend on the seed, the parameter's name, and row and column, and on nothing else.
+        replicas: the processes that train copies of the parameters on other data: a process group, or a device mesh
+            with one axis. They share the work. Give it where the parameters' own meshes do not show these processes:
+            with DistributedDataParallel, or with a data-parallel axis that `fully_shard` does not see.
+        sync_gradients: whether the optimizer averages over the replicas. Nothing else may do so then. It sends less
+            than the gradients where the algorithm allows that: Dion's factors, Dion2's random rows. The momentum then
+            differs between replicas, so call `consolidate` before `state_dict`. A missing gradient counts as zero.
+    """
+
+    weight_decay: float | Tensor
+    cautious_weight_decay: bool
+    lr_scale: str
+    betas: tuple[float, float]
+    eps: float
+    state_dtype: torch.dtype | None
+    view: MatrixView | Mapping[str, Any] | None
+    maximize: bool
+    nonfinite: str
+    capturable: bool
+    seed: int
+    replicas: ProcessGroup | DeviceMesh | None
+    sync_gradients: bool
+
+
+SHARED = CommonOptions.__annotations__
+"""The names of the shared options, in the order in which signatures show them."""
+
+
+class NamedOptimizer(MixedOptimizer):
+    """An optimizer named after an algorithm, which updates all groups that do not name another.
+
+    Args:
+        params: as for `MixedOptimizer`.
+        lr: learning rate of the groups that set none.
+        options: the algorithm's own options and shared ones, by name.
+    """
+
+    algorithm: ClassVar[str]
+
+    def __init__(self, params: Params, lr: float | Tensor, options: Mapping[str, Any]) -> None:
+        own = {
+            name: option.default
+            for name, option in RULES[self.algorithm].options.items()
+            if name != "lr" and name not in SHARED
+        }
+        if unknown := options.keys() - own.keys() - SHARED.keys():
+            allowed = ", ".join(sorted({"lr", *own, *SHARED}))
+            names = ", ".join(map(repr, sorted(unknown)))
+            raise TypeError(f"{type(self).__name__}: unexpected keyword argument {names}; it takes {allowed}")
+        of_groups = {"lr": lr, **own, **options}
+        of_all = {name: of_groups.pop(name) for name in _OF_THE_OPTIMIZER if name in of_groups}
+        super().__init__(params, algorithm=self.algorithm, options=of_groups, **of_all)
+
+    @classmethod
+    def for_model(
+        cls,
+        model: nn.Module,
+        lr: float | Tensor = DEFAULT_LR,
+        *,
+        scalar_algorithm: str = "adamw",
+        scalar_lr: float | Tensor | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        per_head: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Return an optimizer for all parameters of a model: this algorithm for hidden matrices, another for the rest.
+
+        Args:
+            model: any module. `orthon.param_groups` decides by the types and names of its modules. The processes of a
+                DistributedDataParallel become `replicas`.
+            lr: learning rate of the hidden matrices.
+            scalar_algorithm: what updates the rest, "adamw" or "lion".
+            scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`.
+            overrides: options by name pattern, as in `orthon.param_groups`.
+            per_head: whether each attention head is a matrix of its own, as in `orthon.param_groups`.
+            options: further keyword arguments of the constructor.
+        """
+        inner = getattr(model, "_orig_mod", model)  # of torch.compile
+        if isinstance(inner, DistributedDataParallel):
+            options.setdefault("replicas", inner.process_group)
+        groups = param_groups(
+            model,
+            cls.algorithm,
+            scalar_algorithm,
+            lr=lr,
+            scalar_lr=scalar_lr,
+            overrides=overrides,
+            per_head=per_head,
+            weight_decay=options.get("weight_decay"),
+        )
+        return cls(groups, lr, **options)

@@ -1,0 +1,80 @@
+"""Dion as an optimizer; the update itself is in `orthon.algorithms.dion`."""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from orthon.optimizers.common import DEFAULT_LR, CommonOptions, NamedOptimizer
+from orthon.optimizers.mixed import Params
+from orthon.optimizers.signature import flat_signature
+
+
+class DionOptions(CommonOptions, total=False):
+    """The options of `Dion`, which explains them."""
+
+    rank_fraction: float
+    rank_multiple_of: int
+    momentum: float
+    right_factor: str
+    orthonormal_side: str
+    power_iterations: int
+    precision: str | None
+    product_dtype: torch.dtype | None
+
+
+class Dion(NamedOptimizer):
+    """Dion: orthonormal updates of low rank (arXiv 2504.05295), with AdamW or Lion for what is no matrix.
+
+    For a weight X (m × n) with gradient G, momentum M (m × n) and right factor Q (n × r)::
+
+        M ← M + G
+        P ← orthonormalize(M Q)
+        R ← Mᵀ P
+        M ← M − (1 − momentum)·P Rᵀ
+        Q ← R / column_norms(R)
+        X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ
+
+    A model has more than matrices: `Dion.for_model(model)` sends each parameter to the right algorithm. A param group
+    chooses its algorithm by name: {"params": ..., "algorithm": "adamw"}.
+
+    It takes the options that all of Orthon's optimizers share, too, such as weight_decay, nonfinite and replicas:
+    `help(orthon.optimizers.CommonOptions)` explains them.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dictionaries with "params" and options. Names make errors readable.
+            They also make the first Q independent of the order of the parameters.
+        lr: learning rate of the groups that set none. A number or a one-element tensor.
+        rank_fraction: r over min(m, n), in (0, 1]. The work is proportional to it. A lower rank needs more steps to the
+            same loss: for a small GPT the authors of Dion report 1.05–1.15 times the steps of full rank at 1/2, 1.3–1.5
+            times at 1/4 and 1.7–3.8 times at 1/16, the more the larger the batch.
+        rank_multiple_of: r is rounded up to a multiple of this number, but to at most min(m, n).
+        momentum: how much of the update's low-rank part stays in M, in [0, 1).
+        right_factor: how Q follows from R. "normalize" divides the columns by their norms, as in the paper.
+            "orthonormalize" takes the orthonormal factor of a QR decomposition (arXiv 2605.16341). The operator norm of
+            the update is then 1, instead of up to √r.
+        orthonormal_side: the side of the matrix to which P belongs. "short" costs far less work: on a CPU, for matrices
+            of 4:1 and rank 1/4, "long" added half of the step's time. "long" needs less state: Q has min(m, n)·r
+            numbers instead of max(m, n)·r. In a small model the loss with "short" was 0.01–0.02 lower at rank 1/16,
+            equal at 1/4, and 0.01 higher at full rank. For a square matrix P belongs to the output side either way.
+        power_iterations: how often P and Q are refined in one step, at least once.
+        precision: the arithmetic of the products that make P orthonormal. "float32" is the most accurate. "bf16x3"
+            splits each number into two of bfloat16: columns are orthonormal up to 1e-5, and directions of relative size
+            6e-5 count as noise. "tf32" is for CUDA devices alone: up to 1e-3, and 4e-3. None chooses: on CUDA devices
+            "tf32" for 16-bit state and "bf16x3" for float32 state, elsewhere "float32". A float64 state is always
+            handled in float64.
+        product_dtype: the dtype of the four large products M Q, Mᵀ P, P Rᵀ and P Qᵀ. None is the dtype of the state, or
+            float32 for float16 state. torch.bfloat16 is faster for float32 state where the hardware multiplies in it:
+            on GPUs, and on CPUs with AMX. M and the weights stay in float32 then, but what is added to them is rounded
+            to bfloat16, as Muon's polar factors are. Directions below 5e-4 of M's norm wait until they have grown.
+
+    Raises:
+        TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
+        FloatingPointError: from `step`, with nonfinite="raise".
+    """
+
+    algorithm = "dion"
+
+    @flat_signature(algorithm)
+    def __init__(self, params: Params, lr: float | Tensor = DEFAULT_LR, **options: Unpack[DionOptions]) -> None:
+        super().__init__(params, lr, options)
