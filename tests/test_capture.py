@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from orthon import Dion, MixedOptimizer
 from orthon.algorithms import RULES
-from tests.capture import Graph, HostReadError, accelerated
+from orthon.testing.invariants import accelerated
+from tests.support.capture import Graph, HostReadError
 
 # For each rule the options that lead other ways.
 CASES: dict[str, dict[str, Any]] = {

@@ -12,9 +12,10 @@ from orthon import Dion
 from orthon.linalg import Columns, arithmetic, default_precision, orthonormalize
 from orthon.linalg.arithmetic import gram_in_bf16x3, product_in_bf16x3, product_in_tf32
 from orthon.linalg.precision import float32_products, full_precision
-from tests.gradients import sequence
+from orthon.testing.formulas import start
+from orthon.testing.gradients import sequence
 from tests.support.closeness import assert_close
-from tests.test_dion import run
+from tests.support.references import run
 from tests.test_orthonormalize import MATRICES, RANK, randn
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -151,8 +152,8 @@ def test_steps_of_dion(kind: str, precision: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("orthon.algorithms.low_rank.check_precision", lambda *_: None)
     for right_factor in ("normalize", "orthonormalize"):
         options: dict[str, Any] = {"precision": precision, "right_factor": right_factor, "rank_fraction": 0.5}
-        expected, X, _ = run(sequence(kind, 24, 10, STEPS), dtype=F32, options=options)
-        assert_close(X, expected.X, STEP_ERROR[precision], f"{kind}, {precision}, {right_factor}")
+        both = run("dion", sequence(kind, 24, 10, STEPS), options, F32)
+        assert_close(both.found, both.expected, STEP_ERROR[precision], f"{kind}, {precision}, {right_factor}")
 
 
 # Of the largest of what the weights have moved by: each step errs by a few epsilon of its own update, and turns factors
@@ -168,21 +169,18 @@ def test_products_in_another_dtype(kind: str, shape: tuple[int, int], dtype: tor
     gradients = sequence(kind, *shape, STEPS)
     for more in ({}, {"right_factor": "orthonormalize"}, {"cautious_weight_decay": True}, {"nonfinite": "skip"}):
         options: dict[str, Any] = {"product_dtype": dtype, "rank_fraction": 0.25, **more}
-        expected, X, state = run(gradients, dtype=storage, options=options)
-        assert state["momentum"].dtype == storage
-        start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=F64).to(storage)
-        coarsest = max(PRODUCT_ERROR[dtype], PRODUCT_ERROR[storage])
-        assert_close(X, expected.X, coarsest, f"{kind}, {shape}, {dtype} for {storage}, {more}", expected.X - start)
+        nonfinite = options.pop("nonfinite", "raise")
+        both = run("dion", gradients, options, storage, nonfinite=nonfinite)
+        assert both.state["momentum"].dtype == storage
+        coarsest, moved = max(PRODUCT_ERROR[dtype], PRODUCT_ERROR[storage]), both.expected - start(shape, storage)
+        assert_close(both.found, both.expected, coarsest, f"{kind}, {shape}, {dtype} for {storage}, {more}", moved)
 
 
 @pytest.mark.parametrize("shape", [(24, 10), (30, 40)], ids=str)
 def test_rounding_of_the_state_is_no_direction(shape: tuple[int, int]) -> None:
     """Of a momentum in float16, all but one direction is what its entries have been rounded by."""
-    expected, X, _ = run(
-        sequence("rank_1", *shape, STEPS), dtype=F32, options={"state_dtype": F16, "rank_fraction": 0.5}
-    )
-    start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=F64).to(F32)
-    assert_close(X, expected.X, 0.05, str(shape), expected.X - start)
+    both = run("dion", sequence("rank_1", *shape, STEPS), {"state_dtype": F16, "rank_fraction": 0.5}, F32)
+    assert_close(both.found, both.expected, 0.05, str(shape), both.expected - start(shape, F32))
 
 
 def test_the_default_follows_state_and_device() -> None:
