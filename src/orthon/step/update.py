@@ -53,10 +53,18 @@ def update(
     )
     steps = rule.update(batch)
     if steps is not None:
-        yield from steps
+        yield from steps if batch.seal is None else _watched(steps, batch.seal)
     if batch.seal is not None:
         batch.seal.check()
     opened.close()
+
+
+def _watched(steps: Step[None], seal: Seal) -> Step[None]:
+    """Go through the steps of a rule. Other batches may write to the same parameters while it pauses."""
+    for _ in steps:
+        seal.check()
+        yield
+        seal.renew()
 
 
 class _Opened:
