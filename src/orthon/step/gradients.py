@@ -26,7 +26,8 @@ def take_gradients(members: Iterable[Member], owner: str) -> None:
         if type(grad) is Tensor and layout.mesh is None and grad.layout is torch.strided:
             member.grad = grad
         elif layout.mesh is not None and is_dtensor(grad) and _lies_so(grad._spec, layout):
-            member.grad = _arrived(grad._local_tensor)
+            part = grad._local_tensor
+            member.grad = part if type(part) is Tensor else _arrived(part)
         else:
             member.grad = _local_gradient(member, owner)
 

@@ -80,9 +80,8 @@ class _Opened:
                 self.weights = [member.param for member in members]
                 self.grads = [cast(Tensor, member.grad) for member in members]
             else:
-                fit = [member.layout.fit for member in members]
-                self.weights = [each(local(member.param)) for each, member in zip(fit, members, strict=True)]
-                self.grads = [each(cast(Tensor, member.grad)) for each, member in zip(fit, members, strict=True)]
+                self.weights = [member.layout.fit(local(member.param)) for member in members]
+                self.grads = [member.layout.fit(cast(Tensor, member.grad)) for member in members]
             return
         self.names, self.states, self.weights, self.grads = [], [], [], []
         for piece, member in zip(planned.pieces, members, strict=True):
