@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.cases import Case, parameters
 from benchmarks.contenders import FAMILY, Contender, named
-from orthon.optimizers import mixed as orthons
+from orthon.step import plan as orthons
 
 CONTENDERS = named(FAMILY, "Dion 1/4", "Muon", "Dion2 1/4")
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from orthon import Dion, MixedOptimizer
 from orthon.algorithms import RULES
-from tests.capture import Graph, HostReadError, accelerated
+from orthon.testing.invariants import accelerated
+from tests.support.capture import Graph, HostReadError
 
 # For each rule the options that lead other ways.
 CASES: dict[str, dict[str, Any]] = {
@@ -60,7 +61,7 @@ def optimizer_of(
         if len(shape) == 4:
             param = param.to(memory_format=torch.channels_last)
         group = {"params": [nn.Parameter(param)], **CASES[case]}
-        if rule.for_matrices and view is not None:
+        if rule.work.takes_matrices and view is not None:
             group["view"] = view
         # Parameters with one view are one group, and those of one shape one batch.
         same = [other for other in groups if other.get("view") == group.get("view")]

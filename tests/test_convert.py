@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import orthon
 from orthon.saving.convert import convert_state, convert_states
-from tests.gradients import sequence
+from orthon.testing.gradients import sequence
 from tests.support.closeness import assert_close
 from tests.support.foreign_groups import KELLER, MOONLIGHT, of_microsoft, torch_muon
 from tests.support.foreign_rules import keller_adam, keller_muon, microsoft, moonlight

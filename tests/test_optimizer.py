@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from orthon import Dion, Dion2, Dion3, Muon, NorMuon, param_groups
-from orthon.algorithms import RULES
-from orthon.algorithms.rule import COMMON_OPTIONS, Rule
+from orthon.algorithms import RULES, Batch, Elementwise, Rule
 from orthon.explain.temporaries import Temporaries
 
 
@@ -243,13 +242,10 @@ def test_the_start_of_Q_depends_on_seed_and_name_alone() -> None:
 def test_a_new_rule_needs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule is data: once it is known, groups, state, steps, state dicts and explanations serve it."""
 
-    def sign_descent(batch: Any, group: Any) -> Any:
-        yield from ()
-        for X, G in zip(batch.weights, batch.grads, strict=True):
-            X.sub_(G.sign(), alpha=group["lr"])
+    def sign_descent(batch: Batch) -> None:
+        batch.descend([G.sign() for G in batch.grads])
 
-    rule = Rule("sign", options=COMMON_OPTIONS, entries=lambda *_: {}, update=sign_descent)
-    monkeypatch.setitem(RULES, "sign", rule)  # type: ignore[arg-type]
+    monkeypatch.setitem(RULES, "sign", Rule("sign", sign_descent, {}, Elementwise(), {}))
     model = small_model()
     optimizer = Dion(param_groups(model, scalar_algorithm="sign"))
     train(model, optimizer, range(2))
@@ -313,7 +309,7 @@ def test_extra_memory_of_polar_factors(
     shape: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orthon.algorithms.polar_factor.polar_dtype", lambda *_: dtype)
+    monkeypatch.setattr("orthon.algorithms.whole_matrix.polar_dtype", lambda *_: dtype)
     extra = extra_memory([shape] * 4, make, **options)
     batch = 4 * 4 * math.prod(shape)
     assert extra <= batches * batch, f"{make.__name__}, {options}, {dtype}: {extra / batch:.2f} batches"

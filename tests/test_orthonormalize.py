@@ -9,19 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orthon.linalg import orthonormalize, unit_columns
-from orthon.linalg.orthonormalize import Columns
-from orthon.sharding import Ranks, Step
-
-ONE_RANK = Ranks((0,), ())
-
-
-def result_of(step: Step[Columns]) -> Columns:
-    """Run a computation that never waits."""
-    try:
-        next(step)
-    except StopIteration as end:
-        return end.value
-    raise AssertionError("nothing should be in flight with one rank")
 
 
 def randn(*shape: int) -> Tensor:
@@ -83,7 +70,7 @@ FULL = {"random", "condition 1e+02", "graded columns", "nearly parallel", "tiny"
 @pytest.mark.parametrize("name", MATRICES)
 def test_orthonormal_columns(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     B = MATRICES[name](*shape).to(dtype)
-    P, live, _ = result_of(orthonormalize(B[None], ONE_RANK))
+    P, live, _ = orthonormalize(B[None])
     P, live = P[0].double(), live[0]
     assert P.isfinite().all()
 
@@ -109,7 +96,7 @@ def test_orthonormal_columns(name: str, shape: tuple[int, int], dtype: torch.dty
 
 def test_agrees_with_householder_qr() -> None:
     B = randn(40, 12)
-    P = result_of(orthonormalize(B[None], ONE_RANK)).vectors[0]
+    P = orthonormalize(B[None]).vectors[0]
     Q, R = torch.linalg.qr(B)
     torch.testing.assert_close(P, Q * R.diagonal().sign(), rtol=0, atol=1e-13)
 
@@ -117,9 +104,9 @@ def test_agrees_with_householder_qr() -> None:
 def test_a_batch_is_as_good_as_each_alone() -> None:
     names = ["random", "zero", "half the rank", "tiny", "huge"]
     B = torch.stack([MATRICES[name](20, 6).float() for name in names])
-    together = result_of(orthonormalize(B, ONE_RANK))
+    together = orthonormalize(B)
     for i, name in enumerate(names):
-        alone = result_of(orthonormalize(B[i : i + 1], ONE_RANK))
+        alone = orthonormalize(B[i : i + 1])
         torch.testing.assert_close(together.vectors[i], alone.vectors[0], msg=lambda m, n=name: f"{n}: {m}")
         assert torch.equal(together.live[i], alone.live[0])
 
@@ -130,7 +117,7 @@ def test_kahan_matrices_do_no_harm() -> None:
         c = 0.1
         upper = torch.eye(r).double() - c * torch.ones(r, r).double().triu(1)
         B = (1 - c * c) ** (0.5 * torch.arange(r).double())[:, None] * upper
-        P = result_of(orthonormalize(B[None].float(), ONE_RANK)).vectors[0].double()
+        P = orthonormalize(B[None].float()).vectors[0].double()
         assert P.isfinite().all()
         assert torch.linalg.matrix_norm(P, ord=2) < 1.1
 
@@ -139,7 +126,7 @@ def test_kahan_matrices_do_no_harm() -> None:
 def test_reduced_precision_for_products_is_not_used_here(allowed: str) -> None:
     torch.set_float32_matmul_precision(allowed)
     try:
-        P = result_of(orthonormalize(randn(64, 8).float()[None], ONE_RANK)).vectors[0]
+        P = orthonormalize(randn(64, 8).float()[None]).vectors[0]
         assert torch.get_float32_matmul_precision() == allowed
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -149,7 +136,7 @@ def test_reduced_precision_for_products_is_not_used_here(allowed: str) -> None:
 def test_unit_columns() -> None:
     R = torch.tensor([[3.0, 0.0, 1e-9, 3e-3], [4.0, 0.0, 0.0, 4e-3]])
     for scale in (1.0, 1e-30, 1e30):
-        Q, live, _ = result_of(unit_columns(scale * R[None], ONE_RANK))
+        Q, live, _ = unit_columns(scale * R[None])
         torch.testing.assert_close(Q[0], torch.tensor([[0.6, 0, 0, 0.6], [0.8, 0, 0, 0.8]]))
         assert live[0].tolist() == [True, False, False, True]
 
@@ -169,7 +156,7 @@ def test_live_columns_count_the_rank(m: int, r: int, rank: int, exponent: int, s
     left = torch.randint(-9, 10, (m, rank), generator=generator).double()
     right = torch.randint(-9, 10, (rank, r), generator=generator).double()
     B = left @ right
-    P, live, _ = result_of(orthonormalize((B * 10.0**exponent).float()[None], ONE_RANK))
+    P, live, _ = orthonormalize((B * 10.0**exponent).float()[None])
     assert (P[0].T @ P[0] - torch.diag(live[0].float())).abs().max() < 2e-6
     # A singular value below 1e-5 of the largest may be found in float32, or not; what is exactly zero never is.
     assert torch.linalg.matrix_rank(B, rtol=1e-5) <= live.sum() <= torch.linalg.matrix_rank(B)

@@ -183,7 +183,7 @@ def test_leading_dims_are_as_good_as_one_by_one(method: str, monkeypatch: pytest
 def test_temporaries_stay_within_their_limit(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["orthon.linalg.polar"]
     monkeypatch.setattr(module, "TEMPORARY_BYTES", 1 << 20)
-    name = "_by_svd" if method == "svd" else "_iterate"
+    name = "by_svd" if method == "svd" else "iterate"
     inner, parts = getattr(module, name), []
     monkeypatch.setattr(module, name, lambda U, *args, **kwargs: (parts.append(len(U)), inner(U, *args, **kwargs))[1])
     polar(randn(100, 16, 32), method=method)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from orthon import Dion
-from orthon.linalg import arithmetic, default_precision, orthonormalize
+from orthon.linalg import Columns, arithmetic, default_precision, orthonormalize
 from orthon.linalg.arithmetic import gram_in_bf16x3, product_in_bf16x3, product_in_tf32
-from orthon.linalg.orthonormalize import Columns
 from orthon.linalg.precision import float32_products, full_precision
-from tests.gradients import sequence
+from orthon.testing.formulas import start
+from orthon.testing.gradients import sequence
 from tests.support.closeness import assert_close
-from tests.test_dion import run
-from tests.test_orthonormalize import MATRICES, ONE_RANK, RANK, randn, result_of
+from tests.support.references import run
+from tests.test_orthonormalize import MATRICES, RANK, randn
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -47,8 +47,16 @@ def error_of(columns: Columns) -> float:
     return float((P.T @ P - torch.diag(live.double())).abs().max())
 
 
-# Less than what is promised: 1e-3 for 16-bit state, 1e-5 for float32, whatever GPUs do to the last bits of an operand.
+# How far PᵀP may be from the identity. `Arithmetic` promises 2⁻¹⁰ (2⁻⁹ if GPUs cut bits off), 2⁻¹⁵ and a few epsilon:
+# these are less, as roundings go both ways.
 BOUND = {"tf32": 5e-4, "bf16x3": 8e-6, "float32": 4e-6}
+# Singular values of these matrices fall gradually below the noise, and some columns are hardly more than noise. In the
+# last pass such a column may lose up to half of its length: it is (c, s) in the plane of a column before it, s > 1/2.
+# The inverse triangle makes an error e of the Gram matrix (1 + c²)/s²·e then, up to 7e, where e is at most 2⁻¹⁵. Which
+# columns these are, and how near to 1/2, is decided by the last bits of sums, and so by the processor: in bf16x3, with
+# the entries of B changed by an epsilon at random, from 2e-6 to 2.3e-5.
+NEAR_NOISE = {"condition 1e+05", "condition 1e+07", "condition 1e+10", "nearly parallel", "Hilbert", "Vandermonde"}
+BOUND_NEAR_NOISE = {**BOUND, "bf16x3": 7 * 2.0**-15}
 # How much of a unit column P may leave out: what counts as noise, amplified by the columns before it.
 LEFT_OUT = {("tf32", F32): 2e-2, ("bf16x3", F32): 1e-3, ("float32", F32): 2e-4}
 
@@ -56,9 +64,10 @@ LEFT_OUT = {("tf32", F32): 2e-2, ("bf16x3", F32): 1e-3, ("float32", F32): 2e-4}
 def check(name: str, dtype: torch.dtype, precision: str) -> None:
     for shape in ((256, 64), (48, 48), (300, 1), (1, 1)):
         B = MATRICES[name](*shape).to(dtype)
-        columns = result_of(orthonormalize(B.clone()[None], ONE_RANK, precision=precision))
+        columns = orthonormalize(B.clone()[None], precision=precision)
         error, live, case = error_of(columns), int(columns.live.sum()), f"{shape}, {precision}"
-        assert error <= BOUND[precision], f"{case}: PᵀP is off by {error:.1e}"
+        bound = (BOUND_NEAR_NOISE if name in NEAR_NOISE else BOUND)[precision]
+        assert error <= bound, f"{case}: PᵀP is off by {error:.1e}"
         # Rounding of B itself to bfloat16 makes more directions of this one.
         if name in RANK and (name, dtype) != ("half the rank", BF16):
             assert live == RANK[name](shape[1]), f"{case}: {live} of {shape[1]} columns live"
@@ -88,9 +97,21 @@ def test_orthonormal_elsewhere(name: str, precision: str, dtype: torch.dtype) ->
 def test_many_rows_and_columns() -> None:
     for shape, precision in product(((4000, 16), (600, 500)), ("tf32", "bf16x3")):
         B = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-        columns = result_of(orthonormalize(B[None], ONE_RANK, precision=precision))
+        columns = orthonormalize(B[None], precision=precision)
         assert columns.live.all(), (shape, precision)
         assert error_of(columns) <= BOUND[precision], (shape, precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16x3"])
+def test_few_large_rows(precision: str) -> None:
+    """A Gram matrix that misses a little of each product of these would have eigenvalues far below zero."""
+    for large, r, rest in product((2, 4, 8), (32, 64, 128), (0.0, 1e-4)):
+        B = rest * torch.randn(2 * r, r, generator=torch.Generator().manual_seed(0))
+        B[:large] = 1 + torch.rand(large, r, generator=torch.Generator().manual_seed(1))
+        columns = orthonormalize(B[None], precision=precision)
+        case = f"{large} large rows, {r} columns, the rest {rest}"
+        assert columns.live.sum() == (r if rest else large), f"{case}: {columns.live.sum()} columns live"
+        assert error_of(columns) <= BOUND[precision], case
 
 
 @pytest.mark.usefixtures("tf32")
@@ -98,18 +119,16 @@ def test_kahan_matrices_do_no_harm() -> None:
     for r, precision in product((100, 300), ("tf32", "bf16x3")):
         upper = torch.eye(r).double() - 0.1 * torch.ones(r, r).double().triu(1)
         B = (1 - 0.01) ** (0.5 * torch.arange(r).double())[:, None] * upper
-        P = result_of(orthonormalize(B[None].float(), ONE_RANK, precision=precision)).vectors[0].double()
+        P = orthonormalize(B[None].float(), precision=precision).vectors[0].double()
         assert P.isfinite().all(), (r, precision)
         assert torch.linalg.matrix_norm(P, ord=2) < 1.1, (r, precision)
 
 
 def test_float64_stays_float64() -> None:
     B = randn(40, 12)
-    expected = result_of(orthonormalize(B.clone()[None], ONE_RANK))
+    expected = orthonormalize(B.clone()[None])
     for precision in ("tf32", "bf16x3"):
-        assert torch.equal(
-            result_of(orthonormalize(B.clone()[None], ONE_RANK, precision=precision)).vectors, expected.vectors
-        )
+        assert torch.equal(orthonormalize(B.clone()[None], precision=precision).vectors, expected.vectors)
 
 
 def test_split_products() -> None:
@@ -130,11 +149,11 @@ STEP_ERROR = {"tf32": 5e-3, "bf16x3": 1e-4}
 @pytest.mark.parametrize("precision", STEP_ERROR)
 @pytest.mark.usefixtures("tf32")
 def test_steps_of_dion(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orthon.algorithms.dion.check_precision", lambda *_: None)
+    monkeypatch.setattr("orthon.algorithms.low_rank.check_precision", lambda *_: None)
     for right_factor in ("normalize", "orthonormalize"):
         options: dict[str, Any] = {"precision": precision, "right_factor": right_factor, "rank_fraction": 0.5}
-        expected, X, _ = run(sequence(kind, 24, 10, STEPS), dtype=F32, options=options)
-        assert_close(X, expected.X, STEP_ERROR[precision], f"{kind}, {precision}, {right_factor}")
+        both = run("dion", sequence(kind, 24, 10, STEPS), options, F32)
+        assert_close(both.found, both.expected, STEP_ERROR[precision], f"{kind}, {precision}, {right_factor}")
 
 
 # Of the largest of what the weights have moved by: each step errs by a few epsilon of its own update, and turns factors
@@ -150,21 +169,18 @@ def test_products_in_another_dtype(kind: str, shape: tuple[int, int], dtype: tor
     gradients = sequence(kind, *shape, STEPS)
     for more in ({}, {"right_factor": "orthonormalize"}, {"cautious_weight_decay": True}, {"nonfinite": "skip"}):
         options: dict[str, Any] = {"product_dtype": dtype, "rank_fraction": 0.25, **more}
-        expected, X, state = run(gradients, dtype=storage, options=options)
-        assert state["momentum"].dtype == storage
-        start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=F64).to(storage)
-        coarsest = max(PRODUCT_ERROR[dtype], PRODUCT_ERROR[storage])
-        assert_close(X, expected.X, coarsest, f"{kind}, {shape}, {dtype} for {storage}, {more}", expected.X - start)
+        nonfinite = options.pop("nonfinite", "raise")
+        both = run("dion", gradients, options, storage, nonfinite=nonfinite)
+        assert both.state["momentum"].dtype == storage
+        coarsest, moved = max(PRODUCT_ERROR[dtype], PRODUCT_ERROR[storage]), both.expected - start(shape, storage)
+        assert_close(both.found, both.expected, coarsest, f"{kind}, {shape}, {dtype} for {storage}, {more}", moved)
 
 
 @pytest.mark.parametrize("shape", [(24, 10), (30, 40)], ids=str)
 def test_rounding_of_the_state_is_no_direction(shape: tuple[int, int]) -> None:
     """Of a momentum in float16, all but one direction is what its entries have been rounded by."""
-    expected, X, _ = run(
-        sequence("rank_1", *shape, STEPS), dtype=F32, options={"state_dtype": F16, "rank_fraction": 0.5}
-    )
-    start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=F64).to(F32)
-    assert_close(X, expected.X, 0.05, str(shape), expected.X - start)
+    both = run("dion", sequence("rank_1", *shape, STEPS), {"state_dtype": F16, "rank_fraction": 0.5}, F32)
+    assert_close(both.found, both.expected, 0.05, str(shape), both.expected - start(shape, F32))
 
 
 def test_the_default_follows_state_and_device() -> None:

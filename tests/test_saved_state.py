@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from orthon import Dion, MatrixView, MixedOptimizer
 from orthon.algorithms import RULES
-from tests.ranks.checkpointing import ALONE, GROUPS, run_of, train
+from tests.support.checkpointing import ALONE, GROUPS, run_of, train
 
 State = dict[str, Any]
 

@@ -106,9 +106,9 @@ def test_explain_tells_what_small_matrices_take(make: Any, shape: tuple[int, int
 
 def test_state_that_is_moved_together_is_not_temporary() -> None:
     """The first step makes one storage of the right factors; later ones find it."""
-    optimizer = stepped(Dion, [(64, 96)] * 4, torch.float32, rank_fraction=1.0)
+    optimizer = stepped(Dion, [(64, 96)] * 4, torch.float32, rank_fraction=0.5)
     assert explain(optimizer).temporary_bytes == measured(optimizer)
-    fresh = Dion([nn.Parameter(torch.zeros(64, 96)) for _ in range(4)], rank_fraction=1.0)
+    fresh = Dion([nn.Parameter(torch.zeros(64, 96)) for _ in range(4)], rank_fraction=0.5)
     assert explain(fresh).temporary_bytes == measured(optimizer)
 
 
@@ -134,7 +134,7 @@ def test_batches_are_capped(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = explain(make(params))
     assert [batch.matrices for batch in whole.batches] == [7, 3, 1]
     cap = 4 * 4 * 32 * 48
-    monkeypatch.setattr("orthon.step.updates._BATCH_BYTES", cap)
+    monkeypatch.setattr("orthon.step.batches.BATCH_BYTES", cap)
     capped = explain(make(params))
     # The polar factors of such small matrices, in float32, take more than twice the cap for two of them.
     expected = [1] * 11 if make in (Muon, NorMuon) else [3, 4, 1, 1, 1, 1]
@@ -151,17 +151,17 @@ def test_batches_are_capped(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("algorithm", ["adamw", "lion"])
 def test_batches_of_any_shapes_are_capped(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [10, 20, 30, 100, 40, 60, 1, 99, 1]
-    monkeypatch.setattr("orthon.step.updates._BATCH_BYTES", 4 * 100)
+    monkeypatch.setattr("orthon.step.batches.BATCH_BYTES", 4 * 100)
     told = explain(Dion([{"params": [nn.Parameter(torch.zeros(k)) for k in sizes], "algorithm": algorithm}]))
     assert [batch.batch_bytes // 4 for batch in told.batches] == [60, 100, 100, 100, 1]
 
 
 def test_batches_that_are_alike_cost_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind is tried once; what is told of it is told of all."""
-    monkeypatch.setattr("orthon.step.updates._BATCH_BYTES", 2 * 4 * 40 * 40)
+    monkeypatch.setattr("orthon.step.batches.BATCH_BYTES", 2 * 4 * 40 * 40)
     tried = []
     module = sys.modules["orthon.explain.dry_run"]
-    monkeypatch.setattr(module, "_try", lambda work, *_, **__: tried.append(len(work.parts)) or ((), len(tried)))
+    monkeypatch.setattr(module, "_try", lambda work, *_, **__: tried.append(len(work.pieces)) or ((), len(tried)))
     explanation = explain(Dion([nn.Parameter(torch.zeros(40, 40)) for _ in range(7)]))
     assert tried == [1, 2]
     assert [batch.temporary_bytes for batch in explanation.batches] == [1, 2, 2, 2]
@@ -175,7 +175,7 @@ def standing_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
 @pytest.mark.parametrize("make", FAMILY)
 def test_plans_for_a_gpu(make: Any, nonfinite: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Embedding(50, 96), nn.Linear(96, 160), nn.Linear(160, 96), nn.Conv2d(3, 4, 3))
+    model = nn.Sequential(nn.Embedding(50, 256), nn.Linear(256, 512), nn.Linear(512, 256), nn.Conv2d(3, 4, 3))
     on_cpu = explain(make.for_model(model, nonfinite=nonfinite))
     standing_for_a_gpu(monkeypatch)
     on_gpu = explain(make.for_model(model, nonfinite=nonfinite))
@@ -243,7 +243,7 @@ def test_a_step_takes_two_batches_at_most(
 ) -> None:
     """A batch that would take more has fewer matrices. `nonfinite="skip"` makes one more, of the gradients."""
     batch = 24 * math.prod(shape) * dtype.itemsize
-    monkeypatch.setattr("orthon.step.updates._BATCH_BYTES", batch)
+    monkeypatch.setattr("orthon.step.batches.BATCH_BYTES", batch)
     params = [nn.Parameter(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(50)]
     told = explain(make(params, **options))
     limit = 3 if options.get("nonfinite") == "skip" else 2

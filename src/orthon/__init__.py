@@ -4,6 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from orthon.algorithms import Rule, register_rule
 from orthon.explain import Explanation, explain
 from orthon.model import param_groups, qk_clip_
 from orthon.optimizers import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorDion2, NorMuon
@@ -23,11 +24,13 @@ __all__ = [
     "Muon",
     "NorDion2",
     "NorMuon",
+    "Rule",
     "convert_state",
     "convert_states",
     "explain",
     "param_groups",
     "qk_clip_",
+    "register_rule",
 ]
 
 __version__ = version("orthon")

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ranks.pool import Pool
+from orthon.testing import Pool
 
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Pool]:
-    with Pool() as pool:
+    with Pool(forget=["tests"]) as pool:
         yield pool

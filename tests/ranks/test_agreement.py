@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 import orthon
 from orthon import Dion
-from tests.ranks.pool import Pool, RankError
+from orthon.testing import Pool, RankError
 
 WORLD = 4
 

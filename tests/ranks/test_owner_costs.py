@@ -14,10 +14,9 @@ import orthon
 from orthon.linalg import polar
 from orthon.sharding import Extent, Layout, Share, deal
 from orthon.sharding.grid import Grid
-from tests.ranks import layouts
-from tests.ranks.layouts import LAYOUTS, layouts_on
-from tests.ranks.pool import Pool
-from tests.ranks.test_costs import MORE, counting, triangle
+from orthon.testing import Pool, layouts
+from orthon.testing.layouts import LAYOUTS, layouts_on
+from tests.ranks.test_dion_costs import MORE, counting, triangle
 
 COUNT = 3  # matrices, which are one batch
 SHAPES = [(192, 192), (192, 384), (384, 192)]

@@ -1,6 +1,6 @@
 """The short form of the soak run, `make soak`."""
 
-from tests.ranks.pool import Pool
+from orthon.testing import Pool
 from tests.soak.plan import PLACES, plan
 from tests.soak.run import LARGEST_DEVIATION, deviations, soak
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tests.ranks.pool import Pool
+from orthon.testing import Pool
 from tests.soak.plan import Segment
 from tests.soak.run import LARGEST_DEVIATION, LARGEST_SLOPE, Course, deviations, soak
 
@@ -22,7 +22,8 @@ def main() -> int:
         parser.error(f"--steps should be at least 1, but is {options.steps}")
     console, start = Console(), time.monotonic()
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
-    with Pool() as pool, Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Pool(forget=["tests"]) as pool, Progress(*columns, *times, console=console) as progress:
         task = progress.add_task("starting", total=options.steps)
 
         def done(segment: Segment) -> None:

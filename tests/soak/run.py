@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.ranks.pool import Pool
+from orthon.testing import Pool
 from tests.soak.memory import slope
 from tests.soak.plan import LONGEST, PLACES, Segment, plan
 from tests.soak.segment import run_segment, uninterrupted

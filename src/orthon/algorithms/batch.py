@@ -1,54 +1,76 @@
-"""What one call of a rule updates: parameters with their gradients and state."""
+"""What a rule works on in one call: some parameters of a group, with their gradients and their state."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from orthon.algorithms.kept import Kept
+from orthon.algorithms.lr_scale import lr_factor
 from orthon.algorithms.options import Group
-from orthon.linalg import in_cache
-from orthon.linalg.device import device_type, is_readable
-from orthon.linalg.kernels import SMALL, subtract_product_
-from orthon.sharding import Layout, Side, local, relocated
+from orthon.algorithms.seal import Seal
+from orthon.algorithms.weights import descend_, descend_product_
+from orthon.linalg.device import is_readable
+from orthon.sharding import Layout, Side, Step, local, relocated
 
-# Weights of this many numbers or more are updated by one fused product each; smaller ones share launches.
-LARGE = 1 << 16
-
-
-# By key, the state tensors of a batch and the one tensor that they are parts of.
+# By key: the state tensors of a batch, and the one tensor of which they are parts.
 Buffers = dict[str, tuple[list[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Parameters of one param group that a rule updates together; for a matrix rule, all of one shape.
+    """Parameters of one param group that a rule updates together. For a matrix rule, all have one shape (m, n).
+
+    A rule reads `grads`, `options` and what `kept` returns. It writes by verbs alone: `descend` and its kin for the
+    weights, and the verbs of `Kept` for the state. The verbs know whether this step is to be left out, so that a rule
+    need not. A rule that writes otherwise is refused with a RuntimeError as soon as `nonfinite="skip"` asks for that.
 
     Attributes:
-        names: of the parameters.
-        weights: this rank's part of the parameters, their own storage; for a matrix rule each is (m, n).
-        grads: one for each weight, finite.
-        state: one dictionary for each weight.
-        layout: of each of the matrices for a matrix rule, of one of the parameters for another.
-        owners: for each matrix which of the ranks that hold parts of it, `layout.everyone`, owns it in this step, for
-            a rule that works on whole ones.
+        names: of the parameters, or of the matrices in them.
+        options: the param group.
+        layout: how each of the matrices lies on the ranks, for a matrix rule; how one of the parameters lies, for
+            another.
+        weights: X, this rank's part of each parameter, (m, n) for a matrix rule. To be read only.
+        grads: G, one for each weight. All are finite.
+        state: a dictionary for each weight.
+        owners: for each matrix which of the ranks `layout.everyone` works on the whole of it in this step, for a rule
+            that works on whole matrices on several ranks.
+        of_matrices: whether the weights are matrices, all of one shape.
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
-        gate: None, or a tensor on the device that is 1, or 0 to leave weights and state as they are.
-        reads_transposed: whether rows and columns have changed places in the above, but for the layout.
-        buffers: what `stacked` has found in the steps before.
+        gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
+        reads_transposed: whether rows and columns have changed places in all of the above, but for the layout.
+        buffers: what `stacked` found in the steps before.
+        seal: tells whether somebody else has written to weights or state; None where there is no gate.
     """
 
     names: list[str]
+    options: Group
+    layout: Layout
     weights: list[Tensor]
     grads: list[Tensor]
     state: list[dict[str, Any]]
-    layout: Layout
     owners: list[int] | None = None
+    of_matrices: bool = True
     unsynced: bool = False
     gate: Tensor | None = None
     reads_transposed: bool = False
     buffers: Buffers = field(default_factory=dict)
+    seal: Seal | None = None
+
+    # How the matrices lie
+
+    @property
+    def seen_layout(self) -> Layout:
+        """The layout, with rows and columns in the places that they have here."""
+        return self.layout.transposed if self.reads_transposed else self.layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of each whole matrix, as it is read here; for other rules that of the first parameter."""
+        return self.layout.shape[::-1] if self.reads_transposed else self.layout.shape
 
     def rows(self, *, share: bool) -> Side:
         """Return the rows as a side of the matrices; `share` divides work that copies would repeat."""
@@ -67,20 +89,49 @@ class Batch:
             reads_transposed=not self.reads_transposed,
         )
 
-    def stacked(self, key: str) -> Tensor:
-        """Return this rank's part of the state tensors named `key` as one tensor (b, ...) over their own storage.
+    def sum_along_rows(self, x: Tensor) -> Step[Tensor]:
+        """Return the sum of `x` over the ranks that hold the other parts of these rows. May overwrite `x`."""
+        return (yield from self.seen_layout.grid.along(self.seen_layout.cuts[1]).sum(x))
 
-        They are moved into a common storage when they do not lie in one already: at the first step, after
-        loading a state, or when other parameters than before have gradients.
+    def sum_along_cols(self, x: Tensor) -> Step[Tensor]:
+        """Return the sum of `x` over the ranks that hold the other parts of these columns. May overwrite `x`."""
+        return (yield from self.seen_layout.grid.along(self.seen_layout.cuts[0]).sum(x))
+
+    def norms(self, x: Tensor) -> Step[Tensor]:
+        """Return the Frobenius norm of each whole matrix, (b, 1, 1), of this rank's parts x (b, m, n)."""
+        squares = yield from self.sum_along_rows(x.square().sum((-2, -1), keepdim=True))
+        return (yield from self.sum_along_cols(squares)).sqrt()
+
+    # The state
+
+    def kept(self, key: str) -> Kept:
+        """Return the state tensors named `key` with verbs to change them: this rank's part of each, as it is stored.
+
+        For a matrix rule the value is one tensor (b, ...), for another a list of tensors.
+        """
+        parts = [self.stacked(key)] if self.of_matrices else [local(state[key]) for state in self.state]
+        return Kept(self, parts)
+
+    def stacked(self, key: str) -> Tensor:
+        """Return this rank's part of the state tensors named `key` as one tensor (b, ...), over their own storage.
+
+        They are moved into one storage where they do not lie in one yet: at the first step, after a state has been
+        loaded, and where other parameters have gradients than before.
         """
         known = self.buffers.get(key)
         if known is not None and all(s[key] is part for s, part in zip(self.state, known[0], strict=True)):
             return known[1]
-        whole = self._common_storage(key)
+        with self.writing():
+            whole = self._in_one_storage(key)
         self.buffers[key] = [state[key] for state in self.state], whole
         return whole
 
-    def _common_storage(self, key: str) -> Tensor:
+    def stacked_like_weights(self, key: str) -> Tensor:
+        """Return the state tensors named `key`, which have the shape of the weights, as (b, m, n)."""
+        whole = self.stacked(key)
+        return whole.mT if self.reads_transposed else whole
+
+    def _in_one_storage(self, key: str) -> Tensor:
         parts = [local(state[key]) for state in self.state]
         first, stride = parts[0], parts[0].stride()
         start, memory = first.storage_offset(), first.untyped_storage().data_ptr()
@@ -97,10 +148,7 @@ class Batch:
             state[key] = relocated(state[key], part)
         return whole
 
-    def stacked_like_weights(self, key: str) -> Tensor:
-        """Return the state tensors named `key`, which have the parameters' shape, as (b, m, n)."""
-        whole = self.stacked(key)
-        return whole.mT if self.reads_transposed else whole
+    # The gate
 
     @overload
     def gated(self, x: Tensor) -> Tensor: ...
@@ -109,108 +157,67 @@ class Batch:
     def gated(self, x: float | Tensor) -> float | Tensor: ...
 
     def gated(self, x: float | Tensor) -> float | Tensor:
-        """Return `x`, or zero where this step is to leave everything as it is."""
+        """Return `x`, or zero where this step is to be left out."""
         return x if self.gate is None else x * self.gate
 
-    def rates(self, group: Group) -> tuple[float | Tensor, float | Tensor]:
-        """Return lr and lr·weight_decay, or zeros where this step is to leave everything as it is.
-
-        They are numbers where nothing is on an accelerator, which would have to be waited for.
-        """
-        lr = self.gated(scalar(group["lr"]))
-        return lr, lr * scalar(group["weight_decay"])
-
     def gated_mask(self, mask: Tensor) -> Tensor:
-        """Return `mask`, or False where this step is to leave everything as it is."""
+        """Return `mask`, or False where this step is to be left out."""
         return mask if self.gate is None else mask & (self.gate > 0)
 
-    @property
-    def seen_layout(self) -> Layout:
-        """The layout, with rows and columns in the places that they have here."""
-        return self.layout.transposed if self.reads_transposed else self.layout
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write to weights or state in this block. It is up to the block that nothing changes where the gate is 0."""
+        if self.seal is None:
+            yield
+            return
+        self.seal.check()
+        yield
+        self.seal.renew()
 
-    def decay(self, rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:
-        """Decay the weights: X ← (1 − rate)·X.
+    # The weights
+
+    def rates(self, *, divided_by: float = 1.0) -> tuple[float | Tensor, float | Tensor]:
+        """Return lr·scale and lr·weight_decay, or zeros where this step is to be left out.
+
+        For matrices, `scale` follows from their shape by the option "lr_scale"; else it is 1. Both are numbers where
+        the host knows them without waiting for a device.
 
         Args:
-            rate: lr·weight_decay.
-            cautious: for each weight a direction that is about to be subtracted from it. Then only the entries decay
-                that it does not make larger, where its sign is that of the weight or zero (arXiv 2510.12402).
+            divided_by: what `scale` is divided by.
         """
-        if cautious is None:
-            _decay_each(self.weights, rate)
-            return
-        for X, direction in zip(self.weights, cautious, strict=True):
-            X.sub_(agreeing(X, direction).mul_(rate))
+        lr = self.gated(scalar(self.options["lr"]))
+        decay = lr * scalar(self.options["weight_decay"])
+        if not self.of_matrices:
+            return lr, decay
+        return lr * (lr_factor(self.options["lr_scale"], *self.layout.shape) / divided_by), decay
 
-    def subtract(self, updates: Sequence[Tensor], by: float | Tensor) -> None:
-        """Subtract a multiple of an update (m, n) from each weight."""
-        if isinstance(by, Tensor):
-            updates, by = torch._foreach_mul(list(updates), by), 1.0
-        _subtract_each(self.weights, updates, by)
+    def descend(self, updates: Tensor | Sequence[Tensor]) -> None:
+        """Make the step: X ← (1 − lr·weight_decay)·X − lr·scale·update, with the rates of `rates`.
 
-    def decay_and_subtract(
-        self, updates: Sequence[Tensor], *, rate: float | Tensor, by: float | Tensor, cautious: bool
-    ) -> None:
-        """Decay the weights and subtract a multiple of an update (m, n) from each: X ← (1 − rate)·X − by·update.
+        With the option "cautious_weight_decay" only those entries decay that the update does not make larger (arXiv
+        2510.12402).
 
         Args:
-            updates: one for each weight, in any floating dtype.
-            rate: lr·weight_decay.
-            by: factor of the updates.
-            cautious: see `decay`.
+            updates: one for each weight, of its shape: (b, m, n) or a sequence, in any floating dtype.
         """
-        if cautious or isinstance(by, Tensor):
-            self.decay(rate, cautious=updates if cautious else None)
-            self.subtract(updates, by)
-            return
-        for X, update in in_cache(self.weights, updates):
-            _decay_each(X, rate)
-            _subtract_each(X, update, by)
+        each = updates.unbind() if isinstance(updates, Tensor) else updates
+        by, rate = self.rates()
+        cautious = self.options["cautious_weight_decay"]
+        with self.writing():
+            descend_(self.weights, each, rate=rate, by=by, cautious=cautious, alike=self.of_matrices)
 
-    def decay_and_subtract_product(
-        self,
-        P: Tensor,
-        Q: Tensor,
-        *,
-        rate: float | Tensor,
-        by: float | Tensor,
-        cautious: bool,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Decay the weights and subtract a low-rank product from each: X ← (1 − rate)·X − by·P Qᵀ.
+    def descend_product(self, P: Tensor, Q: Tensor, *, dtype: torch.dtype | None = None) -> None:
+        """Make the step with a product of low rank: X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ, as `descend` does.
 
         Args:
             P: (b, m, r).
             Q: (b, n, r).
-            rate: lr·weight_decay.
-            by: factor of the product.
-            cautious: see `decay`.
-            dtype: in which the product is computed; that of the weights if there is none.
+            dtype: in which the product is computed; None for that of the weights.
         """
-        if not cautious and self.weights[0].numel() >= LARGE:
-            subtract_product_(self.weights, P, Q, rate=rate, by=by, dtype=dtype)
-            return
-        if isinstance(by, Tensor):  # before Q is rounded
-            Q, by = Q * by, 1.0
-        dtype = dtype or self.weights[0].dtype
-        updates = (P.to(dtype) @ Q.to(dtype).mT).unbind()
-        self.decay_and_subtract(updates, rate=rate, by=by, cautious=cautious)
-
-
-def _decay_each(weights: Sequence[Tensor], rate: float | Tensor) -> None:
-    if isinstance(rate, Tensor) or device_type(weights[0].device) != "cpu" or weights[0].numel() >= SMALL:
-        torch._foreach_mul_(list(weights), 1 - rate)
-    elif rate:  # three times as fast as a product with a number, each of which torch makes a tensor of
-        torch._foreach_add_(list(weights), list(weights), alpha=-rate)
-
-
-def _subtract_each(weights: Sequence[Tensor], updates: Sequence[Tensor], by: float) -> None:
-    if updates[0].dtype == weights[0].dtype:
-        torch._foreach_sub_(list(weights), list(updates), alpha=by)
-        return
-    for X, update in zip(weights, updates, strict=True):
-        X.sub_(update, alpha=by)
+        by, rate = self.rates()
+        cautious = self.options["cautious_weight_decay"]
+        with self.writing():
+            descend_product_(self.weights, P, Q, rate=rate, by=by, cautious=cautious, dtype=dtype)
 
 
 def scalar(value: float | Tensor) -> float | Tensor:
@@ -218,8 +225,3 @@ def scalar(value: float | Tensor) -> float | Tensor:
     if not isinstance(value, Tensor):
         return value
     return float(value) if is_readable(value) else value.reshape(())
-
-
-def agreeing(X: Tensor, direction: Tensor) -> Tensor:
-    """Return X where subtracting a direction does not make it larger, their signs being equal or one of them zero."""
-    return torch.where(direction.sign() * X >= 0, X, 0)

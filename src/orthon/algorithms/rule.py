@@ -1,107 +1,143 @@
-"""What an update rule is: its options, its state, and its step."""
+"""What an update rule is, and the list of all rules."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.lr_scale import LR_SCALES
-from orthon.algorithms.options import (
-    Group,
-    Option,
-    choice,
-    flag,
-    float_dtype_or_none,
-    integer,
-    number_or_tensor,
-    own,
-    structural,
-)
-from orthon.algorithms.state import Entries
-from orthon.sharding import Layout, Step
+from orthon.algorithms.options import Group, Option
+from orthon.algorithms.state import Counter, Entries, Entry
+from orthon.algorithms.work import COMMON_OPTIONS, MATRIX_OPTIONS, Work
+from orthon.sharding import Step
 from orthon.sharding.matrix_view import MatrixView
-
-
-def _is_view(value: object) -> bool:
-    return value is None or isinstance(value, MatrixView | Mapping)
-
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """An update rule.
+    """An update rule. `register_rule` makes it known, so that param groups can choose it by its name.
 
     Attributes:
         name: by which a param group chooses it.
-        options: what a param group may set for it, beside "params".
-        entries: what it keeps of a parameter of the given shape, or of matrices of this shape.
-        update: makes one step on a batch, in place; a computation that may pause for collectives.
-        for_matrices: whether it takes matrices alone, in batches of one shape.
-        rank: for explanations, the rank of its update to a matrix of the given shape; None if it is not low.
-        temporaries: about how many bytes a step takes for a matrix of the given layout and dtype, beside weights,
-            gradients and state.
-        compresses: whether, where the replicas' gradients differ, it averages over them with fewer numbers than the
-            gradient has; None if it never does.
-        cost: the work on one whole matrix of the given shape, for a rule that gives each to one of the ranks that
-            hold parts of it; None for others.
-        route: how it works on a number of whole matrices of the given layout: "alone", by "owners" or on "shards".
-        check_layout: raises a ValueError for matrices that lie so that it cannot update them.
-        polar_dtype: in which it computes on whole matrices, of which the momentum is stored in the given one.
-        counts: whether its state's "step" is the number of steps that the parameter has been through, this included.
+        update: makes one step on a batch, in place. A generator where ranks may have to talk, as it pauses while they
+            do; else it may be a plain function that returns None.
+        entries: what it keeps of each parameter, or of each of its matrices: an `Entry` or a `Counter` by key; or a
+            function that returns that for a shape and a param group.
+        work: the kind of work that it does.
+        options: what a param group may set for it. Those of its kind of work are added; of one name, the rule's own
+            counts.
     """
 
     name: str
+    update: Callable[[Batch], Step[None] | None]
+    entries: Entries | Callable[[tuple[int, ...], Group], Entries]
+    work: Work
     options: Mapping[str, Option]
-    entries: Callable[[tuple[int, ...], Group], Entries]
-    update: Callable[[Batch, Group], Step[None]]
-    for_matrices: bool = False
-    rank: Callable[[tuple[int, ...], Group], int] | None = None
-    temporaries: Callable[[Layout, Group, torch.dtype], float] | None = None
-    compresses: Callable[[Layout, Group], bool] | None = None
-    cost: Callable[[tuple[int, ...], Group], float] | None = None
-    route: Callable[[Layout, int, Group], str] | None = None
-    check_layout: Callable[[Layout, Group], None] | None = None
-    polar_dtype: Callable[[torch.dtype, Layout, Group], torch.dtype] | None = None
-    counts: Callable[[Group], bool] = lambda _: False
 
-    def check_parameter(self, param: Tensor, group: Group, where: str) -> None:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", {**self.work.options, **self.options})
+
+    def keeps(self, shape: tuple[int, ...], options: Group) -> Entries:
+        """Return what the rule keeps of a parameter, or a matrix, of this shape."""
+        return self.entries(shape, options) if callable(self.entries) else self.entries
+
+    def check_parameter(self, param: Tensor, options: Group, where: str) -> None:
         """Raise a TypeError or ValueError if this rule cannot update `param`, which `where` names."""
         if param.dtype not in FLOAT_DTYPES:
             allowed = ", ".join(map(str, FLOAT_DTYPES))
             raise TypeError(f"{where}: dtype should be one of {allowed}, but is {param.dtype}")
-        if not self.for_matrices:
+        if not self.work.takes_matrices:
             return
-        if group["view"] is None and (param.ndim != 2 or param.numel() == 0):
+        if options["view"] is None and (param.ndim != 2 or param.numel() == 0):
             raise ValueError(
                 f"{where}: {self.name} updates matrices, so the shape should be (rows, columns), both at least 1, "
                 f"but is {tuple(param.shape)}; tell by view=MatrixView(...) in its group how it is read as matrices, "
                 "give it to another algorithm, such as 'adamw', or let orthon.param_groups(model) choose"
             )
-        if group["view"] is not None:
+        if options["view"] is not None:
             try:
-                MatrixView.of(group["view"]).read(tuple(param.shape))
+                MatrixView.of(options["view"]).read(tuple(param.shape))
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
 
 
-# What every rule takes.
-COMMON_OPTIONS: Mapping[str, Option] = {
-    "lr": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
-    "weight_decay": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
-    "maximize": flag(False),
-    "cautious_weight_decay": flag(False),
-    "capturable": own(flag(False)),
-}
+RULES: MutableMapping[str, Rule] = {}
+"""All rules by name. To be read; `register_rule` adds to it."""
 
-# What rules for matrices take beside.
-MATRIX_OPTIONS: Mapping[str, Option] = {
-    **COMMON_OPTIONS,
-    "lr_scale": choice(*LR_SCALES),
-    "state_dtype": float_dtype_or_none(),
-    "seed": integer(0, at_least=0),
-    "view": structural(Option(None, "a MatrixView, a mapping of its attributes, or None", _is_view)),
-}
+
+def register_rule(rule: Rule) -> Rule:
+    """Make a rule known by its name, for `{"params": ..., "algorithm": name}` and `MixedOptimizer(algorithm=name)`.
+
+    A rule may be registered again by the code that registered it before, as when a cell of a notebook runs twice.
+
+    Returns:
+        The rule.
+
+    Raises:
+        TypeError, ValueError: for a rule whose parts do not fit together, or a name that another one has.
+    """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"register_rule: rule should be a Rule, but is a {type(rule).__name__}")
+    where = f"register_rule: rule {rule.name!r}"
+    if not isinstance(rule.name, str) or not rule.name.isidentifier():
+        raise ValueError(f"{where}: name should be a Python identifier, such as 'adamuon'")
+    known = RULES.get(rule.name)
+    if known is not None and _origin(known) != _origin(rule):
+        raise ValueError(f"{where}: name is taken by {_origin(known)}; choose another one")
+    if not isinstance(rule.work, Work):
+        raise TypeError(
+            f"{where}: work should be one of Elementwise(), LowRank(), WholeMatrix(), SelectedRows(), or a Work of "
+            f"your own, but is {rule.work!r}"
+        )
+    _check_work(rule.work, where)
+    _check_options(rule, where)
+    _check_entries(rule, where)
+    RULES[rule.name] = rule
+    return rule
+
+
+def _origin(rule: Rule) -> str:
+    return f"{rule.update.__module__}.{rule.update.__qualname__}"
+
+
+def _check_work(work: Work, where: str) -> None:
+    """Raise a ValueError for a kind of work that gives one of two answers that belong together."""
+    kind = type(work)
+    for one, other in (("cost", "route"), ("route", "cost")):
+        if getattr(kind, one) is not getattr(Work, one) and getattr(kind, other) is getattr(Work, other):
+            raise ValueError(f"{where}: {kind.__name__} has a {one} without a {other}; both belong together")
+    if not work.takes_matrices:
+        for answer in ("rank", "cost", "compresses", "check_layout", "polar_dtype"):
+            if getattr(kind, answer) is not getattr(Work, answer):
+                raise ValueError(f"{where}: {kind.__name__} has {answer}, which is for work that takes matrices alone")
+
+
+def _check_options(rule: Rule, where: str) -> None:
+    for name, option in rule.options.items():
+        if not isinstance(option, Option):
+            raise TypeError(f"{where}: option {name!r} should be an Option, such as number(...), but is {option!r}")
+        option.check(name, option.default, f"{where}: default")
+    needed = MATRIX_OPTIONS if rule.work.takes_matrices else COMMON_OPTIONS
+    missing = [name for name in needed if name not in rule.options]
+    if missing:
+        raise ValueError(
+            f"{where}: {type(rule.work).__name__} lacks the options {', '.join(map(repr, missing))}, which all rules "
+            "of its kind have; add those of the class that it comes from"
+        )
+
+
+def _check_entries(rule: Rule, where: str) -> None:
+    """Raise a TypeError or ValueError for a state that its kind of work cannot keep."""
+    options = {name: option.default for name, option in rule.options.items()}
+    entries = rule.keeps((6, 4), options)
+    for key, entry in entries.items():
+        if not isinstance(entry, Entry | Counter):
+            raise TypeError(f"{where}: the entry {key!r} should be an Entry or a Counter, but is {entry!r}")
+        if isinstance(entry, Entry) and entry.side is not None and not rule.work.takes_matrices:
+            raise ValueError(f"{where}: the entry {key!r} lies along a side, but {rule.name} takes no matrices")
+    for key in rule.work.needs:
+        if key not in entries:
+            raise ValueError(f"{where}: {type(rule.work).__name__} works on the state {key!r}, which entries() lacks")

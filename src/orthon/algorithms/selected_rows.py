@@ -1,17 +1,81 @@
-"""Some rows of the matrices of a batch: which are chosen, their polar factors, and their updates."""
+"""Work on some rows of the momentum: which are chosen, and how their update comes back into the weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from orthon.algorithms.batch import LARGE, Batch
-from orthon.algorithms.options import Group, portion
-from orthon.algorithms.polar_factor import polar_by_owners
-from orthon.linalg import in_cache, polar, random_normal
-from orthon.linalg.device import device_type
-from orthon.sharding import Extent, Layout, Owners, Step
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.options import Group, Option, choice, number, portion
+from orthon.algorithms.state import Counter, Entries, Entry
+from orthon.algorithms.whole_matrix import POLAR_OPTIONS, WholeMatrix, dtype_of_polar
+from orthon.algorithms.work import MATRIX_OPTIONS, Work
+from orthon.linalg import random_normal
+from orthon.sharding import Extent, Layout, Step
+
+
+@dataclass(frozen=True)
+class SelectedRows(Work):
+    """The polar factor of a fraction of the rows; where m > n, columns take the place of the rows.
+
+    Attributes:
+        moments: whether the update is divided by moments of its rows, which takes memory.
+    """
+
+    moments: bool = False
+
+    @property
+    def takes_matrices(self) -> bool:
+        """Whether the rule takes matrices alone: it does."""
+        return True
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """What every rule of this kind takes."""
+        return {
+            **MATRIX_OPTIONS,
+            **POLAR_OPTIONS,
+            "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
+            "selection": choice("global", "local", "random"),
+        }
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys of its state."""
+        return ("momentum",)
+
+    def entries(self, shape: tuple[int, ...], options: Group) -> Entries:  # noqa: ARG002
+        """Return a zero momentum (m, n), and for random rows the number of steps."""
+        steps = {"step": Counter(on_device=options["capturable"], counted=True)}
+        momentum = Entry(dtype=options["state_dtype"], own=True)
+        return {"momentum": momentum, **(steps if options["selection"] == "random" else {})}
+
+    def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
+        """Return the bytes of a polar factor of the selected rows alone; with moments, and of three in float32."""
+        m, n = layout.largest
+        moments = 12 * m * n if self.moments else 0
+        return (
+            float(options["fraction"] * WholeMatrix().temporaries(layout, options, dtype))
+            + float(options["fraction"]) * moments
+        )
+
+    def compresses(self, layout: Layout, options: Group) -> bool:  # noqa: ARG002
+        """Return whether the rows are known without the gradients, so that only they need to be averaged."""
+        return bool(options["selection"] == "random" and options["fraction"] < 1)
+
+    def cost(self, shape: tuple[int, ...], options: Group) -> float:
+        """Return the operations for the polar factor of the selected rows of one matrix."""
+        short, long = sorted(shape)
+        return WholeMatrix().cost((portion(options["fraction"], short), long), options)
+
+    def route(self, layout: Layout, count: int, options: Group) -> str:  # noqa: ARG002
+        """Return "alone", or "owners" on several ranks."""
+        return "alone" if layout.everyone.size == 1 else "owners"
+
+    def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
+        """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
+        return dtype_of_polar(storage, layout, options)
 
 
 @dataclass(frozen=True)
@@ -21,7 +85,7 @@ class Selection:
     Attributes:
         rows: for each matrix their indices among this rank's rows of it, ascending; one tensor where all have as many.
         count: how many rows of each matrix are selected on all ranks together.
-        layout: of the selected rows as matrices of their own, or of the whole ones where `everywhere` is given.
+        layout: of the selected rows as matrices of their own, or of the whole matrices where `everywhere` is given.
         everywhere: for each matrix the selected rows of all ranks, as indices of its rows, where other ranks have other
             rows; for "local" any that are as many in each rank's part.
     """
@@ -32,30 +96,23 @@ class Selection:
     everywhere: list[list[int]] | None = None
 
 
-def selected(norms: Tensor | None, batch: Batch, group: Group) -> Step[Selection]:
+def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     """Return which rows to update, the same on every layout unless the selection is "local".
 
     Args:
         norms: of this rank's part of each row, in float64, (b, m); None for "random". They are compared in float32, and
             of equal ones the first are taken, so that the order of summation practically never changes the choice.
-        batch: as the rule reads it.
-        group: with the options "selection" and "fraction".
+        batch: with the options "selection" and "fraction".
     """
-    layout, b, device = batch.seen_layout, len(batch.names), batch.grads[0].device
+    layout, options, device = batch.seen_layout, batch.options, batch.grads[0].device
     m = layout.shape[0]
     start, stop = layout.part(0)
-    local = group["selection"] == "local"
-    k = portion(group["fraction"], stop - start if local else m)
-    if group["selection"] == "random":
-        numbers = [state["step"].reshape(1).long() for state in batch.state]
-        keys = [f"{group['seed']}/{name}/rows" for name in batch.names]
-        everyone = torch.arange(m, device=numbers[0].device)  # an accelerator, if that tells which steps are left out
-        each = zip(keys, numbers, strict=True)
-        values = [random_normal(key, everyone, number, dtype=torch.float32).view(-1) for key, number in each]
-        chosen = torch.stack(values).sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    local = options["selection"] == "local"
+    k = portion(options["fraction"], stop - start if local else m)
+    if norms is None:
+        chosen = _random_order(batch, m)[:, :k]
     else:
-        assert norms is not None
-        norms = yield from layout.grid.along(layout.cuts[1]).sum(norms)
+        norms = yield from batch.sum_along_rows(norms)
         if not local:
             sizes = [last - first for first, last in layout.parts(0, layout.cuts[0])]
             norms = (yield from layout.grid.along(layout.cuts[0]).gather(norms.unsqueeze(-1), sizes)).squeeze(-1)
@@ -63,102 +120,23 @@ def selected(norms: Tensor | None, batch: Batch, group: Group) -> Step[Selection
     chosen = chosen.sort(dim=-1).values  # (b, k)
 
     if not layout.cuts[0]:
-        selected = replace(layout, extents=(Extent(k), layout.extents[1]), _sides={})
-        return Selection(chosen.to(device), k, selected)
+        return Selection(chosen.to(device), k, replace(layout, extents=(Extent(k), layout.extents[1])))
     if local:
         parts = layout.parts(0, layout.cuts[0])
-        counts = [(first, portion(group["fraction"], last - first)) for first, last in parts]
+        counts = [(first, portion(options["fraction"], last - first)) for first, last in parts]
         as_many = sorted(row for first, count in counts for row in range(first, first + count))
-        return Selection(chosen.to(device), len(as_many), layout, [as_many] * b)
+        return Selection(chosen.to(device), len(as_many), layout, [as_many] * len(batch.names))
     # "global" waits for an accelerator: the lengths of what is sent depend on it. On "meta" any rows tell the cost.
-    everywhere = [[i * m // k for i in range(k)]] * b if chosen.is_meta else chosen.tolist()
+    everywhere = [[i * m // k for i in range(k)]] * len(batch.names) if chosen.is_meta else chosen.tolist()
     mine = [[row - start for row in rows if start <= row < stop] for rows in everywhere]
     return Selection([torch.tensor(rows, dtype=torch.long, device=device) for rows in mine], k, layout, everywhere)
 
 
-def polar_of_rows(U: Tensor | list[Tensor], S: Selection, batch: Batch, group: Group) -> Step[Tensor | list[Tensor]]:
-    """Return this rank's part of the polar factors of the selected rows, as `take` returns them in U."""
-    if S.layout.everyone.size == 1:
-        turned = batch.reads_transposed  # what lies in memory by columns is quicker to read so
-        if not isinstance(U, Tensor):
-            stacked = torch.stack([part.mT for part in U] if turned else U)
-            U.clear()
-            U = stacked.mT if turned else stacked
-        seen, steps = U.mT if turned else U, group["polar_steps"]
-        found = polar(seen, method=group["polar"], steps=steps, dtype=U.dtype, overwrite=True)
-        return found.mT if turned else found
-    assert batch.owners is not None
-    owners = Owners(S.layout, batch.owners, unsynced=batch.unsynced, rows=S.everywhere)
-    return (yield from polar_by_owners(list(U), owners, U[0], group))
-
-
-def take(M: Tensor, rows: Tensor | Sequence[Tensor], dtype: torch.dtype, keep: float | Tensor) -> Tensor | list[Tensor]:
-    """Return some rows of each matrix of M (b, m, n) in a dtype, and multiply them by `keep` in M."""
-    if isinstance(rows, Tensor) and _together(M[0]):
-        index = _index(rows, M.shape[-1])
-        part = M.gather(1, index)
-        taken = part.to(dtype, copy=True)
-        M.scatter_(1, index, part.mul_(keep))
-        return taken
-    return [_take(matrix, of_matrix, dtype, keep) for matrix, of_matrix in zip(M.unbind(), rows, strict=True)]
-
-
-def _take(X: Tensor, rows: Tensor, dtype: torch.dtype, keep: float | Tensor) -> Tensor:
-    if X.is_contiguous():
-        part = X.index_select(0, rows)
-        taken = part.to(dtype, copy=True)
-        X.index_copy_(0, rows, part.mul_(keep))
-        return taken
-    taken = X.new_empty(X.shape[1], len(rows), dtype=dtype)
-    for [x], [into] in in_cache([X.mT], [taken]):
-        part = x.index_select(1, rows)
-        into.copy_(part)
-        x.index_copy_(1, rows, part.mul_(keep))
-    return taken.mT
-
-
-def decay_and_subtract(
-    batch: Batch,
-    S: Selection,
-    O: Tensor | Sequence[Tensor],
-    *,
-    rate: float | Tensor,
-    by: float | Tensor,
-    cautious: bool,
-) -> None:
-    """Decay the weights and subtract a multiple of O from the selected rows.
-
-    Args:
-        batch: of the weights X (m, n).
-        S: the selection.
-        O: for each weight, (selected, n), or one tensor.
-        rate: lr·weight_decay.
-        by: factor of O.
-        cautious: see `Batch.decay`.
-    """
-    if isinstance(O, Tensor) and isinstance(S.rows, Tensor) and _together(batch.weights[0]):
-        whole = O.new_zeros(len(O), *batch.weights[0].shape).scatter_(1, _index(S.rows, O.shape[-1]), O)
-        batch.decay_and_subtract(whole.unbind(), rate=rate, by=by, cautious=cautious)
-        return
-    if cautious:
-        pairs = zip(batch.weights, S.rows, O, strict=True)
-        batch.decay(
-            rate, cautious=[torch.zeros_like(X).index_copy_(0, rows, part.to(X.dtype)) for X, rows, part in pairs]
-        )
-        rate = 0.0
-    for X, rows, part in zip(batch.weights, S.rows, O, strict=True):
-        if X.is_contiguous():
-            X.mul_(1 - rate).index_add_(0, rows, part.to(X.dtype).mul(-by))
-            continue
-        for [x], [o] in in_cache([X.mT], [part.mT]):
-            x.mul_(1 - rate).index_add_(1, rows, o.to(x.dtype).mul(-by))
-
-
-def _together(matrix: Tensor) -> bool:
-    """Return whether the matrices of a batch share launches, as they are small or on an accelerator."""
-    return device_type(matrix.device) != "cpu" or matrix.numel() < LARGE
-
-
-def _index(rows: Tensor, n: int) -> Tensor:
-    """Return the indices (b, k) of rows as those of their entries, (b, k, n)."""
-    return rows.unsqueeze(-1).expand(-1, -1, n)
+def _random_order(batch: Batch, m: int) -> Tensor:
+    """Return the rows of each matrix in a random order (b, m), a function of seed, name and number of the step."""
+    numbers = [state["step"].reshape(1).long() for state in batch.state]
+    keys = [f"{batch.options['seed']}/{name}/rows" for name in batch.names]
+    everyone = torch.arange(m, device=numbers[0].device)  # an accelerator, if that tells which steps are left out
+    each = zip(keys, numbers, strict=True)
+    values = [random_normal(key, everyone, number, dtype=torch.float32).view(-1) for key, number in each]
+    return torch.stack(values).sort(dim=-1, descending=True, stable=True).indices

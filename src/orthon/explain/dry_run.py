@@ -14,11 +14,13 @@ from orthon.explain.explanation import Explanation
 from orthon.explain.rows import BatchRow, Row
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
-from orthon.optimizers.mixed import AT_ONCE, MixedOptimizer
+from orthon.optimizers.mixed import MixedOptimizer
 from orthon.sharding import Message, local, on_meta, record_messages, run
+from orthon.step.batches import PlannedBatch, batches
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
-from orthon.step.updates import Work, batches, update
+from orthon.step.plan import AT_ONCE
+from orthon.step.update import update
 
 
 @torch.no_grad()
@@ -41,12 +43,12 @@ def explain(optimizer: MixedOptimizer) -> Explanation:
     rows: list[BatchRow] = []
     of_ranks: defaultdict[tuple[int, ...], list[BatchRow]] = defaultdict(list)
     tried: dict[Hashable, tuple[tuple[Message, ...], int]] = {}
-    for work in batches(members):
-        kind = _kind(work)
+    for batch in batches(members):
+        kind = _kind(batch)
         if kind not in tried:
-            tried[kind] = _try(work, states, skips=optimizer.nonfinite == "skip")
-        rows.append(_batch_row(work, *tried[kind]))
-        of_ranks[work.ranks].append(rows[-1])
+            tried[kind] = _try(batch, states, skips=optimizer.nonfinite == "skip")
+        rows.append(_batch_row(batch, *tried[kind]))
+        of_ranks[batch.ranks].append(rows[-1])
     parameters = tuple(_row(member, states[member.param]) for member in members)
     return Explanation(parameters, tuple(rows), max(map(_under_way, of_ranks.values()), default=0))
 
@@ -68,44 +70,48 @@ def _on_meta(member: Member, group: dict[str, Any]) -> Member:
     return replace(member, param=param, grad=torch.empty_like(local(param)), group=group)
 
 
-def _kind(work: Work) -> Hashable:
+def _kind(batch: PlannedBatch) -> Hashable:
     """Return a key that is the same for batches that communicate and take the same."""
-    parts = [
-        (id(part.stack), id(part.member.layout), part.member.param.dtype, local(part.member.param).stride())
-        for part in work.parts
+    pieces = [
+        (id(piece.stack), id(piece.member.layout), piece.member.param.dtype, local(piece.member.param).stride())
+        for piece in batch.pieces
     ]
-    return work.kind, None if work.owners is None else tuple(work.owners), tuple(parts)
+    return batch.kind, None if batch.owners is None else tuple(batch.owners), tuple(pieces)
 
 
-def _try(work: Work, states: MutableMapping[Tensor, dict[str, Any]], *, skips: bool) -> tuple[tuple[Message, ...], int]:
+def _try(
+    batch: PlannedBatch, states: MutableMapping[Tensor, dict[str, Any]], *, skips: bool
+) -> tuple[tuple[Message, ...], int]:
     """Update a batch on meta. Return its collectives, and the most bytes of temporaries at one time.
 
     Args:
-        work: the batch.
+        batch: the batch.
         states: of all parameters.
         skips: whether the device decides if the step is left out.
     """
     meta = torch.device("meta")
     gates = {meta: torch.ones((), device=meta)} if skips else {}
-    device = work.parts[0].layout.device
+    device = batch.pieces[0].layout.device
     with meta_stands_for(device), record_messages() as messages, Temporaries() as temporaries:
-        run([update(work, states, gates, LossScale())], at_once=1)
+        run([update(batch, states, gates, LossScale())], at_once=1)
     return tuple(messages), temporaries.bytes
 
 
-def _batch_row(work: Work, messages: tuple[Message, ...], temporary_bytes: int) -> BatchRow:
-    first = work.parts[0]
+def _batch_row(batch: PlannedBatch, messages: tuple[Message, ...], temporary_bytes: int) -> BatchRow:
+    first = batch.pieces[0]
     member, layout = first.member, first.layout
-    names = dict.fromkeys(part.member.name for part in work.parts)
-    count = sum(part.count for part in work.parts)
-    sizes = [part.count * math.prod(part.layout.part_shape) * part.member.param.element_size() for part in work.parts]
+    names = dict.fromkeys(piece.member.name for piece in batch.pieces)
+    count = sum(piece.count for piece in batch.pieces)
+    sizes = [
+        piece.count * math.prod(piece.layout.part_shape) * piece.member.param.element_size() for piece in batch.pieces
+    ]
     return BatchRow(
         parameters=tuple(names),
         matrices=count if first.stack else 0,
         shape=layout.shape,
         rule=member.rule.name,
         layout=str(layout),
-        polar_route=member.rule.route(layout, count, member.group) if member.rule.route else "",
+        polar_route=member.rule.work.route(layout, count, member.group),
         synchronization=("compressed" if first.compressed else "full") if member.averages else "",
         messages=messages,
         batch_bytes=sum(sizes),
@@ -137,8 +143,8 @@ def _row(member: Member, state: Mapping[str, Tensor]) -> Row:
         shape=member.layout.shape,
         matrices="" if plain else ", ".join(f"{count} of {'×'.join(map(str, s))}" for s, count in counts.items()),
         rule=rule.name,
-        rank=rule.rank(largest, group) if rule.rank else None,
-        lr_factor=lr_factor(group["lr_scale"], largest[0], largest[1]) if rule.for_matrices else 1.0,
+        rank=rule.work.rank(largest, group) if member.matrices is not None else None,
+        lr_factor=lr_factor(group["lr_scale"], largest[0], largest[1]) if rule.work.takes_matrices else 1.0,
         state_bytes=sum(local(value).nbytes for value in state.values()),
         group=group.get("name", ""),
         reason=group.get("reason", "chosen by its param group"),

@@ -1,21 +1,26 @@
 """Linear algebra on batches of matrices whose rows may be spread over ranks."""
 
 from orthon.linalg.arithmetic import PRECISIONS, check_precision, default_precision
+from orthon.linalg.columns import Columns, overwrite_where_, unit_columns, unit_columns_on_shards
 from orthon.linalg.in_cache import in_cache
-from orthon.linalg.orthonormalize import Columns, orthonormalize, overwrite_where_, unit_columns
+from orthon.linalg.orthonormalize import orthonormalize, orthonormalize_on_shards
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.precision import compute_dtype, factor_dtype, rounding_noise
 from orthon.linalg.random import random_normal
+from orthon.linalg.row_ranks import Computation, RowRanks
 
 __all__ = [
     "PRECISIONS",
     "Columns",
+    "Computation",
+    "RowRanks",
     "check_precision",
     "compute_dtype",
     "default_precision",
     "factor_dtype",
     "in_cache",
     "orthonormalize",
+    "orthonormalize_on_shards",
     "overwrite_where_",
     "polar",
     "polar_dtype",
@@ -25,4 +30,5 @@ __all__ = [
     "rounding_noise",
     "shards_cost",
     "unit_columns",
+    "unit_columns_on_shards",
 ]

@@ -1,4 +1,4 @@
-"""What a device is, and which tensors the host can look into."""
+"""Which tensors the host can read at once, and which device a tensor on meta stands for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +13,24 @@ _STAND_IN: ContextVar[str] = ContextVar("stand_in", default="meta")
 
 
 def is_readable(x: Tensor) -> bool:
-    """Return whether the values of a tensor are at hand; for others the host waits, which no CUDA graph can."""
+    """Return whether the host can read the values of a tensor at once.
+
+    For the values of other tensors the host has to wait, which is slow, and impossible while a CUDA graph is captured.
+    """
     return x.device.type in _TYPES
 
 
 def device_type(device: torch.device) -> str:
-    """Return the type of a device: where to compute goes by it. That of meta is the one that it stands for."""
+    """Return the type of a device, such as "cuda". For meta, return the type of the device that it stands for."""
     return device.type if device.type != "meta" else _STAND_IN.get()
 
 
 @contextmanager
 def meta_stands_for(device: torch.device) -> Iterator[None]:
-    """Let tensors on meta take the ways in a block that those on a device take, as far as no values are needed."""
+    """Within the block, let computations on meta tensors take the code paths that they take on a device.
+
+    Paths that need values of tensors are not taken.
+    """
     before = _STAND_IN.set(device.type)
     try:
         yield

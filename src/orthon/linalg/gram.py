@@ -6,22 +6,24 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import plain_gram
-from orthon.sharding import Ranks, Step
+from orthon.linalg.kernels import symmetric_product
+from orthon.linalg.precision import full_precision
+from orthon.linalg.row_ranks import Computation, RowRanks
 
 
 def gram_sum(
-    B: Tensor, ranks: Ranks, gram_of: Callable[[Tensor], Tensor] = plain_gram, *, lengths: bool = False
-) -> Step[Tensor]:
+    B: Tensor, ranks: RowRanks, gram_of: Callable[[Tensor], Tensor] = plain_gram, *, lengths: bool = False
+) -> Computation[Tensor]:
     """Return the upper triangle of Bᵀ B (b, r, r), summed over the ranks that hold rows of B (b, m/ranks, r).
 
-    Only half of it is communicated; what is below the diagonal is undefined.
+    Only this triangle is communicated. What is below the diagonal is undefined.
 
     Args:
         B: this rank's rows.
-        ranks: that hold rows.
+        ranks: the ranks that hold rows.
         gram_of: computes the product Bᵀ B.
-        lengths: whether to compute the diagonal apart, exactly. Rounding of entries can be biased, also by what a
-            GPU's products cut off, and errs most there, where it is squared.
+        lengths: whether to compute the diagonal apart, without rounding B. Rounding can be biased, for example if a
+            GPU cuts bits off. In the squares on the diagonal this bias would add up.
     """
     gram = gram_of(B)
     if lengths:
@@ -33,11 +35,28 @@ def gram_sum(
     return _unpack(packed, r)
 
 
-def _pack(A: Tensor) -> Tensor:
-    """Return the upper triangle of A (b, r, r) as rectangles.
+def symmetric_gram(X: Tensor, ranks: RowRanks, *, of_rows: bool) -> Computation[Tensor]:
+    """Return the whole Gram matrices of X, summed over the ranks, in the dtype of X.
 
-    With A cut into four blocks at half of r, the two triangles on the diagonal make one square: one as it is, and
-    one, without its own diagonal, transposed.
+    Args:
+        X: this rank's rows, (b, m/ranks, n).
+        ranks: the ranks that hold rows.
+        of_rows: whether to return X Xᵀ (b, m, m), which takes all rows on one rank; otherwise Xᵀ X (b, n, n).
+    """
+    if ranks.size == 1:
+        with full_precision():
+            return symmetric_product(X, X.mT) if of_rows else symmetric_product(X.mT, X)
+    assert not of_rows
+    upper = (yield from gram_sum(X, ranks)).triu_()
+    mirrored: Tensor = upper.add_(upper.triu(1).mT)
+    return mirrored
+
+
+def _pack(A: Tensor) -> Tensor:
+    """Return the upper triangle of A (b, r, r) as (b, r(r+1)/2) numbers, made of rectangles.
+
+    A is cut into four blocks at half of r. The upper triangles of the two diagonal blocks make one square: the first
+    is its upper triangle, and the second, transposed and without its diagonal, is the part below.
     """
     h = (A.shape[-1] + 1) // 2
     first, second, corner = A[:, :h, :h], A[:, h:, h:], A[:, :h, h:]
@@ -48,6 +67,7 @@ def _pack(A: Tensor) -> Tensor:
 
 
 def _unpack(packed: Tensor, r: int) -> Tensor:
+    """Return A (b, r, r), of which `_pack` has made `packed`; what is below the diagonal is undefined."""
     b, h = len(packed), (r + 1) // 2
     k = r - h
     square, diagonal, corner = torch.split(packed, [h * h, k, h * k], dim=1)

@@ -1,4 +1,4 @@
-"""Several operations on matrices, one after the other, on parts that stay in the cache."""
+"""Parts of matrices that stay in the cache while several operations are done on them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,17 +7,19 @@ from torch import Tensor
 
 from orthon.linalg.device import device_type
 
-# So many numbers at a time stay in the caches of two CPU cores. Passes over memory cost more than the operations: four
-# on 64 MB, one after the other, took two and a half times as long as on parts (one core of a Sapphire Rapids).
+# How many numbers stay in the caches of two CPU cores. Passes over memory cost more than operations do: on one core of
+# a Sapphire Rapids, four operations on 64 MB, one after the other, took two and a half times as long as on parts.
 _NUMBERS = 1 << 17
 
 
 def in_cache(*batches: Tensor | Sequence[Tensor], share: float = 1.0) -> Iterator[Any]:
-    """Yield the same parts of batches of matrices: on a CPU some matrices, or some rows of one, elsewhere all at once.
+    """Yield the same part of several batches, one part after the other.
+
+    On a CPU a part is some matrices, or some rows of one matrix. Elsewhere the only part is the whole.
 
     Args:
         batches: tensors (b, m, n), or sequences of b matrices (m, n).
-        share: how much of the usual number to yield at a time, where wider temporaries need the cache as well.
+        share: which fraction of the usual size a part has, for operations whose temporaries need the cache as well.
 
     Yields:
         a part of each, (k, p, n), or a list of k matrices (p, n).

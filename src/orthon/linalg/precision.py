@@ -10,7 +10,7 @@ import torch
 def compute_dtype(storage: torch.dtype) -> torch.dtype:
     """Return the dtype of the large products for a state stored as `storage`.
 
-    That is the storage's own, but for float16: products of sums of gradients leave its range.
+    That is the storage's own dtype, or float32 for float16, whose range is too short for products of sums of gradients.
     """
     return torch.float32 if storage == torch.float16 else storage
 
@@ -21,7 +21,7 @@ def factor_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Noise(NamedTuple):
-    """What rounding leaves in a column of a computed product, where exact arithmetic would give zero."""
+    """How large a column of a computed product is from rounding alone, if it would be zero in exact arithmetic."""
 
     of_column: float  # relative to the norm of the column itself
     of_matrix: float  # relative to the Frobenius norm of the product
@@ -30,9 +30,9 @@ class Noise(NamedTuple):
 def rounding_noise(computed_in: torch.dtype) -> Noise:
     """Return the noise of a matrix product computed in `computed_in`, with a margin.
 
-    A product in float32 or float64 errs by a few epsilon through its accumulation, and by a few more that earlier
-    steps have left in its operands. One in a 16-bit dtype accumulates in float32, so that mainly its rounded
-    operands and entries err, each by up to half an epsilon and independently of each other.
+    In float32 or float64, the error of a product is a few epsilon from the sum, and a few more from the rounding of its
+    operands in earlier steps. In a 16-bit dtype, sums are in float32. The error comes mainly from the rounding of the
+    operands and of the result, by up to half an epsilon of each entry, independently of each other.
     """
     eps = torch.finfo(computed_in).eps
     if computed_in.itemsize == 2:
@@ -40,18 +40,19 @@ def rounding_noise(computed_in: torch.dtype) -> Noise:
     return Noise(of_column=16 * eps, of_matrix=64 * eps)
 
 
-# What float32 products on CUDA devices, and on CPUs, follow.
+# The settings of torch for float32 products on CUDA devices and on CPUs.
 _CUDA, _CPU = torch.backends.cuda.matmul, cast(Any, torch.backends.mkldnn).matmul
 
-# What computes in float32; "none" is where nobody has set anything.
+# The values that mean float32; "none" means that nobody has set anything.
 _EXACT = ("ieee", "none")
 
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Compute float32 products on GPUs as told, whatever the user allows for them, and in float32 on CPUs.
+    """Within the block, compute float32 products in a given precision on GPUs, and in float32 on CPUs.
 
-    The user's setting is as before afterwards, whichever of torch's two ways it was made in.
+    The setting of the user does not matter in the block, and is the same as before after it, whichever of torch's two
+    ways it was made in.
 
     Args:
         precision: "ieee", or "tf32".
@@ -73,5 +74,5 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 def full_precision() -> AbstractContextManager[None]:
-    """Compute float32 products in float32, also where the user allows TF32 or bfloat16 for them."""
+    """Within the block, compute float32 products in float32, even if the user allows TF32 or bfloat16 for them."""
     return float32_products("ieee")

@@ -16,10 +16,10 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 def random_normal(key: str, rows: Tensor, cols: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Return approximately normal random numbers with mean 0 and variance 1.
 
-    Entry (i, j) depends on `key`, `rows[i]` and `cols[j]` alone: on no global generator, and not on which
-    other entries are asked for. A part of a matrix therefore has the same values on every rank and device.
-    Each entry is the sum of four 16-bit integers cut from one 64-bit hash, which every dtype wider than 16
-    bits holds exactly.
+    Entry (i, j) depends on `key`, `rows[i]` and `cols[j]` alone. It depends neither on a global generator nor on the
+    other entries that are asked for, so that a part of a matrix has the same values on every rank and device.
+    Each entry is the sum of four 16-bit integers cut from one 64-bit hash. Every dtype wider than 16 bits holds such a
+    sum exactly.
 
     Args:
         key: any text; other keys give independent numbers.
@@ -45,12 +45,12 @@ def random_normal(key: str, rows: Tensor, cols: Tensor, *, dtype: torch.dtype) -
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Return the splitmix64 finalizer of each 64-bit integer; int64 products wrap around as they should."""
+    """Return the splitmix64 finalizer of each 64-bit integer. It needs products that wrap around, as int64's do."""
     x = (x ^ _shift(x, 30)).mul_(_MIX_1)
     x = x.bitwise_xor_(_shift(x, 27)).mul_(_MIX_2)
     return x.bitwise_xor_(_shift(x, 31))
 
 
 def _shift(x: Tensor, by: int) -> Tensor:
-    """Return the logical right shift; torch's own keeps the sign."""
+    """Return the logical right shift. The right shift of torch keeps the sign."""
     return (x >> by).bitwise_and_((1 << (64 - by)) - 1)

@@ -95,7 +95,7 @@ def param_groups(
             changes = {option: value for pattern in patterns for option, value in overrides[pattern].items()}
             default = algorithm if role.is_hidden_matrix else scalar_algorithm
             chosen = changes.get("algorithm", default)
-            for_matrices = chosen in RULES and RULES[chosen].for_matrices
+            for_matrices = chosen in RULES and RULES[chosen].work.takes_matrices
             # An algorithm of the other kind comes with the other learning rate.
             takes_lr = role.is_hidden_matrix if chosen == default else for_matrices
             settled: dict[str, Any] = {

@@ -121,17 +121,15 @@ def _change(
 def _member(name: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
     """Return the parameter with these options, without storage."""
     rule, layout = RULES[group["algorithm"]], layouts(param)
-    matrices = layouts.matrices(layout, group["view"]) if rule.for_matrices else None
+    matrices = layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
     return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False)
 
 
 def _fixed_dtypes(member: Member) -> dict[str, torch.dtype]:
     """Return the dtypes of those entries of the state whose dtype does not follow the parameter's."""
-    rule, group, shape = member.rule, member.group, member.layout.shape
-    of_stacks = list(member.entries.values()) if member.matrices is not None else [rule.entries(shape, group)]
     return {
         key: entry.dtype
-        for entries in of_stacks
+        for entries in member.entries.values()
         for key, entry in entries.items()
         if isinstance(entry, Entry) and entry.dtype is not None
     }
@@ -145,7 +143,7 @@ def _loaded(change: _Change) -> dict[str, Tensor]:
         if value.shape != like.shape:
             value = _with_other_columns(value, replace(change.member, param=change.param).new_state()[key])
         value = placed_like(value, like)
-        if value.ndim and not change.member.rule.for_matrices:
+        if value.ndim and not change.member.rule.work.takes_matrices:
             value = value.to(like.dtype)  # torch's AdamW takes no other dtype
         # A counter lies where this optimizer keeps it: on the CPU, or with the parameter.
         device = local(change.param).device if value.ndim or like.is_meta else like.device

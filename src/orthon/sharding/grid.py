@@ -1,7 +1,8 @@
 """Ranks in a grid: the axes of a device mesh, and an axis of replicas that the mesh does not know."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -27,7 +28,6 @@ class Grid:
     coordinate: tuple[int, ...]
     groups: tuple[dist.ProcessGroup | None, ...]
     replicas: int | None = None
-    _made: dict[tuple[int, ...], Ranks] = field(default_factory=dict)
 
     def along(self, axes: Sequence[int]) -> Ranks:
         """Return the ranks that differ from this one in these axes alone, the first axis slowest."""
@@ -35,6 +35,11 @@ class Grid:
         if axes not in self._made:
             self._made[axes] = self._make(axes)
         return self._made[axes]
+
+    @cached_property
+    def _made(self) -> dict[tuple[int, ...], Ranks]:
+        """The ranks that have been asked for. No field, so that `dataclasses.replace` does not share it."""
+        return {}
 
     def _make(self, axes: tuple[int, ...]) -> Ranks:
         me = int(self.ranks[self.coordinate])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from orthon.sharding.side import Side
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 Part = tuple[int, int]  # where a rank's part of a dim starts and stops, in global indices
 
@@ -72,7 +73,6 @@ class Layout:
     placements: "tuple[Placement, ...]" = ()
     apart: tuple[int, ...] = ()
     unspread: int | None = None
-    _sides: dict[tuple[int, bool, bool], Side] = field(default_factory=dict)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ class Layout:
         """The layout of the transposed matrices."""
         unspread = None if self.unspread is None else 1 - self.unspread
         extents = self.extents[::-1]
-        return replace(self, extents=extents, mesh=None, placements=(), unspread=unspread, _sides={})
+        return replace(self, extents=extents, mesh=None, placements=(), unspread=unspread)
 
     @property
     def copies(self) -> tuple[int, ...]:
@@ -154,6 +154,16 @@ class Layout:
             self._sides[key] = self._make_side(dim, share, unsynced)
         return self._sides[key]
 
+    @cached_property
+    def _sides(self) -> dict[tuple[int, bool, bool], Side]:
+        """The sides that have been asked for. No field, so that `dataclasses.replace` does not share it."""
+        return {}
+
+    @cached_property
+    def _specs(self) -> "dict[torch.dtype, DTensorSpec]":
+        """What DTensor wants to know of tensors that lie as the parameter does, by their dtype. No field, as above."""
+        return {}
+
     def _make_side(self, dim: int, share: bool, unsynced: bool) -> Side:
         replicas = () if self.grid.replicas is None else (self.grid.replicas,)
         copies = self.copies if unsynced else self.copies + replicas
@@ -180,7 +190,16 @@ class Layout:
     def zeros_like(self, param: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return zeros that lie as a parameter of this layout does, in its own dtype or another."""
         zeros = torch.zeros_like(self.fit(local(param)), dtype=dtype, memory_format=torch.preserve_format)
-        return zeros if self.mesh is None else _dtensor(zeros, self.mesh, self.placements, self.shape)
+        return zeros if self.mesh is None else self.wrapped(zeros)
+
+    def wrapped(self, part: Tensor) -> Tensor:
+        """Return the DTensor of this layout whose local part is `part`."""
+        assert self.mesh is not None
+        if part.dtype not in self._specs:
+            self._specs[part.dtype] = _spec(part.dtype, self.mesh, self.placements, self.shape)
+        from torch.distributed.tensor import DTensor
+
+        return DTensor(part, self._specs[part.dtype], requires_grad=False)  # type: ignore[no-untyped-call]
 
     def fit(self, part: Tensor) -> Tensor:
         """Return this rank's part with the extents that it should have, which an empty one may have lost."""
@@ -295,8 +314,8 @@ def takes_part(x: Tensor) -> bool:
 
 
 def local(x: Tensor) -> Tensor:
-    """Return this rank's part of a tensor, over the same storage."""
-    return x.to_local() if is_dtensor(x) else x
+    """Return this rank's part of a tensor, over the same storage. Not differentiable, unlike `to_local`."""
+    return x._local_tensor if is_dtensor(x) else x
 
 
 def relocated(x: Tensor, part: Tensor) -> Tensor:
@@ -311,13 +330,20 @@ def on_meta(x: Tensor) -> Tensor:
 
 def _dtensor(part: Tensor, mesh: DeviceMesh, placements: "Sequence[Placement]", shape: Sequence[int]) -> "DTensor":
     from torch.distributed.tensor import DTensor
+
+    # Not from_local, which would move what is offloaded to the CPU to the device of the mesh.
+    spec = _spec(part.dtype, mesh, placements, shape)
+    return DTensor(part, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+
+
+def _spec(
+    dtype: torch.dtype, mesh: DeviceMesh, placements: "Sequence[Placement]", shape: Sequence[int]
+) -> "DTensorSpec":
     from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
     shape = torch.Size(shape)
     stride = torch.empty(shape, device="meta").stride()
-    # Not from_local, which would move what is offloaded to the CPU to the device of the mesh.
-    spec = DTensorSpec(mesh, tuple(placements), tensor_meta=TensorMeta(shape, stride, part.dtype))
-    return DTensor(part, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+    return DTensorSpec(mesh, tuple(placements), tensor_meta=TensorMeta(shape, stride, dtype))
 
 
 def _chunk(part: Part, count: int, index: int) -> Part:

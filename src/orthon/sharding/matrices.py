@@ -114,7 +114,6 @@ class Matrices:
             apart=tuple(sorted(apart)),
             # What lies along whole blocks is one tensor, of which a rank has those of its blocks.
             unspread=reading.blocked if self.has_whole_blocks else None,
-            _sides={},
         )
 
     def _window(self, block: int) -> tuple[int, int]:

@@ -180,6 +180,6 @@ def _collect(*optimizers: torch.optim.Optimizer, unsynchronized: ProcessGroup | 
     others: list[Tensor] = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            is_orthonormal = RULES[group["algorithm"]].for_matrices
+            is_orthonormal = RULES[group["algorithm"]].work.takes_matrices
             (matrices if is_orthonormal else others).extend(group["params"])
     return Optimizers(each=optimizers, matrices=tuple(matrices), others=tuple(others), unsynchronized=unsynchronized)

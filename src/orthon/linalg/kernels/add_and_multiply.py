@@ -1,4 +1,4 @@
-"""Sums that are needed once as such, and once multiplied."""
+"""Sums of matrices, and their products with another matrix."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from orthon.linalg.kernels.dispatch import in_triton
 from orthon.linalg.kernels.products import product
 from orthon.linalg.kernels.sums import add_each
 
-# Triton keeps a block of rows of the product in registers, while the sum passes through once.
+# With more columns, the rows of the product that one Triton program computes do not fit into its registers.
 MOST_COLUMNS = 256
 
 
 def add_and_multiply_(M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: float = 1.0) -> Tensor:
     """Add gain·G to each M in place, and return M Q.
 
-    Triton reads and writes M once for both, where Q has at most `MOST_COLUMNS`; beyond, the product takes longer than
-    the memory. `Crossover.size` is m·n.
+    The Triton kernel reads and writes M once for both. It is for Q with at most `MOST_COLUMNS` columns; with more, the
+    product takes longer than reading M. The size in `dispatch.CROSSOVERS` is m·n.
 
     Args:
         M: (b, m, n), with any strides.

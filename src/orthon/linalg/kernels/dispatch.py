@@ -1,4 +1,4 @@
-"""Whether torch or a Triton kernel computes something: Triton where it has been measured to be faster."""
+"""Whether torch or a Triton kernel computes a product: Triton where it has been measured to be faster."""
 
 import os
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ MODES = ("auto", "torch", "triton")
 
 @dataclass(frozen=True)
 class Crossover:
-    """From which size on a Triton kernel was faster than torch, in a measurement.
+    """From which size on a measurement found a Triton kernel faster than torch.
 
     Attributes:
         kernel: name of the function in `orthon.linalg.kernels`.
         capability: of the CUDA device, such as (9, 0).
         dtype: of the matrices.
         batched: whether there were several matrices.
-        size: the smallest with which it won, in the function's own measure.
+        size: the smallest size with which the kernel was faster; the function says what its size is.
     """
 
     kernel: str
@@ -44,15 +44,16 @@ _MODE: ContextVar[str] = ContextVar("mode", default="auto")
 
 @contextmanager
 def use(mode: str) -> Iterator[None]:
-    """Choose in a block what computes the products of `orthon.linalg.kernels`, to measure or to test it.
+    """Within the block, choose what computes the products of `orthon.linalg.kernels`, to measure or to test it.
 
     Args:
-        mode: "auto", torch but for where `CROSSOVERS` say that Triton is faster; "torch"; or "triton", wherever it can
-            run: on matrices of 16 or 32 bits on CUDA devices, or on any device under TRITON_INTERPRET=1.
+        mode: "auto" for Triton where `CROSSOVERS` say that it is faster, and torch elsewhere; "torch"; or "triton"
+            wherever it can run: for matrices of 16 or 32 bits on CUDA devices, or on any device under
+            TRITON_INTERPRET=1.
 
     Raises:
-        ValueError: for another mode.
-        ImportError: for "triton" where it is not installed.
+        ValueError: if there is no such mode.
+        ImportError: if the mode is "triton" and Triton is not installed.
     """
     if mode not in MODES:
         raise ValueError(f"mode should be one of {', '.join(map(repr, MODES))}, but is {mode!r}")
@@ -66,12 +67,12 @@ def use(mode: str) -> Iterator[None]:
 
 
 def in_triton(kernel: str, like: Tensor, size: int) -> bool:
-    """Return whether a Triton kernel is to compute something.
+    """Return whether a Triton kernel should compute a product.
 
     Args:
         kernel: name of the function.
         like: one of its matrices, (b, m, n) or (m, n).
-        size: of its work, in its own measure.
+        size: of the work, as the function measures it.
     """
     mode = _MODE.get()
     if mode == "torch" or like.dtype not in _DTYPES:

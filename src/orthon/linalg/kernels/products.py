@@ -1,4 +1,4 @@
-"""Products as they suit how matrices lie in memory."""
+"""Products whose result lies in memory as is fastest for their operands."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ def lies_by_columns(X: Tensor) -> bool:
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:
-    """Return A B (..., m, r) of A (..., m, n) and B (..., n, r), which lies in memory by columns where A does.
+    """Return A B (..., m, r) of A (..., m, n) and B (..., n, r). It lies in memory by columns if A does.
 
-    On 2 CPU cores, in float32, that takes 10 to 20 % less time for 192 columns than a result that lies by rows, and a
-    third to a half for 48.
+    On 2 CPU cores, in float32, this takes 10 to 20 % less time for 192 columns than a result that lies by rows, and a
+    third to a half less for 48 columns.
     """
     if lies_by_columns(A):
         return (B.mT @ A.mT).mT
@@ -22,8 +22,8 @@ def product(A: Tensor, B: Tensor) -> Tensor:
 def add_product_(X: Tensor, A: Tensor, B: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> None:
     """Make X (..., m, n) beta·X + alpha·A Bᵀ, for A (..., m, r) and B (..., n, r), of 2 or 3 dims.
 
-    Where X lies in memory by columns the transposed product is computed: a CPU takes sixty thousand times as long to
-    add one in bfloat16 to a transposed matrix.
+    If X lies in memory by columns, the transposed product is added to its transpose. In bfloat16, a CPU takes sixty
+    thousand times as long to add a product to a matrix that lies by columns.
     """
     if lies_by_columns(X):
         X, A, B = X.mT, B, A

@@ -1,4 +1,4 @@
-"""Low-rank products subtracted from matrices that decay."""
+"""Matrices that decay, from which low-rank products are subtracted."""
 
 from collections.abc import Sequence
 
@@ -20,17 +20,17 @@ def subtract_product_(
 ) -> None:
     """Overwrite each X with (1 − rate)·X − by·P Qᵀ.
 
-    Torch does so in one pass over X if the factors are numbers; Triton also if they are tensors on the device, and
-    rounds to the dtype of X once. `Crossover.size` is m·n.
+    Torch takes one pass over X if `rate` and `by` are numbers. The Triton kernel always takes one pass, and rounds to
+    the dtype of X only once. The size in `dispatch.CROSSOVERS` is m·n.
 
     Args:
         X: (b, m, n), or b matrices (m, n), with any strides.
-        P: (b, m, r), of any floating dtype, and rounded to `dtype`.
-        Q: (b, n, r), likewise.
+        P: (b, m, r), of any floating dtype. It is rounded to `dtype`.
+        Q: (b, n, r), as P.
         rate: a number, or a tensor with one element on the device of X.
-        by: likewise.
-        dtype: in which products are computed; that of X if there is none. Where it is another, they are rounded to it,
-            and subtracted afterwards.
+        by: as `rate`.
+        dtype: of the products; by default that of X. Products in another dtype are rounded to it before they are
+            subtracted.
     """
     first = X[:1] if isinstance(X, Tensor) else X[0]
     dtype = dtype or first.dtype
@@ -39,7 +39,7 @@ def subtract_product_(
 
         kernel.launch(X, P.to(dtype), Q.to(dtype), rate, by)
         return
-    if isinstance(by, Tensor):  # torch's fused product takes numbers alone; Q is rounded once, afterwards
+    if isinstance(by, Tensor):  # the fused product of torch takes only numbers; Q·by is rounded once, below
         Q, by = Q * by, 1.0
     P, Q = P.to(dtype), Q.to(dtype)
     if isinstance(rate, Tensor) or (rate and dtype != first.dtype):

@@ -1,4 +1,4 @@
-"""Matrices added to those of a batch in place."""
+"""Matrices that are added to the matrices of a batch in place."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from orthon.linalg.device import device_type
 
-# On a CPU, matrices of fewer numbers are copied into one tensor for an operation on all of them.
+# On a CPU, matrices with fewer numbers than this are copied into one tensor, for one operation on all of them.
 SMALL = 1 << 12
 
 
 def add_each(M: Tensor, matrices: Sequence[Tensor], gain: float) -> Tensor:
-    """Add matrices (m, n), times a number, to those of M (b, m, n) in place, and return M."""
+    """Add gain times each of b matrices (m, n) to those of M (b, m, n) in place, and return M."""
     if device_type(M.device) == "cpu" and M[0].numel() < SMALL:
         M.add_(torch.stack(list(matrices)), alpha=gain)
     elif matrices[0].dtype == M.dtype:
@@ -26,7 +26,15 @@ def add_each(M: Tensor, matrices: Sequence[Tensor], gain: float) -> Tensor:
 def mix_each(
     M: Tensor, matrices: Sequence[Tensor], keep: float | Tensor, gain: float, *, out: Tensor | None = None
 ) -> Tensor:
-    """Return keep·M + gain·matrices, of M (b, m, n) and b matrices (m, n), in place or in `out`, of the dtype of M."""
+    """Return keep·M + gain·matrices in place, or in `out` if that is given.
+
+    Args:
+        M: (b, m, n).
+        matrices: b matrices (m, n).
+        keep: a number, or a tensor with one element on the device of M.
+        gain: factor of the matrices.
+        out: (b, m, n), in the dtype of M.
+    """
     into = M if out is None else out
     if isinstance(keep, Tensor) or gain != 1 or device_type(M.device) != "cpu":
         return add_each(M.mul_(keep) if out is None else torch.mul(M, keep, out=out), matrices, gain)

@@ -1,4 +1,4 @@
-"""Products of which one triangle is enough, as they are symmetric."""
+"""Products that are symmetric, so that a kernel may compute only one triangle of them."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,12 @@ from orthon.linalg.kernels.dispatch import in_triton
 def symmetric_product(
     A: Tensor, B: Tensor, *, add: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0
 ) -> Tensor:
-    """Return alpha·A B, or beta·C + alpha·A B, of which the caller knows that it is symmetric.
+    """Return alpha·A B, or beta·C + alpha·A B, which must be symmetric in exact arithmetic.
 
-    So are X Xᵀ, and products of polynomials in one symmetric matrix. Triton computes the tiles of one triangle, and
-    mirrors them: half of the operations. `Crossover.size` is m.
+    X Xᵀ is symmetric, and so are products of polynomials in one symmetric matrix. The result is symmetric up to
+    rounding: libraries sum the entries (i, j) and (j, i) in different orders, depending on the processor. The Triton
+    kernel computes the tiles of one triangle and mirrors them, which is half of the operations; within the tiles on the
+    diagonal its result, too, is symmetric only up to rounding. The size in `dispatch.CROSSOVERS` is m.
 
     Args:
         A: (b, m, k), with any strides.

@@ -35,8 +35,8 @@ def converted_state(
     like = given[theirs["momentum" if "momentum" in theirs else "exp_avg"]]
     shape = tuple(getattr(like, "shape", ()))
     rule = RULES[format.algorithm]
-    reading = _reading(format, options, shape, where) if rule.for_matrices else None
-    entries = rule.entries(shape if reading is None else reading.matrix(0), options)
+    reading = _reading(format, options, shape, where) if rule.work.takes_matrices else None
+    entries = rule.keeps(shape if reading is None else reading.matrix(0), options)
     if theirs.keys() != entries.keys():
         needed = [key for key, ours in format.entries.items() if ours in entries]
         raise ValueError(f"{where}: entries should be {listed(needed)} by its group, but are {listed(given)}")

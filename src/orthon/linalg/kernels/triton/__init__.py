@@ -1,1 +1,1 @@
-"""The kernels, each with its launch. Importing one imports triton."""
+"""Triton kernels, each with the function that launches it. Importing one of them imports triton."""

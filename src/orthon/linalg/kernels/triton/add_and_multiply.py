@@ -10,8 +10,8 @@ from torch import Tensor
 from orthon.linalg.kernels.sums import add_each
 from orthon.linalg.kernels.triton.tiles import dot_precision
 
-# Rows of one block, whose product with all columns of Q stays in registers. It takes this many bytes of a row of M at a
-# time: with 256 columns of Q, twice as many are more than the shared memory of an H100.
+# One program computes this many rows of the product, which stay in registers. It reads this many bytes of each row of M
+# at a time; twice as many, with 256 columns of Q, would not fit into the shared memory of an H100.
 _ROWS, _BYTES = 64, 128
 
 
@@ -21,7 +21,7 @@ def _kernel(
     m_row, m_col, g_row, g_col, q_row, q_col,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Do so for one block of rows."""
+    """Compute both for one block of rows."""
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     cols = tl.arange(0, COLS)
     total = tl.zeros((ROWS, COLS), tl.float32)

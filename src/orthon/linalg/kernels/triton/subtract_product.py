@@ -17,7 +17,7 @@ def _kernel(
     RATE_IS_THERE: tl.constexpr, BY_IS_THERE: tl.constexpr,
     SIDE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Do so for one tile; a factor that "is there" is read from the device."""
+    """Update one tile of X. If a factor "is there", it is a pointer to a number on the device."""
     batch = tl.program_id(2).to(tl.int64)
     rows = (tl.program_id(1) * SIDE + tl.arange(0, SIDE)).to(tl.int64)
     cols = (tl.program_id(0) * SIDE + tl.arange(0, SIDE)).to(tl.int64)

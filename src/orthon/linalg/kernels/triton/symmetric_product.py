@@ -1,4 +1,4 @@
-"""alpha·A B + beta·C, all symmetric, from the tiles on and below the diagonal."""
+"""alpha·A B + beta·C, which is symmetric, from the tiles on and below the diagonal."""
 
 import torch
 import triton

@@ -1,0 +1,105 @@
+"""How weights decay and have updates subtracted from them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from orthon.linalg import in_cache
+from orthon.linalg.device import device_type
+from orthon.linalg.kernels import SMALL, subtract_product_
+
+# Weights of this many numbers or more are updated by one fused product each. Smaller ones share launches.
+LARGE = 1 << 16
+
+
+def descend_(
+    weights: Sequence[Tensor],
+    updates: Sequence[Tensor],
+    *,
+    rate: float | Tensor,
+    by: float | Tensor,
+    cautious: bool,
+    alike: bool,
+) -> None:
+    """Decay the weights and subtract a multiple of an update from each: X ← (1 − rate)·X − by·update.
+
+    Args:
+        weights: of any shapes, or of one shape (m, n).
+        updates: one for each weight, in any floating dtype.
+        rate: lr·weight_decay.
+        by: factor of the updates.
+        cautious: whether only the entries decay that the update does not make larger (arXiv 2510.12402).
+        alike: whether all weights are matrices of one shape.
+    """
+    if cautious or isinstance(by, Tensor) or not alike:
+        decay_(weights, rate, cautious=updates if cautious else None)
+        if isinstance(by, Tensor):
+            updates, by = torch._foreach_mul(list(updates), by), 1.0
+        _subtract_(weights, updates, by)
+        return
+    for X, update in in_cache(weights, updates):
+        decay_(X, rate)
+        _subtract_(X, update, by)
+
+
+def descend_product_(
+    weights: Sequence[Tensor],
+    P: Tensor,
+    Q: Tensor,
+    *,
+    rate: float | Tensor,
+    by: float | Tensor,
+    cautious: bool,
+    dtype: torch.dtype | None,
+) -> None:
+    """Decay the weights and subtract a product of low rank from each: X ← (1 − rate)·X − by·P Qᵀ.
+
+    Args:
+        weights: each (m, n).
+        P: (b, m, r).
+        Q: (b, n, r).
+        rate: lr·weight_decay.
+        by: factor of the product.
+        cautious: as for `descend_`.
+        dtype: in which the product is computed; None for that of the weights.
+    """
+    if not cautious and weights[0].numel() >= LARGE:
+        subtract_product_(weights, P, Q, rate=rate, by=by, dtype=dtype)
+        return
+    if isinstance(by, Tensor):  # before Q is rounded
+        Q, by = Q * by, 1.0
+    dtype = dtype or weights[0].dtype
+    updates = (P.to(dtype) @ Q.to(dtype).mT).unbind()  # (m, n) each
+    descend_(weights, updates, rate=rate, by=by, cautious=cautious, alike=True)
+
+
+def decay_(weights: Sequence[Tensor], rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:
+    """Decay the weights: X ← (1 − rate)·X.
+
+    Args:
+        weights: of any shapes.
+        rate: lr·weight_decay.
+        cautious: for each weight a direction that is about to be subtracted from it. Then only the entries decay whose
+            sign is that of the direction, or where one of the two is zero.
+    """
+    if cautious is not None:
+        for X, direction in zip(weights, cautious, strict=True):
+            X.sub_(agreeing(X, direction).mul_(rate))
+    elif isinstance(rate, Tensor) or device_type(weights[0].device) != "cpu" or weights[0].numel() >= SMALL:
+        torch._foreach_mul_(list(weights), 1 - rate)
+    elif rate:  # three times as fast as a product with a number, of which torch makes a tensor for each weight
+        torch._foreach_add_(list(weights), list(weights), alpha=-rate)
+
+
+def agreeing(X: Tensor, direction: Tensor) -> Tensor:
+    """Return X where subtracting a direction does not make it larger: where signs are equal, or one of them zero."""
+    return torch.where(direction.sign() * X >= 0, X, 0)
+
+
+def _subtract_(weights: Sequence[Tensor], updates: Sequence[Tensor], by: float) -> None:
+    if updates[0].dtype == weights[0].dtype:
+        torch._foreach_sub_(list(weights), list(updates), alpha=by)
+        return
+    for X, update in zip(weights, updates, strict=True):
+        X.sub_(update, alpha=by)

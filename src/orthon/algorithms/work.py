@@ -1,0 +1,114 @@
+"""The kinds of work that a rule can do, with all that the step asks about each of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from orthon.algorithms.lr_scale import LR_SCALES
+from orthon.algorithms.options import (
+    Group,
+    Option,
+    choice,
+    flag,
+    float_dtype_or_none,
+    integer,
+    number_or_tensor,
+    own,
+    structural,
+)
+from orthon.sharding import Layout
+from orthon.sharding.matrix_view import MatrixView
+
+
+def _is_view(value: object) -> bool:
+    return value is None or isinstance(value, MatrixView | Mapping)
+
+
+# What every rule takes.
+COMMON_OPTIONS: Mapping[str, Option] = {
+    "lr": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
+    "weight_decay": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
+    "maximize": flag(False),
+    "cautious_weight_decay": flag(False),
+    "capturable": own(flag(False)),
+}
+
+# What rules for matrices take beside.
+MATRIX_OPTIONS: Mapping[str, Option] = {
+    **COMMON_OPTIONS,
+    "lr_scale": choice(*LR_SCALES),
+    "state_dtype": float_dtype_or_none(),
+    "seed": integer(0, at_least=0),
+    "view": structural(Option(None, "a MatrixView, a mapping of its attributes, or None", _is_view)),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the step asks about a rule's work. The answers belong together, so that a rule takes one kind as a whole.
+
+    The answers here are those of `Elementwise`. `options` are always the values of one param group.
+    """
+
+    @property
+    def takes_matrices(self) -> bool:
+        """Whether the rule takes matrices alone, in batches of one shape."""
+        return False
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """What a param group may set for every rule of this kind."""
+        return COMMON_OPTIONS
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys of the state that this kind of work reads and writes by itself."""
+        return ()
+
+    def check_layout(self, layout: Layout, options: Group) -> None:
+        """Raise a ValueError for matrices that lie so that the rule cannot update them."""
+
+    def rank(self, shape: tuple[int, ...], options: Group) -> int | None:  # noqa: ARG002
+        """Return the rank of the update of a matrix, or None if it is not low."""
+        return None
+
+    def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:  # noqa: ARG002
+        """Return about how many bytes a step takes for one matrix, beside weights, gradients and state.
+
+        Args:
+            layout: of the matrix.
+            options: of its group.
+            dtype: of the weight.
+        """
+        return 0.0
+
+    def compresses(self, layout: Layout, options: Group) -> bool:  # noqa: ARG002
+        """Return whether the rule averages fewer numbers over replicas than a gradient has, where these differ."""
+        return False
+
+    def cost(self, shape: tuple[int, ...], options: Group) -> float | None:  # noqa: ARG002
+        """Return the operations on one whole matrix if each is given to one of the ranks that hold parts of it.
+
+        None if no rank works on whole matrices.
+        """
+        return None
+
+    def route(self, layout: Layout, count: int, options: Group) -> str:  # noqa: ARG002
+        """Return how the rule works on whole matrices: "alone", by "owners" or on "shards"; "" if it does not.
+
+        Args:
+            layout: of each matrix.
+            count: how many matrices a batch has.
+            options: of their group.
+        """
+        return ""
+
+    def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype | None:  # noqa: ARG002
+        """Return the dtype of polar factors, where momentum is stored as `storage`; None if the rule has none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Elementwise(Work):
+    """Each number of a parameter is updated by itself, or at least on each rank alone. Parameters have any shape."""

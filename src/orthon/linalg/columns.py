@@ -1,0 +1,155 @@
+"""Columns of unit length, and which columns are only rounding noise."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthon.linalg.arithmetic import Arithmetic, arithmetic
+from orthon.linalg.device import is_readable
+from orthon.linalg.precision import Noise, factor_dtype, rounding_noise
+from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
+
+
+class Columns(NamedTuple):
+    """Columns that are orthonormal or of unit length if they live, and zero if they do not.
+
+    A column does not live if it is only rounding noise.
+
+    Attributes:
+        vectors: this rank's rows of them, (b, m/ranks, r), in float32, or in float64 for float64.
+        live: which columns live, (b, r).
+        size: how long the columns were before, without the part that depends on the columns before them, (b, r).
+    """
+
+    vectors: Tensor
+    live: Tensor
+    size: Tensor
+
+
+def unit_columns(
+    R: Tensor, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+) -> Columns:
+    """Return each column of a batch of matrices divided by its norm.
+
+    A column becomes zero if its norm is rounding noise beside the Frobenius norm of its matrix.
+
+    Args:
+        R: (b, n, r), of any scale and floating dtype. Its storage may be overwritten.
+        left: the orthonormal columns P, if R is Mᵀ P. Their noise is in R as well.
+        precision: of the products that made P orthonormal.
+        noise: of R. The default is that of a product computed in its dtype.
+    """
+    return result_of(unit_columns_on_shards(R, ONE_RANK, left=left, precision=precision, noise=noise))
+
+
+def unit_columns_on_shards(
+    R: Tensor, ranks: RowRanks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+) -> Computation[Columns]:
+    """Return what `unit_columns` does, of matrices whose rows are spread over ranks.
+
+    Args:
+        R: this rank's rows of the matrices, (b, n/ranks, r).
+        ranks: the ranks that together hold all n rows. They sum r numbers for each matrix.
+        left: as for `unit_columns`.
+        precision: as for `unit_columns`.
+        noise: as for `unit_columns`.
+    """
+    noise = noise or rounding_noise(R.dtype)
+    R = R.to(factor_dtype(R.dtype))
+    by = arithmetic(precision, R.dtype)
+    dead = None if left is None else ~left.live
+    squares, scale = yield from in_range_(R, ranks, by, lambda R: ranks.sum(_squares(R)), dead)  # (b, r), (b, r)
+    norm = squares.sqrt()
+    live = norm > noise_floor(norm, scale, noise.of_matrix, left, by)
+    return Columns(R.mul_(inverse_row(norm, live)), live, norm * scale)
+
+
+def overwrite_where_(Q: Tensor, live: Tensor, columns: Tensor) -> None:
+    """Overwrite the live columns of Q (b, n, r) with those of `columns` (b, n, r); `live` is (b, 1, r)."""
+    if is_readable(live) and bool(live.all()):  # as almost always, and twice as fast
+        Q.copy_(columns)
+    else:
+        torch.where(live, columns.to(Q.dtype), Q, out=Q)
+
+
+def diagonal(A: Tensor) -> Tensor:
+    """Return the diagonals (b, r) of A (b, r, r), as a view."""
+    return A.diagonal(dim1=-2, dim2=-1)
+
+
+def inverse_row(norm: Tensor, live: Tensor) -> Tensor:
+    """Return 1/norm as a row (b, 1, r), with zeros for columns that do not live."""
+    return torch.where(live, 1 / norm, 0).unsqueeze(-2)
+
+
+def noise_floor(norm: Tensor, scale: Tensor, noise: float, left: Columns | None, by: Arithmetic) -> Tensor:
+    """Return the norm up to which each column is noise, (b, r).
+
+    Let R = Mᵀ P, where P comes from B = M Q. The error of B is epsilon times the norm of M. If Q misses most of M, that
+    is far more than epsilon times the norm of B. A column of P has this error divided by its size in B, and R gets it
+    from P: also where a column of P should be orthogonal to M, so that R should be zero. Columns of P that are not
+    quite orthogonal to each other add to it.
+
+    Args:
+        norm: of the scaled columns, (b, r).
+        scale: what the columns were divided by, (b, r).
+        noise: relative to the Frobenius norm.
+        left: P, if there is one.
+        by: the arithmetic that made P orthonormal.
+    """
+    top = scale.amax(-1, keepdim=True)  # (b, 1)
+    relative = scale / torch.where(top > 0, top, 1)
+    noise = noise if left is None else max(noise, by.noise.of_matrix)
+    floor = noise * torch.linalg.vector_norm(norm * relative, dim=-1, keepdim=True)
+    if left is not None:
+        missed = torch.where(left.live, norm * (scale / left.size), 0).amax(-1, keepdim=True)
+        floor = floor * missed.clamp(min=1)
+    result: Tensor = floor / relative
+    return result
+
+
+def host_decides(B: Tensor, ranks: RowRanks, by: Arithmetic) -> bool:
+    """Return whether the host may look at results, to leave out what is not needed.
+
+    It may not if there are several ranks, because they have to do the same. Nor may it if the arithmetic is that of an
+    accelerator, so that a CPU does what the accelerator would do.
+    """
+    return ranks.size == 1 and is_readable(B) and by.times is None
+
+
+def in_range_(
+    B: Tensor,
+    ranks: RowRanks,
+    by: Arithmetic,
+    squares_of: Callable[[Tensor], Computation[Tensor]],
+    dead: Tensor | None = None,
+) -> Computation[tuple[Tensor, Tensor]]:
+    """Divide columns so that their squares neither overflow nor vanish, unless the host sees that none does.
+
+    Args:
+        B: this rank's rows of the columns, (b, m/ranks, r), divided in place.
+        ranks: the ranks that hold rows.
+        by: the arithmetic.
+        squares_of: returns the squares (b, r) of columns, or their Gram matrices (b, r, r).
+        dead: which columns are known to be zero, (b, r).
+
+    Returns:
+        the squares or Gram matrices of the divided columns, and what they were divided by, (b, r).
+    """
+    if host_decides(B, ranks, by):
+        result = yield from squares_of(B)
+        squares = result if result.ndim == 2 else diagonal(result)
+        fits = (squares > 1e-30) & (squares < 1e30)
+        if bool((fits if dead is None else fits | dead).all()):
+            return result, torch.ones_like(squares)
+        del result, squares, fits  # the first as large as B at full rank
+    scale = yield from ranks.sum(B.abs().sum(-2))
+    B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2))
+    return (yield from squares_of(B)), scale
+
+
+def _squares(R: Tensor) -> Tensor:
+    """Return the squares of the norms of columns, (b, r). A vector norm is fast only if the columns lie together."""
+    return torch.linalg.vector_norm(R, dim=-2).square_() if R.stride(-2) == 1 else R.square().sum(-2)

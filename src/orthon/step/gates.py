@@ -1,0 +1,48 @@
+"""Whether a step is left out, for gradients with infinities or NaNs."""
+
+import torch
+from torch import Tensor
+
+from orthon.sharding import local
+from orthon.step.agreement import Agreement
+from orthon.step.finite import Gradients
+from orthon.step.loss_scale import LossScale
+from orthon.step.member import Member
+
+# For each device a tensor that is 1, or 0 where the step is to be left out. Empty where no step is ever left out.
+Gates = dict[torch.device, Tensor]
+
+
+def shut_gates(
+    members: list[Member], gradients: Gradients, agreement: Agreement, scale: LossScale
+) -> tuple[Gates, Tensor | None]:
+    """Return the gates of a step, shut if a gradient of any rank is not finite, without waiting for a device.
+
+    Args:
+        members: all parameters.
+        gradients: of them.
+        agreement: of the ranks.
+        scale: what a gradient scaler has found.
+
+    Returns:
+        the gates, and whether they are shut, a boolean on a device; None if there are no parameters.
+    """
+    if not members:
+        return {}, None
+    devices = {local(member.param).device for member in members}
+    finite = gradients.all_finite()
+    # What the scaler has seen may have changed since, by clipping or where partial sums have been added up.
+    allowed = scale.allows(min(devices, key=str) if finite is None else finite.device)
+    finite = agreement.all(members, allowed if finite is None else finite & allowed)
+    return {device: finite.to(device, torch.float32) for device in devices}, ~finite
+
+
+def refuse_nonfinite(members: list[Member], gradients: Gradients, agreement: Agreement) -> None:
+    """Raise a FloatingPointError on all ranks if a gradient of any of them is not finite."""
+    bad = agreement.spread(members, gradients.nonfinite())
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise FloatingPointError(
+            f"{agreement.owner}: the gradient of {', '.join(map(repr, bad[:3]))}{more} has infinities or "
+            'NaNs; weights and state are as before (nonfinite="skip" leaves such steps out)'
+        )

@@ -1,0 +1,191 @@
+"""The plan of a step: all that stays the same from one step to the next, valid or made anew."""
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from orthon.algorithms import RULES
+from orthon.sharding import Layouts, run, takes_part
+from orthon.step.agreement import Agreement
+from orthon.step.batches import PlannedBatch, batches, in_sets
+from orthon.step.finite import Gradients
+from orthon.step.gates import Gates
+from orthon.step.gradients import take_gradients
+from orthon.step.loss_scale import LossScale
+from orthon.step.member import Member
+from orthon.step.names import parameter_names
+from orthon.step.state import make_states
+from orthon.step.update import update
+
+States = MutableMapping[Tensor, dict[str, Any]]
+
+# Batches under way at the same time, so that one computes while another communicates.
+AT_ONCE = 2
+
+# Options that schedulers change from step to step. Nothing in a plan depends on them.
+_CHANGING = {"lr", "weight_decay"}
+
+
+@dataclass(eq=False)
+class Plan:
+    """What a step does.
+
+    Attributes:
+        members: the parameters of which this rank holds a part, with the gradients of this step.
+        agreement: what the ranks must agree on.
+        is_new: whether there has been no step yet on these layouts.
+        gradients: of the members.
+        sets: the batches, in sets that the same ranks communicate about.
+    """
+
+    members: list[Member]
+    agreement: Agreement
+    is_new: bool
+    gradients: Gradients
+    sets: list[list[PlannedBatch]]
+
+
+class Planner:
+    """Makes the plan of a step, anew where something that it depends on has changed. `plan` decides that alone.
+
+    Args:
+        replicas: the ranks that train copies, if the meshes do not tell.
+        sync_gradients: whether each rank's gradients are its own. A missing one counts as zero then.
+        owner: the optimizer, for errors.
+    """
+
+    def __init__(self, replicas: dist.ProcessGroup | None, *, sync_gradients: bool, owner: str) -> None:
+        self.layouts = Layouts(replicas)
+        self._sync_gradients, self._owner = sync_gradients, owner
+        self._known: list[_KnownGroup] = []
+        self._members: list[Member] = []
+        self._plan: Plan | None = None
+        self._kinds: list[Any] = []  # of the gradients for which the batches were made
+        self._agreed: tuple[list[int], Agreement] | None = None  # on these layouts
+        self._with_state = -1  # how many parameters had a state when all of the plan had one
+        self._been_through: set[tuple[int, int]] = set()  # kinds of batches that have been through a step
+        self._stepped: Plan | None = None  # the plan of the last step, and its parameters
+        self._named: dict[str, Tensor] = {}
+
+    def members(self, groups: Sequence[dict[str, Any]]) -> list[Member]:
+        """Return the parameters of which this rank holds a part, with gradients and layouts as they are now.
+
+        It is the same list as before while nothing but gradients has changed.
+
+        Raises:
+            TypeError, ValueError, NotImplementedError: for a parameter that cannot be updated.
+        """
+        known = [self._of_group(index, group) for index, group in enumerate(groups)]
+        if len(known) != len(self._known) or any(new is not old for new, old in zip(known, self._known, strict=True)):
+            self._known, self._members = known, [member for of_group in known for member in of_group.members]
+        take_gradients(self._members, self._owner)
+        return self._members
+
+    def plan(self, groups: Sequence[dict[str, Any]], states: States) -> Plan:
+        """Return the plan of the next step.
+
+        Raises:
+            RuntimeError: if parameters have been replaced whose state would be lost.
+        """
+        members = self.members(groups)
+        kinds = [member.grad if member.grad is None else (member.grad.dtype, member.grad.device) for member in members]
+        plan = self._plan
+        if plan is not None and plan.members is members and kinds == self._kinds:
+            return plan
+        if plan is None or plan.members is not members:
+            self._refuse_replaced(members, states)
+        agreement, is_new = self._agreement(members)
+        self._plan = Plan(members, agreement, is_new, Gradients(members), in_sets(batches(members)))
+        self._kinds, self._with_state = kinds, -1
+        return self._plan
+
+    def prepare(self, plan: Plan, states: States, gates: Gates) -> None:
+        """Make the state that parameters lack, and count their steps where a rule asks for that."""
+        if self._with_state != len(states):
+            make_states((batch for together in plan.sets for batch in together), plan.members, states)
+            self._with_state = len(states)
+        for member in plan.members:
+            if member.grad is None:
+                continue
+            for key in member.counted:
+                state, gate = states[member.param], gates.get(member.grad.device)
+                if gate is not None:
+                    state[key] = state[key].to(gate.device)
+                state[key] += 1 if gate is None else gate
+
+    def carry_out(self, plan: Plan, states: States, gates: Gates, scale: LossScale) -> None:
+        """Update all batches."""
+        # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
+        for together in plan.sets:
+            # The first time, one by one: process groups are made, which nothing else in flight may disturb.
+            kinds = {batch.kind for batch in together}
+            at_once = AT_ONCE if kinds <= self._been_through else 1
+            run((update(batch, states, gates, scale) for batch in together), at_once=at_once)
+            self._been_through |= kinds
+        if self._stepped is not plan:
+            self._stepped, self._named = plan, {member.name: member.param for member in plan.members}
+        plan.is_new = False
+
+    def _of_group(self, index: int, group: dict[str, Any]) -> "_KnownGroup":
+        known = self._known[index] if index < len(self._known) else None
+        if known is not None and known.is_valid(group, self.layouts):
+            return known
+        options = [group[name] for name in RULES[group["algorithm"]].options if name not in _CHANGING]
+        return _KnownGroup(group, list(group["params"]), options, list(self._made(index, group)))
+
+    def _made(self, index: int, group: dict[str, Any]) -> Iterator[Member]:
+        rule = RULES[group["algorithm"]]
+        for name, param in zip(parameter_names(group, index), group["params"], strict=True):
+            if not takes_part(param):
+                continue
+            try:
+                layout = self.layouts(param)
+                matrices = self.layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
+                for stack in () if matrices is None else matrices.stacks:
+                    rule.work.check_layout(stack.layout, group)
+            except (ValueError, NotImplementedError) as error:
+                raise type(error)(f"{self._owner}: parameter {name!r}: {error}") from error
+            averages = self._sync_gradients and layout.replicas.size > 1
+            yield Member(name, param, None, group, rule, layout, matrices, averages)
+
+    def _refuse_replaced(self, members: Sequence[Member], states: States) -> None:
+        for member in members:
+            before = self._named.get(member.name, member.param)
+            if before is member.param or not states.get(before):
+                continue
+            raise RuntimeError(
+                f"{self._owner}: parameter {member.name!r}: has taken the place of another one that has state; "
+                "give the optimizer the parameters that are trained before its first step, or load a state_dict"
+            )
+
+    def _agreement(self, members: list[Member]) -> tuple[Agreement, bool]:
+        """Return what the ranks must agree on, and whether that is new: whether the layouts are others."""
+        key = [id(member.layout) for member in members]
+        if self._agreed is not None and self._agreed[0] == key:
+            return self._agreed[1], self._plan is not None and self._plan.is_new
+        self._agreed = key, Agreement(members, self._owner)
+        return self._agreed[1], True
+
+
+@dataclass(frozen=True)
+class _KnownGroup:
+    """What a param group was when its members were made."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    options: list[Any]
+    members: list[Member]
+
+    def is_valid(self, group: dict[str, Any], layouts: Layouts) -> bool:
+        """Return whether the members can be used again."""
+        options = [group[name] for name in RULES[group["algorithm"]].options if name not in _CHANGING]
+        return (
+            self.group is group
+            and self.options == options
+            and len(self.params) == len(group["params"])
+            and all(new is old for new, old in zip(group["params"], self.params, strict=True))
+            and all(m.lies_as_before() or layouts(m.param) is m.layout for m in self.members)
+        )

@@ -1,0 +1,159 @@
+"""One planned batch given to its rule: gradients, weights and state as matrices, and what is written back."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from orthon.algorithms import Batch, Entry
+from orthon.algorithms.seal import Seal
+from orthon.sharding import Ranks, Step, local
+from orthon.step.batches import Piece, PlannedBatch
+from orthon.step.loss_scale import LossScale
+from orthon.step.state import factor_key, matrix_name
+
+
+def update(
+    planned: PlannedBatch,
+    states: MutableMapping[Tensor, dict[str, Any]],
+    gates: Mapping[torch.device, Tensor],
+    scale: LossScale,
+) -> Step[None]:
+    """Update one batch of parameters.
+
+    Args:
+        planned: one of `batches`.
+        states: of all parameters.
+        gates: for each device a tensor that is 1, or 0 to leave everything as it is; empty if none is to be left.
+        scale: of the loss, and so of the gradients.
+    """
+    first = planned.pieces[0]
+    rule, options, layout = first.member.rule, first.member.group, first.layout
+    opened = _Opened(planned, states)
+    grads = scale.unscaled(opened.grads)  # replicas may differ in it
+    if first.member.averages and not first.compressed:
+        grads = yield from _averaged(grads, layout.replicas)
+    gate = gates.get(grads[0].device)
+    if gate is not None:
+        grads = [torch.where(gate > 0, grad, 0) for grad in grads]
+    batch = Batch(
+        names=opened.names,
+        options=options,
+        layout=layout,
+        weights=opened.weights,
+        grads=grads,
+        state=opened.states,
+        owners=planned.owners,
+        of_matrices=rule.work.takes_matrices,
+        unsynced=first.compressed,
+        gate=gate,
+        buffers=planned.buffers,
+        seal=None if gate is None else Seal(opened.written, rule.name),
+    )
+    steps = rule.update(batch)
+    if steps is not None:
+        yield from steps
+    if batch.seal is not None:
+        batch.seal.check()
+    opened.close()
+
+
+class _Opened:
+    """The names, weights, gradients and states of a batch: of parameters as they lie, or of the matrices in them."""
+
+    def __init__(self, planned: PlannedBatch, states: MutableMapping[Tensor, dict[str, Any]]) -> None:
+        self._views: list[_Viewed] = []
+        members = [piece.member for piece in planned.pieces]
+        if planned.is_plain:
+            self.names = [member.name for member in members]
+            self.states = [states[member.param] for member in members]
+            if members[0].layout.mesh is None:
+                self.weights = [member.param for member in members]
+                self.grads = [cast(Tensor, member.grad) for member in members]
+            else:
+                fit = [member.layout.fit for member in members]
+                self.weights = [each(local(member.param)) for each, member in zip(fit, members, strict=True)]
+                self.grads = [each(cast(Tensor, member.grad)) for each, member in zip(fit, members, strict=True)]
+            return
+        self.names, self.states, self.weights, self.grads = [], [], [], []
+        for piece, member in zip(planned.pieces, members, strict=True):
+            view = _Viewed(piece, member.layout.fit(local(member.param)), states[member.param])
+            self._views.append(view)
+            self.names += view.names
+            self.states += view.states
+            self.weights += view.weights
+            self.grads += view.open(member.layout.fit(cast(Tensor, member.grad)))
+
+    def written(self) -> list[Tensor]:
+        """Return all that a rule may write to by the verbs of its batch."""
+        return [*self.weights, *(local(value) for state in self.states for value in state.values())]
+
+    def close(self) -> None:
+        """Bring what lies elsewhere back into the parameters and their state."""
+        for view in self._views:
+            view.close()
+
+
+class _Viewed:
+    """The matrices that a parameter is read as: names, weights and state, one of each for every matrix.
+
+    They are views of the parameter's own tensors. Where there is none (a convolution in channels_last), `close`
+    writes the copies back. So it does with state that the batch has moved.
+    """
+
+    def __init__(self, piece: Piece, weight: Tensor, state: dict[str, Any]) -> None:
+        member = piece.member
+        assert piece.stack is not None
+        assert member.matrices is not None
+        stack, matrices = piece.stack, member.matrices
+        self._stack, self._matrices, self._weight = stack, matrices, weight
+        self.names = [matrix_name(member.name, matrices, number) for number in stack.numbers]
+        self._open_weight = matrices.open(weight, stack)
+        self.weights = list(self._open_weight.unbind())
+        self._open: dict[str, tuple[Tensor, Entry, Tensor]] = {}
+        self.states = [dict[str, Any]() for _ in stack.numbers]
+        of_stacks = member.entries
+        for key, entry in of_stacks[stack].items():
+            if not isinstance(entry, Entry):
+                for each in self.states:
+                    each[key] = state[key]
+                continue
+            if entry.side is None:
+                kept = local(state[key])
+                opened = matrices.open(kept, stack)
+            else:
+                kept = local(state[factor_key(key, entry, matrices, stack, of_stacks.values())[0]])
+                opened = matrices.open_factor(kept, entry.side, stack)
+            self._open[key] = kept, entry, opened
+            for each, of_matrix in zip(self.states, opened.unbind(), strict=True):
+                each[key] = of_matrix
+
+    def open(self, grad: Tensor) -> list[Tensor]:
+        """Return this rank's part of the gradient as matrices."""
+        return list(self._matrices.open(grad, self._stack).unbind())
+
+    def close(self) -> None:
+        """Bring what lies elsewhere back into the parameter and its state."""
+        if not _shares(self._open_weight, self._weight):
+            self._matrices.close(self._weight, self._stack, self._open_weight)
+        for key, (kept, entry, opened) in self._open.items():
+            moved = not _shares(self.states[0][key], opened)
+            if not moved and _shares(opened, kept):
+                continue
+            whole = torch.stack([state[key] for state in self.states]) if moved else opened
+            if entry.side is None:
+                self._matrices.close(kept, self._stack, whole)
+            else:
+                self._matrices.close_factor(kept, entry.side, self._stack, whole)
+
+
+def _shares(x: Tensor, y: Tensor) -> bool:
+    return x.is_meta or x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
+
+def _averaged(grads: list[Tensor], replicas: Ranks) -> Step[list[Tensor]]:
+    """Return the means of gradients over replicas, by one sum."""
+    whole = yield from replicas.sum(torch.cat([grad.flatten() for grad in grads]).div_(replicas.size))
+    parts = torch.split(whole, [grad.numel() for grad in grads])
+    return [part.view(grad.shape) for part, grad in zip(parts, grads, strict=True)]

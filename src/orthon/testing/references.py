@@ -1,0 +1,187 @@
+"""Orthon's rules as plainly as their formulas, one parameter at a time, in any dtype.
+
+Each function makes one step: it takes the weight X, its gradient G, the state, which it updates, and the options of the
+param group, and returns the new weight. It may change X in place. The state has the names and shapes of the
+optimizer's.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthon.testing.factors import EXACT, Factors
+
+State = dict[str, Tensor]
+Group = Mapping[str, Any]
+Reference = Callable[[Tensor, Tensor, State, Group], Tensor]
+
+
+def lr_factor(lr_scale: str, m: int, n: int) -> float:
+    """Return what lr is multiplied by for a matrix of this shape."""
+    if lr_scale == "spectral_unclamped":
+        return math.sqrt(m / n)
+    if lr_scale == "original":
+        return math.sqrt(max(1, m / n))
+    if lr_scale == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(m, n))
+    assert lr_scale == "none"
+    return 1.0
+
+
+def descend(X: Tensor, direction: Tensor, factor: float, group: Group) -> Tensor:
+    """Return X after weight decay and a step of lr·factor against a direction.
+
+    Cautious decay is of what `direction` does not make larger.
+    """
+    lr = group["lr"]
+    rate = lr * group["weight_decay"]
+    if group["cautious_weight_decay"]:
+        X.sub_(rate * torch.where(direction * X >= 0, X, 0))
+    else:
+        X.mul_(1 - rate)
+    return X.sub_(direction, alpha=float(lr * factor))
+
+
+def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:
+    """Make a step of Dion on a matrix with momentum M and right factor Q."""
+    m, n = X.shape
+    M, Q = state["momentum"], state["Q"]
+    M += _uphill(G, group)
+    columns = m > n if group["orthonormal_side"] == "short" else m < n
+    A = M.mT if columns else M  # the same storage
+    for _ in range(group["power_iterations"]):
+        P = factors.orthonormalize(A @ Q)
+        R = A.mT @ P
+        found = factors.unit_columns(R) if group["right_factor"] == "normalize" else factors.orthonormalize(R)
+        live = found.any(dim=0)
+        Q = torch.where(live, found, Q)
+        P, R = torch.where(live, P, 0), torch.where(live, R, 0)
+    A.sub_(P @ R.mT, alpha=1 - group["momentum"])
+    state["Q"] = Q
+    update = Q @ P.mT if columns else P @ Q.mT
+    return descend(X, update, lr_factor(group["lr_scale"], m, n), group)
+
+
+def muon(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:
+    """Make a step of Muon on a matrix."""
+    return descend(X, _polar_momentum(G, state, group, factors), lr_factor(group["lr_scale"], *X.shape), group)
+
+
+def normuon(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:
+    """Make a step of NorMuon on a matrix."""
+    O = _of_one_size(_polar_momentum(G, state, group, factors), state["row_moment"], group)
+    return descend(X, O, lr_factor(group["lr_scale"], *X.shape), group)
+
+
+def _polar_momentum(G: Tensor, state: State, group: Group, factors: Factors) -> Tensor:
+    momentum, G = group["momentum"], _uphill(G, group)
+    if group["ema"]:
+        G = (1 - momentum) * G
+    M = state["momentum"].mul_(momentum).add_(G)
+    return factors.polar(G.add(M, alpha=momentum) if group["nesterov"] else M)
+
+
+# Chooses k rows of a matrix: their indices.
+Select = Callable[[Tensor, int], Tensor]
+
+
+def largest_rows(A: Tensor, k: int) -> Tensor:
+    """Return the rows of largest ℓ1 norm, in order. Of those that float32 cannot tell apart, the first are taken."""
+    norms = torch.linalg.vector_norm(A, 1, dim=1, dtype=torch.promote_types(A.dtype, torch.float32)).float()
+    rows: Tensor = norms.sort(descending=True, stable=True).indices[:k].sort().values
+    return rows
+
+
+def dion2(
+    X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT, select: Select = largest_rows
+) -> Tensor:
+    """Make a step of Dion2 on a matrix. `select` chooses rows, or columns of a tall matrix."""
+    return _selected(X, G, state, group, factors, select, lambda O, _: O)
+
+
+def dion3(
+    X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT, select: Select = largest_rows
+) -> Tensor:
+    """Make a step of Dion3 on a matrix: rows that are not selected keep their moment; of columns, all rows have one."""
+    tall, moment = X.shape[0] > X.shape[1], state["row_moment"]
+
+    def normalize(O: Tensor, rows: Tensor) -> Tensor:
+        if tall:
+            return _of_one_size(O.mT, moment, group).mT
+        chosen = moment[rows]
+        O = _of_one_size(O, chosen, group)
+        moment[rows] = chosen
+        return O
+
+    return _selected(X, G, state, group, factors, select, normalize)
+
+
+def _selected(
+    X: Tensor,
+    G: Tensor,
+    state: State,
+    group: Group,
+    factors: Factors,
+    select: Select,
+    normalize: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    m, n = X.shape
+    M = state["momentum"].add_(_uphill(G, group))
+    A = M.mT if m > n else M  # the same storage
+    rows = select(A, math.ceil(group["fraction"] * len(A)))
+    O = normalize(factors.polar(A[rows]), rows)
+    A[rows] *= group["momentum"]
+    update = torch.zeros_like(A, dtype=O.dtype)
+    update[rows] = O
+    factor = lr_factor(group["lr_scale"], m, n)
+    if group["lr_scale_by_fraction"]:
+        factor /= math.sqrt(group["fraction"])
+    return descend(X, update.mT if m > n else update, factor, group)
+
+
+def _of_one_size(O: Tensor, moment: Tensor, group: Group) -> Tensor:
+    """Return O with its rows divided by their root mean square over time, as long as before. Updates the moment."""
+    O = O.to(torch.promote_types(O.dtype, torch.float32))
+    moment.lerp_(O.square().mean(dim=1, keepdim=True).to(moment.dtype), 1 - group["beta2"])
+    N = O / (moment.sqrt() + group["eps"])
+    result: Tensor = N * (O.norm() / N.norm().clamp_min(torch.finfo(N.dtype).tiny))
+    return result
+
+
+def adamw(X: Tensor, G: Tensor, state: State, group: Group) -> Tensor:
+    """Make a step of AdamW on a parameter of any shape."""
+    G, (beta1, beta2) = _uphill(G, group), group["betas"]
+    state["step"] += 1
+    first = state["exp_avg"].lerp_(G, 1 - beta1)
+    second = state["exp_avg_sq"].lerp_(G.square(), 1 - beta2)
+    if group["amsgrad"]:
+        second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
+    corrected = (second / (1 - beta2 ** state["step"])).sqrt()
+    return descend(X, first / (1 - beta1 ** state["step"]) / (corrected + group["eps"]), 1.0, group)
+
+
+def lion(X: Tensor, G: Tensor, state: State, group: Group) -> Tensor:
+    """Make a step of Lion on a parameter of any shape."""
+    G, (beta1, beta2) = _uphill(G, group), group["betas"]
+    M = state["exp_avg"]
+    X = descend(X, torch.sign(torch.lerp(G, M, beta1)), 1.0, group)
+    M.lerp_(G, 1 - beta2)
+    return X
+
+
+def _uphill(G: Tensor, group: Group) -> Tensor:
+    return -G if group["maximize"] else G
+
+
+REFERENCES: dict[str, Reference] = {
+    "dion": dion,
+    "muon": muon,
+    "normuon": normuon,
+    "dion2": dion2,
+    "dion3": dion3,
+    "adamw": adamw,
+    "lion": lion,
+}

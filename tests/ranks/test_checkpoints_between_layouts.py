@@ -1,0 +1,116 @@
+"""Every layout goes on from what every other one has saved, with every rule."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orthon.testing import Pool, layouts
+from tests.support import checkpointing
+from tests.support.checkpointing import ALONE
+
+Place = tuple[int, str]  # number of ranks, layout
+WORLD = 4
+ON_FOUR = layouts.layouts_on(WORLD)
+
+
+@pytest.fixture(scope="module")
+def saved(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
+    """Return where the run on a layout is saved, which is done once."""
+    folders: dict[Place, Path] = {}
+
+    def folder(world: int, layout: str) -> Path:
+        if (world, layout) not in folders:
+            folders[world, layout] = tmp_path_factory.mktemp("saved") / "checkpoint"
+            ranks.run(world, checkpointing.save, layout, folders[world, layout])
+        return folders[world, layout]
+
+    return folder
+
+
+def sources(target: str) -> tuple[list[str], list[str]]:
+    """Return some other layouts, every one in turn, and the rest."""
+    place, n = ON_FOUR.index(target), len(ON_FOUR)
+    some = [ON_FOUR[(place + 6) % n]]
+    return some, [layout for layout in ON_FOUR if layout not in some]
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(layout, marks=pytest.mark.long if i % 2 else ()) for i, layout in enumerate(ON_FOUR)]
+)
+def test_a_layout_goes_on_from_others_and_from_one_process(
+    ranks: Pool, saved: Callable[[int, str], Path], target: str
+) -> None:
+    folders = {source: saved(WORLD, source) for source in sources(target)[0]}
+    ranks.run(WORLD, checkpointing.go_on, target, {**folders, ALONE: saved(1, ALONE)})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ON_FOUR)
+def test_a_layout_goes_on_from_every_other(ranks: Pool, saved: Callable[[int, str], Path], target: str) -> None:
+    folders = {source: saved(WORLD, source) for source in sources(target)[1]}
+    ranks.run(WORLD, checkpointing.go_on, target, folders, timeout=200)
+
+
+def test_one_process_goes_on_from_every_layout(ranks: Pool, saved: Callable[[int, str], Path]) -> None:
+    ranks.run(1, checkpointing.go_on, ALONE, {source: saved(WORLD, source) for source in ON_FOUR}, timeout=200)
+
+
+# On other numbers of ranks, layouts in turn.
+ACROSS: list[tuple[Place, Place]] = []
+for world, other in [(2, 4), (2, 8), (4, 8), (4, 2), (8, 2), (8, 4), (2, 1), (8, 1), (1, 2), (1, 8)]:
+    froms, tos = ([ALONE] if n == 1 else layouts.layouts_on(n) for n in (world, other))
+    for i in range(max(len(froms), len(tos))):
+        ACROSS.append(((world, froms[i % len(froms)]), (other, tos[-i % len(tos)])))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        pytest.param(*pair, id=" to ".join(f"{layout} on {n}" for n, layout in pair), marks=pytest.mark.long)
+        if i % 31
+        else pytest.param(*pair, id=" to ".join(f"{layout} on {n}" for n, layout in pair))
+        for i, pair in enumerate(ACROSS)
+    ],
+)
+def test_other_numbers_of_ranks(ranks: Pool, saved: Callable[[int, str], Path], source: Place, target: Place) -> None:
+    ranks.run(target[0], checkpointing.go_on, target[1], {f"{source[1]} on {source[0]}": saved(*source)})
+
+
+WHOLE = {"full_state_dict": True}
+SENT = {"full_state_dict": True, "broadcast_from_rank0": True}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "options"),
+    [
+        ("fsdp 0", "fsdp 0", {}),
+        ("fsdp x tp same dim", "fsdp x tp same dim", {"flatten_optimizer_state_dict": True}),
+        ("hsdp compressed", "hsdp compressed", {}),
+        ("fsdp 0", "hsdp", WHOLE),
+        ("ddp", "fsdp 1", WHOLE),
+        ("fsdp x tp same dim", "ddp compressed", WHOLE),
+        ("hsdp compressed", "fsdp x tp other dim", SENT),
+        ("ddp", "fsdp x tp same dim", SENT),
+        ("fsdp 0", "tp row", SENT),
+    ],
+)
+def test_state_dicts_without_files(ranks: Pool, source: str, target: str, options: dict[str, bool]) -> None:
+    ranks.run(WORLD, checkpointing.pass_on, source, target, options)
+
+
+@pytest.mark.parametrize("rank_fraction", [0.1, 0.75])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "ddp",
+        "fsdp x tp same dim",
+        *(
+            pytest.param(layout, marks=pytest.mark.long)
+            for layout in ("fsdp 0", "fsdp 1", "hsdp", "fsdp x tp other dim")
+        ),
+    ],
+)
+def test_another_rank(ranks: Pool, saved: Callable[[int, str], Path], target: str, rank_fraction: float) -> None:
+    source = ON_FOUR[(ON_FOUR.index(target) + 3) % len(ON_FOUR)]
+    ranks.run(WORLD, checkpointing.go_on_with_another_rank, target, saved(WORLD, source), rank_fraction)

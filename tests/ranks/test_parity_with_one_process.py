@@ -1,0 +1,110 @@
+"""Every rule on any layout computes what it computes in one process."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from orthon.testing import Pool, parity
+from orthon.testing.gradients import ON_RANKS as GRADIENTS
+from orthon.testing.layouts import LAYOUTS, layouts_on
+from orthon.testing.problems import SHAPES, Case
+from tests.rules_table import DION_ON_RANKS
+from tests.support import parity_cases
+
+WORLDS = (2, 4, 8)
+
+
+def _table() -> list[object]:
+    """Return all cases in the order of world sizes, since another one costs a new process group."""
+    table = []
+    for world in WORLDS:
+        short = set(parity_cases.representative_dion_cases(world))
+        for case in parity_cases.dion_cases(world):
+            marks = [] if case in short else [pytest.mark.long]
+            table.append(pytest.param(case, marks=marks, id=str(case)))
+    return table
+
+
+@pytest.mark.parametrize("case", _table())
+def test_ranks_compute_what_one_process_computes(ranks: Pool, case: Case) -> None:
+    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+
+
+def _short(cases: Callable[[int], list[Case]], every: int) -> list[object]:
+    """Return all cases in the order of world sizes; some belong to the short run."""
+    table, i = [], 0
+    for world in WORLDS:
+        for case in cases(world):
+            i += 1
+            table.append(pytest.param(case, marks=[] if i % every == 0 else [pytest.mark.long], id=str(case)))
+    return table
+
+
+@pytest.mark.parametrize("case", _short(parity_cases.other_cases, 19))
+def test_the_family(ranks: Pool, case: Case) -> None:
+    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+
+
+@pytest.mark.parametrize("case", _short(parity_cases.view_cases, 19))
+def test_views(ranks: Pool, case: Case) -> None:
+    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+
+
+# The table and the judge
+
+
+def test_the_short_table_has_every_value_on_every_world_size() -> None:
+    short = [case for world in WORLDS for case in parity_cases.representative_dion_cases(world)]
+    assert 70 <= len(short) <= 90
+    assert sum(len(parity_cases.dion_cases(world)) for world in WORLDS) >= 1000
+    assert {case.layout for case in short} == LAYOUTS.keys()
+    for world in WORLDS:
+        here = [case for case in short if case.problem.world == world]
+        assert {case.layout for case in here} == set(layouts_on(world))
+        assert {case.problem.shapes for case in here} == SHAPES.keys(), world
+        assert {case.problem.gradients for case in here} == GRADIENTS.keys(), world
+        assert {case.problem.label for case in here} == DION_ON_RANKS.keys(), world
+        assert {case.problem.dtype for case in here} == parity.TOLERANCE.keys(), world
+
+
+CASE = parity_cases.case("unaware", "uneven", "full rank", "defaults", 2)
+
+
+def test_a_wrong_gradient_on_one_rank_is_found(ranks: Pool) -> None:
+    with pytest.raises(AssertionError, match=r"2 ranks, unaware, uneven, .* relative error \S+ on rank 1"):
+        parity.check(CASE, ranks.run(2, parity.on_this_rank, CASE, None, 1))
+
+
+def whole() -> list[parity.Result]:
+    """Return what two ranks hold that compute all of it."""
+    right = parity.in_one_process(CASE.problem)
+    return [[{what: x.clone() for what, x in held.items()} for held in right] for _ in range(2)]
+
+
+def test_replicas_that_differ_in_the_last_bit_are_found() -> None:
+    results = whole()
+    parity.check(CASE, results)
+    results[1][2]["weight"][3, 4] *= 1 + 1e-15
+    with pytest.raises(AssertionError, match="ranks 0 and 1 hold the same part, but differ by"):
+        parity.check(CASE, results)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_result_that_is_not_finite_is_found(value: float) -> None:
+    results = whole()
+    for result in results:
+        result[0]["weight"][1, 1] = value
+    with pytest.raises(AssertionError, match="relative error inf"):
+        parity.check(CASE, results)
+
+
+def test_the_wrong_part_of_the_right_result_is_found() -> None:
+    case = replace(CASE, layout="fsdp 0")
+    parts = (slice(7), slice(6, 12))
+    results = [
+        [{what: x[rows] for what, x in held.items()} for held in result]
+        for rows, result in zip(parts, whole(), strict=True)
+    ]
+    with pytest.raises(AssertionError):
+        parity.check(case, results)

@@ -1,0 +1,132 @@
+"""The table of rules, options, shapes and gradients that all tests of a rule use.
+
+`OPTIONS` has, for each rule, sets of options for tests against the reference in one process; `ON_RANKS` those for tests
+on ranks, where every set is met on every layout.
+"""
+
+from typing import Any
+
+from orthon.testing.formulas import MATRICES
+from orthon.testing.gradients import KINDS
+
+Options = dict[str, Any]
+
+STEPS = 5
+SHAPES: dict[str, tuple[int, int]] = {name: (shape[0], shape[1]) for name, shape in MATRICES.items()}
+GRADIENTS = list(KINDS)
+
+EXACT: Options = {"polar": "svd"}  # so that nothing but rounding is between a rule and its formulas
+DECAY: Options = {"weight_decay": 0.5, "lr": 0.05}
+CAUTIOUS: Options = {**DECAY, "cautious_weight_decay": True}
+
+OPTIONS: dict[str, dict[str, Options]] = {
+    "dion": {
+        "defaults": {},
+        "rank 1": {"rank_fraction": 0.01},
+        "full rank": {"rank_fraction": 1.0},
+        "orthonormalize": {"right_factor": "orthonormalize"},
+        "long side": {"orthonormal_side": "long"},
+        "long side, full rank, orthonormalize": {
+            "orthonormal_side": "long",
+            "rank_fraction": 1.0,
+            "right_factor": "orthonormalize",
+        },
+        "three power iterations": {"power_iterations": 3, "rank_fraction": 0.5},
+        "maximize": {"maximize": True},
+        "no momentum": {"momentum": 0.0},
+        "no decay, original": {"weight_decay": 0.0, "lr_scale": "original"},
+        "much decay, match_rms_adamw": {**DECAY, "lr_scale": "match_rms_adamw"},
+        "unscaled": {"lr_scale": "none"},
+        "cautious decay": {**CAUTIOUS, "lr": 0.1},
+    },
+    "muon": {
+        "defaults": {},
+        "not nesterov": {"nesterov": False},
+        "ema": {"ema": True},
+        "ema, not nesterov": {"ema": True, "nesterov": False, "momentum": 0.5},
+        "no momentum": {"momentum": 0.0},
+        "maximize": {"maximize": True, "ema": True},
+        "no decay, original": {"weight_decay": 0.0, "lr_scale": "original"},
+        "much decay, match_rms_adamw": {**DECAY, "lr_scale": "match_rms_adamw"},
+        "cautious decay, unscaled": {**CAUTIOUS, "lr_scale": "none"},
+        "cautious decay, maximize": {**CAUTIOUS, "maximize": True},
+    },
+    "normuon": {
+        "defaults": {},
+        "ema, not nesterov": {"ema": True, "nesterov": False},
+        "no memory of rows": {"beta2": 0.0, "lr_scale": "original"},
+        "long memory of rows, large eps": {"beta2": 0.999, "eps": 1e-3, "lr_scale": "match_rms_adamw"},
+        "maximize": {"maximize": True, "momentum": 0.0},
+        "cautious decay": CAUTIOUS,
+    },
+    "dion2": {
+        "defaults": {},
+        "all rows": {"fraction": 1.0},
+        "one row": {"fraction": 1e-3},
+        "scaled by the fraction": {"fraction": 0.3, "lr_scale_by_fraction": True, "lr_scale": "original"},
+        "no momentum": {"momentum": 0.0, "fraction": 0.5},
+        "maximize": {"maximize": True, "momentum": 0.5},
+        "much decay, match_rms_adamw": {**DECAY, "lr_scale": "match_rms_adamw"},
+        "cautious decay, unscaled": {**CAUTIOUS, "lr_scale": "none", "fraction": 0.6},
+    },
+    "dion3": {
+        "defaults": {},
+        "all rows": {"fraction": 1.0},
+        "one row": {"fraction": 1e-3, "lr_scale": "original"},
+        "scaled by the fraction": {"fraction": 0.3, "lr_scale_by_fraction": True},
+        "no memory of rows": {"beta2": 0.0, "fraction": 0.5},
+        "long memory of rows, large eps": {"beta2": 0.999, "eps": 1e-3, "lr_scale": "match_rms_adamw"},
+        "maximize": {"maximize": True, "momentum": 0.0},
+        "cautious decay": {**CAUTIOUS, "fraction": 0.6},
+    },
+    "adamw": {
+        "defaults": {},
+        "amsgrad": {"amsgrad": True},
+        "cautious decay": {**CAUTIOUS, "lr": 0.1},
+        "cautious decay, maximize": {**CAUTIOUS, "lr": 0.1, "maximize": True},
+    },
+    "lion": {
+        "defaults": {},
+        "maximize": {"maximize": True},
+        "other betas, much decay": {"betas": (0.5, 0.99), "weight_decay": 0.5, "lr": 0.1},
+        "cautious decay": {**CAUTIOUS, "lr": 0.1},
+        "cautious decay, maximize": {**CAUTIOUS, "lr": 0.1, "maximize": True},
+    },
+}
+
+# Whole-matrix rules have their polar factor as options above are: exact.
+POLAR_RULES = ["muon", "normuon", "dion2", "dion3"]
+
+# On ranks, by what a set is called there: the rule and its options.
+DION_ON_RANKS: dict[str, tuple[str, Options]] = {
+    "defaults": ("dion", {}),
+    "rank 1": ("dion", {"rank_fraction": 0.01}),
+    "three power iterations": ("dion", {"power_iterations": 3}),
+    "orthonormalize": ("dion", {"right_factor": "orthonormalize", "rank_fraction": 0.5}),
+    "long side": ("dion", {"orthonormal_side": "long", "rank_fraction": 0.5}),
+    "full rank": ("dion", {"rank_fraction": 1.0}),
+    "long side, orthonormalize, two power iterations": (
+        "dion",
+        {
+            "orthonormal_side": "long",
+            "right_factor": "orthonormalize",
+            "power_iterations": 2,
+            "rank_fraction": 0.5,
+        },
+    ),
+}
+OTHERS_ON_RANKS: dict[str, tuple[str, Options]] = {
+    "muon": ("muon", EXACT),
+    "muon by owners, no nesterov": ("muon", {**EXACT, "polar_route": "owners", "nesterov": False}),
+    "muon ema, cautious": ("muon", {**EXACT, "ema": True, "cautious_weight_decay": True, "weight_decay": 0.5}),
+    "normuon": ("normuon", EXACT),
+    "dion2": ("dion2", EXACT),
+    "dion2 half, cautious": (
+        "dion2",
+        {**EXACT, "fraction": 0.5, "cautious_weight_decay": True, "weight_decay": 0.5, "lr_scale_by_fraction": True},
+    ),
+    "dion2 random": ("dion2", {**EXACT, "selection": "random", "fraction": 0.5}),
+    "dion3": ("dion3", {**EXACT, "fraction": 0.5}),
+    "dion3 random": ("dion3", {**EXACT, "selection": "random"}),
+}
+ON_RANKS = {**DION_ON_RANKS, **OTHERS_ON_RANKS}
