@@ -129,7 +129,7 @@ def check(case: Case, results: list[Result]) -> float:
 
 
 def _held(param: Tensor, optimizer: MixedOptimizer, rule: str) -> dict[str, Tensor]:
-    entries = RULES[rule].entries(tuple(param.shape[:2]), optimizer.param_groups[0])
+    entries = RULES[rule].keeps(tuple(param.shape[:2]), optimizer.param_groups[0])
     alike = [key for key, entry in entries.items() if isinstance(entry, Entry) and entry.side is None]
     return {"weight": param.detach(), **{key: optimizer.state[param][key] for key in alike}}
 
