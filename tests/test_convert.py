@@ -1,6 +1,6 @@
 """States of other packages' optimizers: going on with orthon is going on with theirs.
 
-tests/foreign_rules.py stands for packages that are not installed.
+tests/support/foreign_rules.py stands for packages that are not installed.
 """
 
 import math

@@ -29,7 +29,7 @@ GROUP_0 = "state dict 0 (%s): param group 0: "
             "torch-adamw",
             torch_adamw(decoupled_weight_decay=False),
             MOMENTS,
-            "'decoupled_weight_decay' is False, which means weight decay that is part of the gradient",
+            "'decoupled_weight_decay' is False, which means weight decay that is added to the gradient",
         ),
         ("torch-adamw", torch_adamw(momentum=0.9), {}, "'momentum' is 0.9, and orthon does not"),
         ("torch-adamw", without(torch_adamw(), "betas"), {}, "'betas' is missing"),
@@ -55,7 +55,7 @@ GROUP_0 = "state dict 0 (%s): param group 0: "
             "torch-muon",
             torch_muon(ns_coefficients=(2.0, -1.5, 0.5)),
             BUFFER,
-            "'ns_coefficients' is (2.0, -1.5, 0.5), which is another polynomial than those of orthon",
+            "'ns_coefficients' is (2.0, -1.5, 0.5), which is a polynomial that orthon does not have",
         ),
         ("torch-muon", torch_muon(ns_coefficients=3.0), BUFFER, "'ns_coefficients' is 3.0"),
         ("torch-muon", torch_muon(eps=0.1), BUFFER, "'eps' is 0.1, which damps updates"),
@@ -121,7 +121,7 @@ def test_refused(source: str, group: dict[str, Any], state: dict[str, Any], mess
 def test_square_matrices_of_a_sharded_dion_are_refused() -> None:
     state = {0: {"momentum": start(8, 4), "Q": start(8, 2)}, 1: {"momentum": start(4, 4), "Q": start(4, 2)}}
     given = {"state": state, "param_groups": [{**SMALL_DION, "params": [0, 1]}]}
-    with pytest.raises(ValueError, match="that of a square matrix is not in the file"):
+    with pytest.raises(ValueError, match="the side of a square one is not in the file"):
         convert_state(given, source="microsoft-dion")
     del state[1]
     convert_state(given, source="microsoft-dion")

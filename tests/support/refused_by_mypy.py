@@ -34,4 +34,3 @@ def wrong_types() -> None:
     orthon.NorMuon(W, beta2=(0.9, 0.95))  # type: ignore[arg-type]
     orthon.Dion2(W, view="convolution")  # type: ignore[arg-type]
     orthon.Dion3(W, seed=0.5)  # type: ignore[arg-type]
-    orthon.Dion(W, 0.1, 0.25)  # type: ignore[call-arg, arg-type]

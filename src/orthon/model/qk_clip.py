@@ -36,9 +36,9 @@ def qk_clip_(
 
     The logits of each query head are then multiplied by γ: on the same input they are at most the threshold, up to the
     rounding of the weights' dtype. Where no key head is shared, both factors are √γ, as in the paper. The paper leaves
-    a key that all heads share as it is, and multiplies the queries by γ. Here a shared key shrinks by the factor that all of its
-    query heads need, and each query takes the rest. No factor is above 1. Where a query head did not exceed the
-    threshold, its logits, its query rows and its key rows keep every bit.
+    a key that all heads share as it is, and multiplies the queries by γ. Here a shared key shrinks by the factor that
+    all of its query heads need, and each query takes the rest. No factor is above 1. Where a query head did not exceed
+    the threshold, its logits, its query rows and its key rows keep every bit.
 
     A largest logit that is infinite or NaN gives γ = 1. No factor repairs it: the training is broken, as the loss and
     the optimizer's `nonfinite` tell. −∞ gives γ = 1 as well: it is the largest logit of a head that saw no input.

@@ -57,8 +57,8 @@ def param_groups(
         weight_decay: of hidden matrices, heads, routers and other weights. None is the optimizer's.
         overrides: options by name pattern, such as {"*.mlp.*": {"rank_fraction": 0.5}}. `*` matches any text. A
             parameter that several patterns match takes the options of all of them; where they disagree, the last one
-            counts. If an override moves a parameter between algorithms for matrices and others, the learning rate changes
-            with it: from `lr` to `scalar_lr`, or back.
+            counts. If an override moves a parameter between algorithms for matrices and others, the learning rate
+            changes with it: from `lr` to `scalar_lr`, or back.
         per_head: whether each attention head is a matrix of its own, where the attention module tells how many heads
             there are. A head is a block of rows in the projections of query, key and value, and a block of columns in
             the projection of the output.

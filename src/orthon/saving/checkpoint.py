@@ -1,8 +1,10 @@
-"""Loading checkpoints of torch.distributed.checkpoint: nothing in them is executed, and options may have changed.
+"""Readers for checkpoints of torch.distributed.checkpoint (DCP), which execute nothing of what they read.
 
-state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-dcp.load(state, storage_reader=SafeReader(path), planner=LoadPlanner())
-set_optimizer_state_dict(model, optimizer, state["optimizer"])
+The options of the optimizer may have changed since the checkpoint was saved::
+
+    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.load(state, storage_reader=SafeReader(path), planner=LoadPlanner())
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
 """
 
 import io
@@ -22,9 +24,9 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from orthon.sharding import local
 
-_Path = tuple[str | int, ...]  # the keys that lead to a value of a nested state dict
+_Path = tuple[str | int, ...]  # the keys that lead to a value in a nested state dict
 
-# All that the description of a checkpoint consists of, beside dtypes.
+# The classes that the description of a checkpoint consists of, beside dtypes.
 _METADATA_CLASSES = {
     ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
     ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
@@ -42,10 +44,10 @@ _METADATA_CLASSES = {
 
 
 class SafeReader(FileSystemReader):
-    """A FileSystemReader for checkpoints that one does not trust.
+    """A FileSystemReader for checkpoints from sources that you do not trust.
 
-    The description of a checkpoint is a pickle; of what a pickle can name, this takes torch's own descriptions
-    alone. Files outside the checkpoint's folder are not read.
+    The description of a checkpoint is a pickle, and a pickle can name any code. This reader takes nothing but torch's
+    own classes of descriptions. It does not read files outside the checkpoint's folder.
 
     Args:
         path: the folder of the checkpoint.
@@ -58,7 +60,7 @@ class SafeReader(FileSystemReader):
         """Return the description of the checkpoint.
 
         Raises:
-            ValueError: for one that cannot be read, names something else, or does not fit the files of the folder.
+            ValueError: if it cannot be read, names anything else, or does not fit the files in the folder.
         """
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         try:
@@ -94,11 +96,12 @@ class SafeReader(FileSystemReader):
 
 
 class LoadPlanner(DefaultLoadPlanner):
-    """A DefaultLoadPlanner for which the state of optimizers need not be as it was when it was saved.
+    """A DefaultLoadPlanner for optimizers whose options have changed since their state was saved.
 
-    It reads every entry in the shape and the dtype in which it was saved, and the options that were saved; what
-    became of them `load_state_dict` decides, which `set_optimizer_state_dict` calls. Without it, DCP refuses a state
-    of another rank and an older one that lacks an option, and casts state to the dtype that a new one has.
+    It reads every entry of the state in the shape and the dtype in which it was saved, and the options that were saved.
+    `set_optimizer_state_dict` then calls `load_state_dict`, which decides what becomes of them. Without this planner,
+    DCP refuses a right factor of another rank, and a state that an older version saved without some option. It also
+    casts the saved state to the dtype of the new one.
     """
 
     def set_up_planner(
@@ -116,11 +119,11 @@ class LoadPlanner(DefaultLoadPlanner):
             for key in options:
                 del state[key]
         super().set_up_planner(state_dict, metadata, is_coordinator)
-        for state, options in added:  # which keep the values of this run
+        for state, options in added:  # they keep the values of this run
             state.update(options)
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Take over a value that is no tensor; of those, only such as hold no code."""
+        """Take over a value that is no tensor, if it holds no code."""
         content, key = torch.load(value, weights_only=True), read_item.dest_index.fqn
         if self.flatten_state_dict:
             set_element(self.original_state_dict, self.mappings[key], content)
@@ -138,7 +141,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def _saved(metadata: Metadata) -> dict[str | int, Any]:
-    """Return what a checkpoint holds, nested as it was: the description of each value."""
+    """Return the descriptions of all values in a checkpoint, nested as the values were."""
     paths: dict[str, _Path] = metadata.planner_data or {}
     tree: dict[str | int, Any] = {}
     for key, value in metadata.state_dict_metadata.items():
@@ -151,7 +154,7 @@ def _saved(metadata: Metadata) -> dict[str | int, Any]:
 
 
 def _at(saved: dict[str | int, Any], path: _Path) -> Any:
-    """Return what is saved at a path, or None."""
+    """Return the description at a path; None if nothing is saved there."""
     node: Any = saved
     for step in path:
         node = node.get(step) if isinstance(node, dict) else None
@@ -159,6 +162,7 @@ def _at(saved: dict[str | int, Any], path: _Path) -> Any:
 
 
 def _leaves(saved: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Yield all descriptions with their paths."""
     if isinstance(saved, dict):
         for step, below in saved.items():
             yield from _leaves(below, (*path, step))
@@ -167,7 +171,7 @@ def _leaves(saved: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
 
 
 def _optimizer_states(state_dict: Any, path: _Path = ()) -> Iterator[tuple[_Path, dict[str, Any]]]:
-    """Yield the parts of a nested state dict that are optimizers' state dicts, flattened ones included."""
+    """Yield the optimizers' state dicts inside a nested state dict, with their paths; some may be flattened."""
     if not isinstance(state_dict, dict):
         return
     if {"state", "param_groups"} <= state_dict.keys() or any(str(k).startswith("param_groups.") for k in state_dict):
@@ -178,11 +182,11 @@ def _optimizer_states(state_dict: Any, path: _Path = ()) -> Iterator[tuple[_Path
 
 
 def _expect_saved(state: dict[str, Any], saved: Any) -> None:
-    """Change an optimizer's state dict to the entries and the options that were saved."""
+    """Change an optimizer's state dict so that it has the entries and the options that were saved."""
     for param, entries in state["state"].items():
         there = _at(saved, ("state", str(param)))
         if there is None:
-            continue  # the missing entries will be refused
+            continue  # DCP will refuse it, as its entries are missing
         own = dict(entries)
         entries.clear()
         for path, value in _leaves(there):
@@ -196,7 +200,7 @@ def _expect_saved(state: dict[str, Any], saved: Any) -> None:
 
 
 def _expect_saved_flat(state: dict[str, Any], saved: Any) -> dict[str, Any]:
-    """Change a flattened state dict likewise, and return the options that were not saved."""
+    """Change a flattened state dict in the same way. Return the options that were not saved."""
     added = {}
     for key, own in state.items():
         value = _at(saved, (key,))
@@ -208,13 +212,13 @@ def _expect_saved_flat(state: dict[str, Any], saved: Any) -> dict[str, Any]:
 
 
 def _like_saved(own: Any, saved: TensorStorageMetadata) -> Tensor:
-    """Return the tensor itself if it is as it was saved, or else a new one to read that into."""
+    """Return a tensor into which the saved one can be read: `own` if shape and dtype fit, otherwise a new one."""
     size, dtype = saved.size, saved.properties.dtype
     if not isinstance(own, Tensor):
         return torch.empty(size, dtype=dtype)
     if own.shape == size:
         return own if own.dtype == dtype else torch.empty_like(own, dtype=dtype)
-    if isinstance(own, DTensor):  # whole on every rank, as the ranks' parts depend on the shape
+    if isinstance(own, DTensor):  # whole on every process, because the parts would depend on the shape
         mesh = own.device_mesh
         part = torch.empty(size, dtype=dtype, device=local(own).device)
         return DTensor.from_local(part, mesh, [Replicate()] * mesh.ndim, run_check=False)

@@ -1,4 +1,4 @@
-"""Optimizer states of other packages, as orthon's optimizers load them."""
+"""Optimizer states of other packages, converted to what orthon's optimizers load."""
 
 from orthon.saving.convert.conversion import SOURCES, Conversion, ConvertedGroup, convert_state, convert_states
 

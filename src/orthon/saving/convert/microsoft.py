@@ -1,11 +1,11 @@
-"""The layout of github.com/microsoft/dion: Dion, Muon, NorMuon, Dion2, NorDion2, and their AdamW and Lion."""
+"""The format of github.com/microsoft/dion: Dion, Muon, NorMuon, Dion2, NorDion2, and their AdamW and Lion."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from orthon.saving.convert.layouts import NO_EFFECT, NORM_EPS, Key, Layout, Part, Source, States, same
+from orthon.saving.convert.formats import NO_EFFECT, NORM_EPS, Format, Key, NewGroup, Source, States, same
 from orthon.sharding.matrix_view import MatrixView
 
 _EVERYWHERE = {
@@ -13,7 +13,7 @@ _EVERYWHERE = {
     "weight_decay": same("weight_decay"),
     **dict.fromkeys(("algorithm", "step", "betas", "epsilon"), NO_EFFECT),
 }
-# An optimizer gives its options to all of its groups, also to those of AdamW and Lion.
+# Options of the matrix algorithms. Their optimizer gives them to all of its groups, those of AdamW and Lion included.
 _OF_MATRICES = {
     **dict.fromkeys(("mu", "muon_beta2", "nesterov", "flatten", "adjust_lr", "num_heads", "split_sizes"), NO_EFFECT),
     **dict.fromkeys(("fraction", "ef_decay", "selection_scope", "capacity_factor", "capped_slack"), NO_EFFECT),
@@ -23,14 +23,14 @@ _CAUTIOUS = Key("cautious_weight_decay")
 _WHOLE_MATRICES = {
     **_EVERYWHERE,
     "epsilon": NORM_EPS,
-    "flatten": NO_EFFECT,  # beyond what `_view` says
+    "flatten": NO_EFFECT,  # except on the view, see `_view`
     "adjust_lr": Key(
         "lr_scale",
         {"spectral_norm": "spectral_unclamped", "rms_norm": "match_rms_adamw", None: "none"},
         reason="is no shape factor of orthon (allowed: 'spectral_norm', 'rms_norm', None)",
         required=True,
     ),
-    # Where `_view` has not made views of them.
+    # For groups in which `_view` has not turned them into a view.
     "num_heads": Key(allowed=lambda heads: heads in (None, 1), reason="is known for Muon, NorMuon and NorDion2 alone"),
     "split_sizes": Key(allowed=lambda sizes: sizes is None, reason="is known for Muon and NorMuon alone"),
 }
@@ -41,26 +41,28 @@ _SELECTION = {
         {"global": "global", "local": "local"},
         reason="leaves some of the largest rows for later steps, which orthon never does (allowed: 'global', 'local')",
     ),
-    # Of the scope that is refused.
+    # They belong to the scope that is refused.
     "capacity_factor": NO_EFFECT,
     "capped_slack": NO_EFFECT,
 }
 _POLAR = {"polar": "polar_express", "polar_steps": 5}
 _POLAR_NOTE = (
-    "their polar factor is that of five quintic polynomials in bfloat16, which are not in the file; orthon's are the "
-    "Polar Express, in polar_dtype"
+    "their polar factor comes from five quintic polynomials in bfloat16, which are not in the file; orthon's comes "
+    "from the Polar Express, in polar_dtype"
 )
-_ROWS_NOTE = "on several ranks theirs may choose rows where orthon chooses columns: those of the shorter side, always"
+_ROWS_NOTE = (
+    "on several processes theirs may choose rows where orthon chooses columns; orthon always takes the shorter side"
+)
 _SHARDS_NOTE = (
-    "on several ranks theirs may bring the rows of each shard to one size, and orthon those of the whole matrix"
+    "on several processes theirs may bring the rows of each shard to one size, and orthon those of the whole matrix"
 )
 _SPLIT_NOTE = (
-    "earlier versions of theirs keep second moments of what 'split_sizes' has scaled, block by block; that fades "
+    "in earlier versions of theirs, second moments are of blocks that 'split_sizes' has scaled; the difference fades "
     "with muon_beta2"
 )
 _SQUARE_NOTE = (
-    "the side of a square matrix's Q is not in the file: the columns, as on one process; FSDP may have chosen the "
-    "rows, and with the wrong one, some steps pass until Q is found anew"
+    "the side of a square matrix's Q is not in the file: it is taken to be the columns, as on one process; FSDP may "
+    "have chosen the rows, and then it takes some steps until Q fits again"
 )
 
 
@@ -70,8 +72,8 @@ def _refuses_tall(shape: tuple[int, ...]) -> str | None:
     return f"NorDion2 chooses rows of a matrix of shape {shape}, and Dion3 of orthon columns, the shorter side"
 
 
-_LAYOUTS = {
-    "dion": Layout(
+_FORMATS = {
+    "dion": Format(
         algorithm="dion",
         entries={"momentum": "momentum", "Q": "Q"},
         keys={
@@ -85,7 +87,7 @@ _LAYOUTS = {
         options={"right_factor": "normalize", "power_iterations": 1, "lr_scale": "spectral_unclamped"},
         notes=("the number of power iterations is not in the file: one, their default",),
     ),
-    "muon": Layout(
+    "muon": Format(
         algorithm="muon",
         entries={"momentum": "momentum"},
         keys={
@@ -97,7 +99,7 @@ _LAYOUTS = {
         options={"ema": False, **_POLAR},
         notes=(_POLAR_NOTE,),
     ),
-    "normuon": Layout(
+    "normuon": Format(
         algorithm="normuon",
         entries={"momentum": "momentum", "variance_neuron": "row_moment"},
         keys={
@@ -110,14 +112,14 @@ _LAYOUTS = {
         options={"ema": False, "eps": 1e-8, **_POLAR},
         notes=(_POLAR_NOTE, _SHARDS_NOTE),
     ),
-    "dion2": Layout(
+    "dion2": Format(
         algorithm="dion2",
         entries={"momentum": "momentum"},
         keys={**_WHOLE_MATRICES, **_SELECTION, "ef_decay": same("momentum")},
         options={"lr_scale_by_fraction": False, **_POLAR},
         notes=(_POLAR_NOTE, _ROWS_NOTE),
     ),
-    "nordion2": Layout(
+    "nordion2": Format(
         algorithm="dion3",
         entries={"momentum": "momentum", "variance_neuron": "row_moment"},
         keys={
@@ -130,13 +132,13 @@ _LAYOUTS = {
         notes=(_POLAR_NOTE, _SHARDS_NOTE),
         refuses=_refuses_tall,
     ),
-    "adamw": Layout(
+    "adamw": Format(
         algorithm="adamw",
         entries={"step": "step", "momentum": "exp_avg", "variance": "exp_avg_sq"},
         keys={**_EVERYWHERE, **_OF_MATRICES, "betas": same("betas"), "epsilon": Key("eps"), "cautious_wd": _CAUTIOUS},
         options={"eps": 1e-8},  # where it is an argument of the optimizer, and not in the file
     ),
-    "lion": Layout(
+    "lion": Format(
         algorithm="lion",
         entries={"momentum": "exp_avg"},
         keys={**_EVERYWHERE, **_OF_MATRICES, "betas": same("betas"), "cautious_wd": _CAUTIOUS},
@@ -144,43 +146,45 @@ _LAYOUTS = {
 }
 
 
-def _parts(group: Mapping[str, Any], states: States) -> list[Part]:
-    """Return one part, or one for each side on which Q lies."""
+def _split(group: Mapping[str, Any], states: States) -> list[NewGroup]:
+    """Return one group, or two if Q lies on different sides."""
     algorithm = group.get("algorithm")
-    if algorithm not in _LAYOUTS:
-        allowed = ", ".join(map(repr, _LAYOUTS))
+    if algorithm not in _FORMATS:
+        allowed = ", ".join(map(repr, _FORMATS))
         raise ValueError(f"algorithm is {algorithm!r}, which orthon does not have (allowed: {allowed})")
     group = dict(group)
     if "beta1" in group and "beta2" in group:
         group["betas"] = (group.pop("beta1"), group.pop("beta2"))
-    if algorithm == "adamw":  # steps are counted for the group
+    if algorithm == "adamw":  # which counts the steps of the group
         if "step" not in group:
             raise ValueError("'step', the number of steps, is missing")
         states = [{**state, "step": group["step"]} if state else state for state in states]
     numbered = dict(enumerate(states))
     if algorithm in ("adamw", "lion"):
-        return [Part(algorithm, group, numbered)]
+        return [NewGroup(algorithm, group, numbered)]
     if algorithm != "dion":
         notes = [_SPLIT_NOTE] if algorithm == "normuon" and group.get("split_sizes") is not None else []
         view = _view(algorithm, group, states)
-        return [Part(algorithm, group, numbered, {} if view is None else {"view": view.as_dict()}, notes)]
+        return [NewGroup(algorithm, group, numbered, {} if view is None else {"view": view.as_dict()}, notes)]
     sides = {position: _side(state) for position, state in numbered.items()}
     if "short" in sides.values() and "square" in sides.values():
         raise ValueError(
-            "it has square matrices, and others whose Q shows that sharding chose the side; that of a square matrix is "
-            "not in the file: take the states of the square ones out of it, so that they start anew"
+            "it has square matrices, and others whose Q shows that sharding chose the side; the side of a square one "
+            "is not in the file: take the states of the square matrices out of it, so that they start anew"
         )
     found = [side for side in ("long", "short") if side in sides.values()] or ["long"]
     joined = {position: side if side in found else found[0] for position, side in sides.items()}
     notes = [_SQUARE_NOTE] if "square" in sides.values() else []
     return [
-        Part("dion", group, {p: numbered[p] for p in joined if joined[p] == side}, {"orthonormal_side": side}, notes)
+        NewGroup(
+            "dion", group, {p: numbered[p] for p in joined if joined[p] == side}, {"orthonormal_side": side}, notes
+        )
         for side in found
     ]
 
 
 def _view(algorithm: str, group: dict[str, Any], states: States) -> MatrixView | None:
-    """Return how the parameters are read as matrices, None for plain ones; options that only say so leave the group."""
+    """Return how parameters are read as matrices, None for plain ones. Options that become the view leave the group."""
     heads, sizes = group.get("num_heads"), group.get("split_sizes")
     if algorithm in ("muon", "normuon", "nordion2") and isinstance(heads, int) and heads > 1:
         return MatrixView(blocks=group.pop("num_heads"))
@@ -193,14 +197,14 @@ def _view(algorithm: str, group: dict[str, Any], states: States) -> MatrixView |
         return MatrixView()
     if algorithm != "muon" or 2 in dims:
         raise ValueError(
-            f"'flatten' is True, and parameters have {', '.join(map(str, sorted(dims)))} dims, which orthon has a "
-            "counterpart of for 'muon' with 3 dims or more alone; take their states out of it, so that they start anew"
+            f"'flatten' is True, and parameters have {', '.join(map(str, sorted(dims)))} dims; orthon has a "
+            "counterpart only for 'muon' with 3 dims or more; take their states out of it, so that they start anew"
         )
     return MatrixView(kind="convolution")
 
 
 def _side(state: Mapping[str, Any]) -> str | None:
-    """Return the side of P, "square" where it is not known, or None where Q is missing or of a wrong shape."""
+    """Return the side of P; "square" if it is not known, None if Q is missing or has a wrong shape."""
     momentum, Q = state.get("momentum"), state.get("Q")
     if not (isinstance(momentum, Tensor) and isinstance(Q, Tensor) and momentum.ndim == Q.ndim == 2):
         return None
@@ -212,4 +216,4 @@ def _side(state: Mapping[str, Any]) -> str | None:
     return "long" if len(Q) == min(m, n) else "short"
 
 
-MICROSOFT_DION = Source("github.com/microsoft/dion: Dion, Dion2, Muon, NorMuon, NorDion2 (Dion3)", _LAYOUTS, _parts)
+MICROSOFT_DION = Source("github.com/microsoft/dion: Dion, Dion2, Muon, NorMuon, NorDion2 (Dion3)", _FORMATS, _split)

@@ -1,4 +1,4 @@
-"""The layouts of torch.optim, and of Muon by Keller Jordan and in Moonlight."""
+"""The packages whose states can be converted; the formats of torch.optim, Keller Jordan's Muon and Moonlight."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,19 +6,30 @@ from typing import Any
 from torch import Tensor
 
 from orthon.linalg.polynomials import NEWTON_SCHULZ
-from orthon.saving.convert.layouts import NO_EFFECT, NORM_EPS, Key, Layout, Part, Source, States, refused, same, whole
+from orthon.saving.convert.formats import (
+    NO_EFFECT,
+    NORM_EPS,
+    Format,
+    Key,
+    NewGroup,
+    Source,
+    States,
+    refused,
+    same,
+    whole,
+)
 from orthon.saving.convert.microsoft import MICROSOFT_DION
 from orthon.sharding.matrix_view import MatrixView
 
 _IN_BFLOAT16 = "their Newton-Schulz iteration runs in bfloat16, orthon's in polar_dtype"
 _COUPLED = (
-    "means weight decay that is part of the gradient (Adam's); orthon's is decoupled: set weight_decay=0 in the "
+    "means weight decay that is added to the gradient (Adam's); orthon's is decoupled: set weight_decay=0 in the "
     "group, or train it with decoupled_weight_decay=True"
 )
 
 # torch.optim
 
-_TORCH_ADAMW = Layout(
+_TORCH_ADAMW = Format(
     algorithm="adamw",
     entries={"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "max_exp_avg_sq": "max_exp_avg_sq"},
     keys={
@@ -31,17 +42,17 @@ _TORCH_ADAMW = Layout(
 )
 
 
-def _torch_adamw_parts(group: Mapping[str, Any], states: States) -> list[Part]:
-    """Return one part; without decay it does not matter how that would be coupled."""
+def _split_torch_adamw(group: Mapping[str, Any], states: States) -> list[NewGroup]:
+    """Return one group. Without weight decay it does not matter whether that is decoupled."""
     notes: tuple[str, ...] = ()
     if group.get("weight_decay") == 0:
         group = {**group, "decoupled_weight_decay": True}
-    elif "decoupled_weight_decay" not in group:  # as in earlier versions of torch, where Adam's looks the same
-        notes = ("whether weight decay is AdamW's or Adam's is not in the file: AdamW's, decoupled",)
-    return [Part("adamw", group, dict(enumerate(states)), notes=notes)]
+    elif "decoupled_weight_decay" not in group:  # an earlier version of torch, where Adam's looks the same
+        notes = ("whether weight decay is AdamW's or Adam's is not in the file: it is taken to be AdamW's, decoupled",)
+    return [NewGroup("adamw", group, dict(enumerate(states)), notes=notes)]
 
 
-_TORCH_MUON = Layout(
+_TORCH_MUON = Format(
     algorithm="muon",
     entries={"momentum_buffer": "momentum"},
     keys={
@@ -49,8 +60,8 @@ _TORCH_MUON = Layout(
         "ns_steps": same("polar_steps"),
         "ns_coefficients": Key(
             allowed=lambda coefficients: tuple(coefficients) == NEWTON_SCHULZ,
-            reason=f"is another polynomial than those of orthon; with {NEWTON_SCHULZ} in the group it goes on with "
-            "that approximation of the polar factor",
+            reason=f"is a polynomial that orthon does not have; with {NEWTON_SCHULZ} in the group, training goes on "
+            "with that approximation of the polar factor",
         ),
         "eps": NORM_EPS,
         "adjust_lr_fn": Key(
@@ -67,7 +78,7 @@ _TORCH_MUON = Layout(
 # github.com/KellerJordan/Muon
 
 _EARLIER = refused("belongs to an earlier version of the package, whose momentum is a sum")
-_KELLER_MUON = Layout(
+_KELLER_MUON = Format(
     algorithm="muon",
     entries={"momentum_buffer": "momentum"},
     keys={
@@ -79,40 +90,40 @@ _KELLER_MUON = Layout(
     options={"ema": True, "nesterov": True, "polar": "newton_schulz", "polar_steps": 5, "lr_scale": "original"},
     notes=(
         _IN_BFLOAT16,
-        "MuonWithAuxAdam on several ranks sorts the parameters of its Muon groups by size, largest first; the file has "
-        "them in that order",
+        "MuonWithAuxAdam on several processes sorts the parameters of its Muon groups by size, largest first; they are "
+        "in that order in the file",
     ),
 )
-_KELLER_ADAM = Layout(
+_KELLER_ADAM = Format(
     algorithm="adamw",
     entries={"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
     keys={**{name: same(name) for name in ("lr", "betas", "eps", "weight_decay")}, "use_muon": NO_EFFECT},
 )
 
 
-def _keller_parts(group: Mapping[str, Any], states: States) -> list[Part]:
-    """Return one part, by "use_muon" where the optimizer has both kinds of groups, or two: convolutions are apart.
+def _split_keller(group: Mapping[str, Any], states: States) -> list[NewGroup]:
+    """Return one group of Adam, or one or two of Muon: convolutions become a group of their own.
 
-    Their updates are those of the flattened weights, but scaled by the height and width of the kernel.
+    The updates of convolutions are those of the flattened weights, but scaled by the height and width of the kernel.
     """
     numbered = dict(enumerate(states))
     if not group.get("use_muon", True):
-        return [Part("adam", group, numbered)]
+        return [NewGroup("adam", group, numbered)]
     buffers = {i: state.get("momentum_buffer") for i, state in numbered.items()}
     shapes = {i: tuple(buffer.shape) for i, buffer in buffers.items() if isinstance(buffer, Tensor)}
     kernels = {i: shape[-2:] for i, shape in shapes.items() if len(shape) == 4}
     if high := [kernel for kernel in kernels.values() if kernel[0] > kernel[1]]:
         raise ValueError(
-            f"it has a convolution whose kernel is higher than wide, {high[0]}, and its update scaled by the root of "
+            f"it has a convolution whose kernel is higher than wide, {high[0]}; its update is scaled by the root of "
             "their ratio, which is no shape factor of orthon; take its state out of it, so that it starts anew"
         )
     view = {"view": MatrixView().as_dict()} if any(len(shape) == 3 for shape in shapes.values()) else {}
     flattened = {"view": MatrixView(kind="convolution").as_dict(), "lr_scale": "none"}
-    parts = [
-        Part("muon", group, {i: state for i, state in numbered.items() if i not in kernels}, view),
-        Part("muon", group, {i: numbered[i] for i in kernels}, flattened),
+    groups = [
+        NewGroup("muon", group, {i: state for i, state in numbered.items() if i not in kernels}, view),
+        NewGroup("muon", group, {i: numbered[i] for i in kernels}, flattened),
     ]
-    return [part for part in parts if part.states]
+    return [new for new in groups if new.states]
 
 
 # github.com/MoonshotAI/Moonlight, examples/toy_train.py
@@ -122,7 +133,7 @@ _MOONLIGHT_KEYS = {
     "wd": same("weight_decay"),
     **dict.fromkeys(("momentum", "nesterov", "ns_steps", "adamw_betas", "adamw_eps"), NO_EFFECT),
 }
-_MOONLIGHT_MUON = Layout(
+_MOONLIGHT_MUON = Format(
     algorithm="muon",
     entries={"momentum_buffer": "momentum"},
     keys={
@@ -134,7 +145,7 @@ _MOONLIGHT_MUON = Layout(
     options={"ema": False, "polar": "newton_schulz", "lr_scale": "match_rms_adamw"},
     notes=(_IN_BFLOAT16,),
 )
-_MOONLIGHT_ADAMW = Layout(
+_MOONLIGHT_ADAMW = Format(
     algorithm="adamw",
     entries={"step": "step", "moment1": "exp_avg", "moment2": "exp_avg_sq"},
     keys={**_MOONLIGHT_KEYS, "adamw_betas": same("betas"), "adamw_eps": same("eps")},
@@ -145,8 +156,8 @@ _MOONLIGHT_ADAMW = Layout(
 )
 
 
-def _moonlight_parts(group: Mapping[str, Any], states: States) -> list[Part]:
-    """Return the parameters with Muon, and the others: each state tells."""
+def _split_moonlight(group: Mapping[str, Any], states: States) -> list[NewGroup]:
+    """Return a group of Muon and one of AdamW. The state of each parameter tells where it belongs."""
     kinds: dict[bool, dict[int, Mapping[str, Any]]] = {True: {}, False: {}}
     for position, state in enumerate(states):
         if not isinstance(state.get("use_muon"), bool):
@@ -155,23 +166,23 @@ def _moonlight_parts(group: Mapping[str, Any], states: States) -> list[Part]:
             )
         kinds[state["use_muon"]][position] = {key: value for key, value in state.items() if key != "use_muon"}
     names = {True: "muon", False: "adamw"}
-    return [Part(names[kind], group, of_kind) for kind, of_kind in kinds.items() if of_kind]
+    return [NewGroup(names[kind], group, of_kind) for kind, of_kind in kinds.items() if of_kind]
 
 
 SOURCES: Mapping[str, Source] = {
     "torch-adamw": Source(
-        "torch.optim.AdamW, and Adam without weight decay", {"adamw": _TORCH_ADAMW}, _torch_adamw_parts
+        "torch.optim.AdamW, and Adam without weight decay", {"adamw": _TORCH_ADAMW}, _split_torch_adamw
     ),
     "torch-muon": Source("torch.optim.Muon", {"muon": _TORCH_MUON}, whole("muon")),
     "keller-muon": Source(
         "github.com/KellerJordan/Muon: Muon, MuonWithAuxAdam, and both for a single device",
         {"muon": _KELLER_MUON, "adam": _KELLER_ADAM},
-        _keller_parts,
+        _split_keller,
     ),
     "moonlight-muon": Source(
         "github.com/MoonshotAI/Moonlight: Muon",
         {"muon": _MOONLIGHT_MUON, "adamw": _MOONLIGHT_ADAMW},
-        _moonlight_parts,
+        _split_moonlight,
     ),
     "microsoft-dion": MICROSOFT_DION,
 }

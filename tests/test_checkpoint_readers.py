@@ -1,4 +1,4 @@
-"""Checkpoints of torch.distributed.checkpoint: nothing in them is executed, and the state may be of other options."""
+"""SafeReader and LoadPlanner: nothing in a checkpoint is executed, and the optimizer may have other options."""
 
 import os
 import pickle

@@ -1,0 +1,112 @@
+"""Which saved parameter is which of the optimizer's, by their names or by their positions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orthon.step.names import parameter_names, plain_name
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a state dict has of one parameter.
+
+    Attributes:
+        name: the parameter's name, or its position, for errors.
+        group: its param group.
+        state: its state; empty if it has none.
+    """
+
+    name: str
+    group: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+
+def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], where: str) -> list[list[Saved]]:
+    """Return for each parameter of each group what was saved of it.
+
+    Names decide if both sides have them, otherwise positions.
+
+    Args:
+        state_dict: as an optimizer's `state_dict()` returned it.
+        groups: the param groups of the optimizer that loads it.
+        where: starts the messages of errors.
+
+    Raises:
+        TypeError, ValueError: if this is no state dict, or one of other parameters.
+    """
+    _check_structure(state_dict, where)
+    saved, state = state_dict["param_groups"], state_dict["state"]
+    names = _names(saved)
+    if names is not None and all("param_names" in group for group in groups):
+        places = {
+            name: Saved(name, group, state.get(key, {}))
+            for group, of_group in zip(saved, names, strict=True)
+            for name, key in zip(of_group, group["params"], strict=True)
+        }
+        own = [parameter_names(group, index) for index, group in enumerate(groups)]
+        here = {name for of_group in own for name in of_group}
+        if here != places.keys():
+            missing, unknown = sorted(here - places.keys()), sorted(places.keys() - here)
+            raise ValueError(
+                f"{where}: it should have the parameters of this optimizer, but lacks {_some(missing)} and has "
+                f"{_some(unknown)}"
+            )
+        return [[places[name] for name in of_group] for of_group in own]
+    sizes, expected = [len(group["params"]) for group in saved], [len(group["params"]) for group in groups]
+    if sizes != expected:
+        raise ValueError(f"{where}: its param groups should have {expected} parameters, but have {sizes}")
+    return [[Saved(str(key), group, state.get(key, {})) for key in group["params"]] for group in saved]
+
+
+def _check_structure(state_dict: Mapping[str, Any], where: str) -> None:
+    """Raise an error unless this is a state dict of the form that torch's optimizers return."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        raise TypeError(f"{where}: should be a dict with 'state' and 'param_groups', but is {kind_of(state_dict)}")
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(groups, list | tuple):
+        raise TypeError(f"{where}: 'param_groups' should be a list, but is {kind_of(groups)}")
+    for index, group in enumerate(groups):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list | tuple):
+            raise TypeError(f"{where}: param_groups[{index}] should be a dict with a list 'params'")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{where}: 'state' should be a dict, but is {kind_of(state)}")
+    keys = [key for group in groups for key in group["params"]]
+    known = set(keys)
+    if len(known) < len(keys):
+        raise ValueError(f"{where}: 'param_groups' should have every parameter once, but are {keys}")
+    for key, entries in state.items():
+        if key not in known:
+            raise ValueError(f"{where}: 'state' has {key!r}, which is in none of its param groups")
+        if not isinstance(entries, Mapping):
+            raise TypeError(f"{where}: state[{key!r}] should be a dict, but is {kind_of(entries)}")
+
+
+def _names(saved: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
+    """Return the names of the saved parameters; None if positions are to be used instead.
+
+    Positions are used if there are no names, or if they are not unique. They are also used for what
+    torch.distributed.checkpoint hands over: its keys are names, in the order of this optimizer's parameters, while
+    "param_names" are those of the groups as they were saved.
+    """
+    result = []
+    for group in saved:
+        names = group.get("param_names")
+        if not isinstance(names, list | tuple) or any(isinstance(key, str) for key in group["params"]):
+            return None
+        result.append([plain_name(str(name)) for name in names])
+        if len(names) != len(group["params"]):
+            return None
+    every = [name for names in result for name in names]
+    return result if len(set(every)) == len(every) else None
+
+
+def kind_of(value: object) -> str:
+    """Return the name of the type of a value, for errors."""
+    return type(value).__name__
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return some of the names, in words, for errors."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more if names else "none"
