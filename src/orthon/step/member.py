@@ -39,7 +39,8 @@ class Member:
 
     def __post_init__(self) -> None:
         self._type = type(self.param)
-        self._spec = self.param._spec if is_dtensor(self.param) else None
+        param: Any = self.param
+        self._spec = param._spec if is_dtensor(param) else None
 
     def lies_as_before(self) -> bool:
         """Return whether the parameter surely lies as its layout says. It is quick, and may miss some that do."""

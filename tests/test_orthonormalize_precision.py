@@ -1,4 +1,4 @@
-"""Orthonormality by the arithmetic of the products; that of TF32 is imitated by what GPUs do to the operands."""
+"""How orthonormal columns are in each arithmetic of products. TF32 is imitated on the CPU, by rounding the operands."""
 
 from dataclasses import replace
 from itertools import product
@@ -12,11 +12,10 @@ from orthon import Dion
 from orthon.linalg import Columns, arithmetic, default_precision, orthonormalize
 from orthon.linalg.arithmetic import gram_in_bf16x3, product_in_bf16x3, product_in_tf32
 from orthon.linalg.precision import float32_products, full_precision
-from orthon.testing.formulas import start
 from orthon.testing.gradients import sequence
 from tests.support.closeness import assert_close
+from tests.support.hard_matrices import MATRICES, RANK, kahan, randn
 from tests.support.references import run
-from tests.test_orthonormalize import MATRICES, RANK, randn
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -89,12 +88,12 @@ def test_orthonormal_in_tf32(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16x3", BF16), ("bf16x3", F32), ("float32", BF16)], ids=str)
 @pytest.mark.parametrize("name", MATRICES)
-def test_orthonormal_elsewhere(name: str, precision: str, dtype: torch.dtype) -> None:
+def test_orthonormal_in_bf16x3_and_float32(name: str, precision: str, dtype: torch.dtype) -> None:
     check(name, dtype, precision)
 
 
 @pytest.mark.usefixtures("tf32")
-def test_many_rows_and_columns() -> None:
+def test_many_rows_and_columns_in_other_arithmetic() -> None:
     for shape, precision in product(((4000, 16), (600, 500)), ("tf32", "bf16x3")):
         B = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
         columns = orthonormalize(B[None], precision=precision)
@@ -103,7 +102,7 @@ def test_many_rows_and_columns() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16x3"])
-def test_few_large_rows(precision: str) -> None:
+def test_columns_with_few_large_rows(precision: str) -> None:
     """A Gram matrix that misses a little of each product of these would have eigenvalues far below zero."""
     for large, r, rest in product((2, 4, 8), (32, 64, 128), (0.0, 1e-4)):
         B = rest * torch.randn(2 * r, r, generator=torch.Generator().manual_seed(0))
@@ -115,23 +114,21 @@ def test_few_large_rows(precision: str) -> None:
 
 
 @pytest.mark.usefixtures("tf32")
-def test_kahan_matrices_do_no_harm() -> None:
+def test_columns_of_kahan_matrices_stay_short_in_other_arithmetic() -> None:
     for r, precision in product((100, 300), ("tf32", "bf16x3")):
-        upper = torch.eye(r).double() - 0.1 * torch.ones(r, r).double().triu(1)
-        B = (1 - 0.01) ** (0.5 * torch.arange(r).double())[:, None] * upper
-        P = orthonormalize(B[None].float(), precision=precision).vectors[0].double()
+        P = orthonormalize(kahan(r)[None].float(), precision=precision).vectors[0].double()
         assert P.isfinite().all(), (r, precision)
         assert torch.linalg.matrix_norm(P, ord=2) < 1.1, (r, precision)
 
 
-def test_float64_stays_float64() -> None:
+def test_float64_is_multiplied_in_float64() -> None:
     B = randn(40, 12)
     expected = orthonormalize(B.clone()[None])
     for precision in ("tf32", "bf16x3"):
         assert torch.equal(orthonormalize(B.clone()[None], precision=precision).vectors, expected.vectors)
 
 
-def test_split_products() -> None:
+def test_errors_of_split_products() -> None:
     A, B = randn(2, 30, 20), randn(2, 20, 10)
     exact = A.float().double() @ B.float().double()
     size = A.abs() @ B.abs()
@@ -148,7 +145,7 @@ STEP_ERROR = {"tf32": 5e-3, "bf16x3": 1e-4}
 @pytest.mark.parametrize("kind", ["full_rank", "rank_1", "live_rows", "zero_at_first", "tiny", "huge"])
 @pytest.mark.parametrize("precision", STEP_ERROR)
 @pytest.mark.usefixtures("tf32")
-def test_steps_of_dion(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_dion_in_other_arithmetic(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orthon.algorithms.low_rank.check_precision", lambda *_: None)
     for right_factor in ("normalize", "orthonormalize"):
         options: dict[str, Any] = {"precision": precision, "right_factor": right_factor, "rank_fraction": 0.5}
@@ -156,34 +153,7 @@ def test_steps_of_dion(kind: str, precision: str, monkeypatch: pytest.MonkeyPatc
         assert_close(both.found, both.expected, STEP_ERROR[precision], f"{kind}, {precision}, {right_factor}")
 
 
-# Of the largest of what the weights have moved by: each step errs by a few epsilon of its own update, and turns factors
-# from which the next one starts.
-PRODUCT_ERROR = {BF16: 0.05, F32: 3e-4, F64: 0.0}
-
-
-@pytest.mark.parametrize("shape", [(24, 10), (10, 24), (300, 260), (260, 300)], ids=str)
-@pytest.mark.parametrize("kind", ["full_rank", "rank_1", "live_rows", "zero_at_first", "tiny", "huge"])
-@pytest.mark.parametrize(("dtype", "storage"), [(BF16, F32), (BF16, F64), (F32, F64), (F64, F32)], ids=str)
-def test_products_in_another_dtype(kind: str, shape: tuple[int, int], dtype: torch.dtype, storage: torch.dtype) -> None:
-    """The state is kept as it is stored, and each product is as exact as its own dtype."""
-    gradients = sequence(kind, *shape, STEPS)
-    for more in ({}, {"right_factor": "orthonormalize"}, {"cautious_weight_decay": True}, {"nonfinite": "skip"}):
-        options: dict[str, Any] = {"product_dtype": dtype, "rank_fraction": 0.25, **more}
-        nonfinite = options.pop("nonfinite", "raise")
-        both = run("dion", gradients, options, storage, nonfinite=nonfinite)
-        assert both.state["momentum"].dtype == storage
-        coarsest, moved = max(PRODUCT_ERROR[dtype], PRODUCT_ERROR[storage]), both.expected - start(shape, storage)
-        assert_close(both.found, both.expected, coarsest, f"{kind}, {shape}, {dtype} for {storage}, {more}", moved)
-
-
-@pytest.mark.parametrize("shape", [(24, 10), (30, 40)], ids=str)
-def test_rounding_of_the_state_is_no_direction(shape: tuple[int, int]) -> None:
-    """Of a momentum in float16, all but one direction is what its entries have been rounded by."""
-    both = run("dion", sequence("rank_1", *shape, STEPS), {"state_dtype": F16, "rank_fraction": 0.5}, F32)
-    assert_close(both.found, both.expected, 0.05, str(shape), both.expected - start(shape, F32))
-
-
-def test_the_default_follows_state_and_device() -> None:
+def test_default_precision_follows_state_and_device() -> None:
     for device, storage, expected in [
         *((CPU, storage, "float32") for storage in (F16, BF16, F32, F64)),
         (CUDA, F16, "tf32"),
@@ -204,7 +174,7 @@ def test_tf32_is_refused_on_cpus() -> None:
 
 
 @pytest.mark.parametrize("way", ["global", "of the backend"])
-def test_the_setting_of_the_user_stays(way: str) -> None:
+def test_the_users_setting_for_float32_products_stays(way: str) -> None:
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
