@@ -79,11 +79,11 @@ def check_step(
         before.append((param.detach().double(), state))  # a copy: no weights are in float64
     with _poisoned():
         step()
-    polar = reference.newton_schulz if contender.newton_schulz else reference.polar_express
+    factors = reference.Iterated(newton_schulz=contender.newton_schulz)
     error = 0.0
     for param, (X, state) in zip(params, before, strict=True):
         assert param.grad is not None
-        expected = reference.step(contender.rule, X, param.grad.double(), state, group, polar) - X
+        expected = reference.step(contender.rule, X, param.grad.double(), state, group, factors) - X
         found = param.detach().double() - X
         mine = _not_a_number_is_worst((found - expected).norm() / expected.norm())
         if mine > (bound := allowed(contender, param)):
