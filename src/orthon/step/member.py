@@ -38,7 +38,7 @@ class Member:
     averages: bool
 
     def __post_init__(self) -> None:
-        self._type = type(self.param)
+        self._type: Any = type(self.param)
         param: Any = self.param
         self._spec = param._spec if is_dtensor(param) else None
 
