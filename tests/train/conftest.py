@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orthon.train.cli import main
+from orthon.train.commands.main import main
 
 # A LLaMA of 0.03 M parameters: a run of forty steps takes about a second.
 TINY = """

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orthon.train.checkpoint_writer import CheckpointWriter
-from orthon.train.cli import main
-from orthon.train.training import Training
+from orthon.train.checkpoints.writer import CheckpointWriter
+from orthon.train.commands.main import main
+from orthon.train.step.training import Training
 
 FAULT, STEP, RANK, PLACE = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 

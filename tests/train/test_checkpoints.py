@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from orthon.train import saver
-from orthon.train.checkpoint import Checkpoint, newest_checkpoint
-from orthon.train.cli import main
-from orthon.train.manifest import Digest
-from orthon.train.ranks import Ranks
+from orthon.train.checkpoints import saver
+from orthon.train.checkpoints.manifest import Digest
+from orthon.train.checkpoints.newest import Checkpoint, newest_checkpoint
+from orthon.train.commands.main import main
+from orthon.train.processes.ranks import Ranks
 
 ALONE = Ranks(torch.device("cpu"))
 NEWEST = "step-00000040"

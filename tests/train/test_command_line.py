@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from orthon.train import cli
-from orthon.train.cli import main
-from orthon.train.config import OptimizerName
+from orthon.train.commands import main as cli
+from orthon.train.commands.main import main
+from orthon.train.settings.run import OptimizerName
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from orthon.train.cli import main
-from orthon.train.comparison import plan
-from orthon.train.comparison_report import Result, best_of_each, steps_to, target_loss
-from orthon.train.config import CompareConfig
-from orthon.train.metrics import Record
-from orthon.train.progress import LineProgress
-from orthon.train.run import Run
-from orthon.train.run_directory import Summary
+from orthon.train.commands.comparison import plan
+from orthon.train.commands.comparison_report import Result, best_of_each, steps_to, target_loss
+from orthon.train.commands.main import main
+from orthon.train.results.directory import Summary
+from orthon.train.results.metrics import Record
+from orthon.train.results.progress import LineProgress
+from orthon.train.run.run import Run
+from orthon.train.settings.run import CompareConfig
 
 
 def test_a_comparison_and_its_second_call(

@@ -7,7 +7,7 @@ from torch import nn
 
 import orthon
 from orthon.saving.convert import SOURCES
-from orthon.train.cli import main
+from orthon.train.commands.main import main
 
 
 @pytest.fixture
@@ -102,5 +102,5 @@ def test_errors(tmp_path: Path, fails, snapshot, words: str, message: str) -> No
 
 @pytest.mark.usefixtures("files")
 def test_not_under_torchrun(monkeypatch: pytest.MonkeyPatch, fails) -> None:
-    monkeypatch.setattr("orthon.train.convert_command.processes", lambda: 2)
+    monkeypatch.setattr("orthon.train.commands.convert.processes", lambda: 2)
     assert "convert works in one process" in fails("convert", "muon.pt", "--source", "torch-muon", "--out", "out.pt")

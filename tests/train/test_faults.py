@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from orthon.train.checkpoint import newest_checkpoint
-from orthon.train.cli import main
+from orthon.train.checkpoints.newest import newest_checkpoint
+from orthon.train.commands.main import main
 from orthon.train.errors import TrainingError
-from orthon.train.launch import of_lost_process
-from orthon.train.ranks import Ranks
+from orthon.train.processes.launch import of_lost_process
+from orthon.train.processes.ranks import Ranks
 
 FAULTY = Path(__file__).with_name("faulty.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")

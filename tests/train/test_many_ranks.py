@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orthon.train.cli import main
-from orthon.train.config import MeshConfig
+from orthon.train.commands.main import main
 from orthon.train.errors import UserError
+from orthon.train.settings.run import MeshConfig
 
 OPTIMIZERS = ("dion", "adamw")
 OTHERS = ("dion2", "dion3", "muon", "normuon")

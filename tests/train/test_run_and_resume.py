@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from orthon.saving.checkpoint import SafeReader
-from orthon.train.cli import main
+from orthon.train.commands.main import main
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,18 @@ from typing import get_args
 
 import pytest
 
-from orthon.train.config import CompareConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from orthon.train.config_file import read_config, write_config
 from orthon.train.errors import UserError
-from orthon.train.key_values import format_pairs, parse_pairs
-from orthon.train.model_sizes import SIZES, SizeName
+from orthon.train.settings.file import read_config, write_config
+from orthon.train.settings.key_values import format_pairs, parse_pairs
+from orthon.train.settings.model_sizes import SIZES, SizeName
+from orthon.train.settings.run import (
+    CompareConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""What is compared: one run for each optimizer and learning rate."""
+
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
+
+from orthon.train.errors import UserError
+from orthon.train.settings.run import FRACTIONS, CompareConfig, OptimizerConfig, OptimizerName, RunConfig, TrainConfig
+from orthon.train.step.optimizers import full_lr, settle
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a comparison."""
+
+    label: str  # of the optimizer, as in the settings
+    lr: float  # of the hidden matrices
+    config: TrainConfig
+    directory: Path
+
+
+def plan(config: CompareConfig, directory: Path) -> list[Planned]:
+    """All runs of a comparison: they share everything but the rule for the hidden matrices and its lr.
+
+    Raises:
+        UserError: An optimizer is unknown, or is given a fraction but takes none.
+    """
+    shared = {entry.name: getattr(config, entry.name) for entry in fields(RunConfig)}
+    planned = []
+    for label in config.optimizers:
+        base = settle(parse_optimizer(label, config))
+        for factor in config.sweep:
+            lr = factor * full_lr(base)
+            name = f"{label.replace(':', '-').replace('/', '_')}-lr{lr:g}"
+            run = TrainConfig(**shared, optimizer=replace(base, lr=lr))
+            planned.append(Planned(label, lr, run, directory / name))
+    return planned
+
+
+def parse_optimizer(label: str, config: CompareConfig) -> OptimizerConfig:
+    """`name` or `name:fraction`, of the rank or of the rows, written as 1/16 or 0.0625.
+
+    Raises:
+        UserError: It is neither.
+    """
+    name, colon, fraction = label.partition(":")
+    if name not in get_args(OptimizerName):
+        raise UserError(f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {label!r}")
+    setting: dict[str, Any] = {}
+    if colon:
+        if name not in FRACTIONS:
+            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {label!r}")
+        try:
+            setting[FRACTIONS[name]] = float(Fraction(fraction))
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {label!r}") from error
+    return OptimizerConfig(
+        name=name,  # type: ignore[arg-type]  # checked above
+        scalar_lr=config.scalar_lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        **setting,
+    )
