@@ -17,7 +17,7 @@ from orthon.train.model.attention_logits import clip_logits, record_logits
 from orthon.train.model.build import build_model
 from orthon.train.model.parallelize import parallelize
 from orthon.train.processes.ranks import Ranks
-from orthon.train.settings.model_sizes import Shape
+from orthon.train.settings.model import Shape
 from orthon.train.settings.run import TrainConfig
 
 ALONE = Ranks(torch.device("cpu"))

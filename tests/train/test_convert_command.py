@@ -87,11 +87,11 @@ def test_help_lists_the_sources(capsys: pytest.CaptureFixture[str]) -> None:
         ("muon.pt --source torch-muon --source torch-adamw --out out.pt", "once for each of 1 files, but is 2 times"),
         ("muon.pt --out out.pt", "but is 0 times"),
         ("--source torch-muon --out out.pt", "convert needs one or more files"),
-        ("muon.pt --source torch-muon", "--out OUT.pt"),
+        ("muon.pt --source torch-muon", "parameter --out requires an argument"),
         ("muon.pt --source torch-muon --out taken.pt", "taken.pt exists; choose another --out"),
         ("muon.pt --source torch-muon --out nowhere/out.pt", "nowhere/out.pt cannot be written"),
         ("muon.pt --source torch-adamw --out out.pt", "muon.pt (torch-adamw): param group 0: 'momentum' is 0.95"),
-        ("muon.pt --source torch-muon --out out.pt --fast", "Unrecognized options: --fast"),
+        ("muon.pt --source torch-muon --out out.pt --fast", "Unknown option: --fast"),
     ],
 )
 def test_errors(tmp_path: Path, fails, snapshot, words: str, message: str) -> None:

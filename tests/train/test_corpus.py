@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orthon.train.errors import UserError
-from orthon.train.settings.run import DataConfig
+from orthon.train.settings.data import DataConfig
 from orthon.train.text.byte_corpus import byte_corpus, is_held_out
 from orthon.train.text.corpus import load_corpus
 from orthon.train.text.tokens import Corpus, Piece

@@ -11,7 +11,7 @@ import pytest
 
 from orthon.train.commands.main import main
 from orthon.train.errors import UserError
-from orthon.train.settings.run import MeshConfig
+from orthon.train.settings.mesh import MeshConfig
 
 OPTIMIZERS = ("dion", "adamw")
 OTHERS = ("dion2", "dion3", "muon", "normuon")
@@ -273,7 +273,7 @@ def test_bad_settings_are_told_once(tmp_path: Path, words: list[str]) -> None:
         ("--mesh.dp-shard=3", "(1 × 3 × 1) must be the number of processes but is 3, and torchrun has started 2"),
         ("--batch-size=9", "batch_size must be a multiple of mesh.dp_replicate × mesh.dp_shard × accumulation"),
         ("--accumulation=8", "(2 × 1 × 8) but is 8"),
-        ("--steps=0", "steps must be at least 1 but is 0"),
+        ("--steps=0", "steps must be greater than or equal to 1 but is '0'"),
         (
             "--optimizer.name=dion --optimizer.compressed-sync --mesh.dp-shard=2",
             "optimizer.compressed_sync is set, but mesh.dp_replicate is 1: there is nothing to compress",
@@ -288,7 +288,7 @@ def test_bad_settings(tmp_path: Path, words: list[str], flags: str, message: str
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--mesh.tp=0", "orthon: mesh.tp must be at least 1 but is 0"),
+        ("--mesh.tp=0", "orthon: mesh.tp must be greater than or equal to 1 but is '0'"),
         (
             "--mesh.tp=2 --mesh.dp-shard=2",
             "(1 × 2 × 2) takes 4 processes, but this is the only one: torchrun --nproc-per-node 4 -m orthon",

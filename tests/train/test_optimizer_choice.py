@@ -6,7 +6,8 @@ import torch
 from orthon.train.errors import UserError
 from orthon.train.model.build import build_model
 from orthon.train.processes.ranks import Ranks
-from orthon.train.settings.run import ModelConfig, OptimizerConfig, OptimizerName
+from orthon.train.settings.model import ModelConfig
+from orthon.train.settings.optimizer import OptimizerConfig, OptimizerName
 from orthon.train.step.optimizers import DEFAULT_LR, build_optimizers, settle
 
 ALONE = Ranks(torch.device("cpu"))

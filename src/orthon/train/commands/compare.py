@@ -1,12 +1,12 @@
 """`orthon compare`: several optimizers on the same data, in a table and a picture."""
 
 import math
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import tyro
+from cyclopts import Parameter
+from pydantic import model_validator
 from rich.console import Console
 
 from orthon.train.checkpoints.newest import newest_checkpoint
@@ -25,7 +25,8 @@ from orthon.train.results.directory import CONFIG, Summary, read_summary, write_
 from orthon.train.results.metrics import read_metrics
 from orthon.train.results.plots import plot_comparison
 from orthon.train.run.run import Run
-from orthon.train.settings.file import as_plain, flatten, read_config
+from orthon.train.settings.base import Settings
+from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
 from orthon.train.settings.run import CompareConfig, TrainConfig
 from orthon.train.text.corpus import load_corpus
 from orthon.train.text.tokens import Corpus
@@ -34,18 +35,23 @@ PICTURE = "comparison.png"
 TABLE = "comparison.md"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareCommand:
-    """Train the same LLaMA with several optimizers; called again, it only does what is missing."""
+class CompareCommand(Settings):
+    """The words of `orthon compare`."""
 
     out: Path = Path("runs/compare")
-    """Directory for the results, one directory in it for each run."""
+    """Directory for the results. Each run has a directory in it."""
     config: Path | None = None
-    """YAML file with settings; flags override it."""
-    settings: Annotated[CompareConfig, tyro.conf.arg(name="")] = field(default_factory=CompareConfig)
+    """YAML file with settings. Flags override it."""
+    settings: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_file(cls, given: dict[str, Any]) -> dict[str, Any]:
+        path = given.get("config")
+        return given if path is None else settings_over_file(given, Path(path), CompareConfig)
 
 
-def run_compare(command: CompareCommand) -> None:
+def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = CompareCommand()) -> None:  # noqa: B008  # frozen
     """Do the runs that are missing, and show the results of all.
 
     Raises:

@@ -1,12 +1,14 @@
 """What is compared: one run for each optimizer and learning rate."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
 from orthon.train.errors import UserError
-from orthon.train.settings.run import FRACTIONS, CompareConfig, OptimizerConfig, OptimizerName, RunConfig, TrainConfig
+from orthon.train.settings.base import check
+from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
+from orthon.train.settings.run import CompareConfig, RunConfig, TrainConfig
 from orthon.train.step.optimizers import full_lr, settle
 
 
@@ -26,14 +28,14 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
     Raises:
         UserError: An optimizer is unknown, or is given a fraction but takes none.
     """
-    shared = {entry.name: getattr(config, entry.name) for entry in fields(RunConfig)}
+    shared = {name: getattr(config, name) for name in RunConfig.model_fields}
     planned = []
     for label in config.optimizers:
         base = settle(parse_optimizer(label, config))
         for factor in config.sweep:
             lr = factor * full_lr(base)
             name = f"{label.replace(':', '-').replace('/', '_')}-lr{lr:g}"
-            run = TrainConfig(**shared, optimizer=replace(base, lr=lr))
+            run = TrainConfig(**shared, optimizer=base.model_copy(update={"lr": lr}))
             planned.append(Planned(label, lr, run, directory / name))
     return planned
 
@@ -47,18 +49,18 @@ def parse_optimizer(label: str, config: CompareConfig) -> OptimizerConfig:
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):
         raise UserError(f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {label!r}")
-    setting: dict[str, Any] = {}
+    settings: dict[str, Any] = {
+        "name": name,
+        "scalar_lr": config.scalar_lr,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+    }
     if colon:
-        if name not in FRACTIONS:
+        setting = FRACTIONS.get(name)  # type: ignore[call-overload]  # checked above
+        if setting is None:
             raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {label!r}")
         try:
-            setting[FRACTIONS[name]] = float(Fraction(fraction))
+            settings[setting] = float(Fraction(fraction))
         except (ValueError, ZeroDivisionError) as error:
             raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {label!r}") from error
-    return OptimizerConfig(
-        name=name,  # type: ignore[arg-type]  # checked above
-        scalar_lr=config.scalar_lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        **setting,
-    )
+    return check(OptimizerConfig, settings, under="optimizer")

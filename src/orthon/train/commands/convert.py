@@ -3,12 +3,11 @@
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
+from cyclopts import Parameter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,54 +17,50 @@ from orthon.train.errors import UserError
 from orthon.train.processes.launch import processes
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvertCommand:
-    """Convert states of other packages' optimizers to one that orthon's optimizers load."""
+def convert(
+    *inputs: Annotated[Path, Parameter(name="IN.pt")],
+    source: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    out: Path,
+    key: str | None = None,
+) -> None:
+    """Convert states, write the result, and say what became of each group.
 
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN.pt ...")]
-    """Files of torch.save, each with an optimizer's state_dict()."""
-    source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")]
-    """Whose layout a file has: torch-adamw, torch-muon, keller-muon, moonlight-muon or microsoft-dion; once for all
-    files, or once for each, in order."""
-    out: Annotated[Path, tyro.conf.arg(metavar="OUT.pt")]
-    """File to write, which must not exist."""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """Under which the files have the state_dict(), if it is a part of what they hold."""
-
-
-def run_convert(command: ConvertCommand) -> None:
-    """Convert, write, and say what became of each group.
+    Args:
+        inputs: Files of torch.save, each with an optimizer's state_dict().
+        source: Whose layout a file has: torch-adamw, torch-muon, keller-muon, moonlight-muon or microsoft-dion.
+            Given once for all files, or once for each file, in order.
+        out: File to write. It must not exist.
+        key: Key of the state_dict(), if the files hold it in a larger dict.
 
     Raises:
         UserError: The files or the words do not fit, or a state has no counterpart; nothing has been written.
     """
-    sources = _sources(command)
-    given = [(_read(path, command.key), source) for path, source in zip(command.inputs, sources, strict=True)]
+    if processes() > 1:
+        raise UserError("convert works in one process; call it without torchrun")
+    if not inputs:
+        raise UserError("convert needs one or more files: orthon convert IN.pt --source NAME --out OUT.pt")
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    given = [(_read(path, key), name) for path, name in zip(inputs, _one_for_each(source, len(inputs)), strict=True)]
     try:
         conversion = convert_states(given)
     except (TypeError, ValueError) as error:
-        raise UserError(_with_paths(str(error), command.inputs)) from error
-    _write(command.out, conversion.state_dict)
-    _report(conversion, command.inputs, command.out)
+        raise UserError(_with_paths(str(error), inputs)) from error
+    _write(out, conversion.state_dict)
+    _report(conversion, inputs, out)
 
 
-def _sources(command: ConvertCommand) -> Sequence[str]:
-    """A source for each input, if the command can be carried out."""
-    if processes() > 1:
-        raise UserError("convert works in one process; call it without torchrun")
-    if not command.inputs:
-        raise UserError("convert needs one or more files: orthon convert IN.pt --source NAME --out OUT.pt")
-    if command.out.exists():
-        raise UserError(f"{command.out} exists; choose another --out")
+def _one_for_each(sources: tuple[str, ...], number: int) -> tuple[str, ...]:
+    """A source for each of a number of files."""
     allowed = ", ".join(SOURCES)
-    if unknown := [name for name in command.source if name not in SOURCES]:
+    if unknown := [name for name in sources if name not in SOURCES]:
         raise UserError(f"source must be one of {allowed} but is {unknown[0]!r}")
-    if len(command.source) not in (1, len(command.inputs)):
+    if len(sources) not in (1, number):
         raise UserError(
-            f"source must be given once, or once for each of {len(command.inputs)} files, but is {len(command.source)} "
-            f"times; there are {allowed}"
+            f"source must be given once, or once for each of {number} files, but is {len(sources)} times; "
+            f"there are {allowed}"
         )
-    return command.source * (1 if len(command.source) > 1 else len(command.inputs))
+    return sources * (1 if len(sources) > 1 else number)
 
 
 def _read(path: Path, key: str | None) -> Any:

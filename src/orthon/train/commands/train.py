@@ -1,11 +1,11 @@
 """`orthon train`: one run."""
 
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import tyro
+from cyclopts import Parameter
+from pydantic import model_validator
 from rich.console import Console
 
 from orthon.train.checkpoints.newest import newest_checkpoint
@@ -14,7 +14,8 @@ from orthon.train.errors import UserError
 from orthon.train.processes.ranks import join_ranks
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
 from orthon.train.run.run import Run
-from orthon.train.settings.file import as_plain, flatten, read_config
+from orthon.train.settings.base import Settings
+from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.optimizers import settle
 from orthon.train.text.corpus import load_corpus
@@ -23,21 +24,29 @@ from orthon.train.text.tokens import Corpus
 AUTO = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainCommand:
-    """Train a LLaMA."""
+class TrainCommand(Settings):
+    """The words of `orthon train`."""
 
     out: Path | None = None
-    """Directory for the results, new or empty; if not given, runs/OPTIMIZER-SIZE."""
+    """Directory for the results, new or empty. Default: runs/OPTIMIZER-SIZE."""
     config: Path | None = None
-    """YAML file with settings; flags override it."""
+    """YAML file with settings. Flags override it."""
     resume: str | None = None
-    """Directory of a run to go on with, by its own settings; a few may change, such as --steps. 'auto': go on with the
-    run in --out if it has begun, else begin, so that one command line serves for the start and for every restart."""
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    """Directory of a run to continue. Its settings hold, and flags may change a few of them, such as --steps. 'auto':
+    continue the run in --out if it has begun, else begin it, so that one command line serves for the start and for
+    every restart."""
+    settings: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_file(cls, given: dict[str, Any]) -> dict[str, Any]:
+        path, resume = given.get("config"), given.get("resume")
+        if resume not in (None, AUTO):
+            path = Path(resume) / CONFIG
+        return given if path is None else settings_over_file(given, Path(path), TrainConfig)
 
 
-def run_train(command: TrainCommand) -> None:
+def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainCommand()) -> None:  # noqa: B008  # frozen
     """Train, and say where the results are.
 
     Raises:
@@ -84,7 +93,7 @@ def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | No
     if command.resume in (None, AUTO):
         directory = command.out or Path("runs") / f"{config.optimizer.name}-{config.model.size}"
         # Written down in full, so that another default in a later version does not change this run.
-        config = replace(config, optimizer=settle(config.optimizer))
+        config = config.model_copy(update={"optimizer": settle(config.optimizer)})
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)
             return config, directory, load_corpus(config.data), None

@@ -5,7 +5,7 @@ import math
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orthon.train.settings.model_sizes import Shape
+from orthon.train.settings.model import Shape
 
 
 def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:

@@ -1,36 +1,43 @@
-"""Settings as YAML files, and which settings differ between two."""
+"""Settings as YAML files, and as one level of dotted names."""
 
-import dataclasses
-import types
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from orthon.train.errors import UserError
 from orthon.train.results.directory import replace_file
+from orthon.train.settings.base import S, Settings, in_words
 from orthon.train.settings.run import TrainConfig
+from orthon.train.settings.yaml import parse_yaml
 
-T = TypeVar("T")
 
-
-def read_config(path: Path, kind: type[T]) -> T:
-    """Read settings from a YAML file; settings that the file leaves out have their defaults.
+def read_config(path: Path, kind: type[S]) -> S:
+    """Read settings from a YAML file. Settings that the file leaves out have their defaults.
 
     Raises:
         UserError: The file cannot be read, or a key or value is not one of the settings.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the settings in {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        result: T = _convert({} if content is None else content, kind, "")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return result
+    return _checked(_read(path), path, kind)
+
+
+def settings_over_file(given: Mapping[str, Any], path: Path, kind: type[Settings]) -> dict[str, Any]:
+    """What is given to a command, with the settings of a file under those that are given.
+
+    Args:
+        given: Values by name, the settings as a mapping under "settings".
+        path: The file.
+        kind: The settings of the command.
+
+    Raises:
+        UserError: See `read_config`.
+    """
+    content = _read(path)
+    _checked(content, path, kind)
+    return {**given, "settings": _lay_over(given.get("settings", {}), content)}
 
 
 def write_config(path: Path, config: TrainConfig) -> None:
@@ -40,12 +47,11 @@ def write_config(path: Path, config: TrainConfig) -> None:
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:
     """The settings as mappings, lists, numbers and strings alone."""
-    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
-    return plain
+    return config.model_dump(mode="json")
 
 
-def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """One level with dotted names, as on the command line."""
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The same settings on one level, with dotted names as on the command line."""
     flat: dict[str, Any] = {}
     for key, value in plain.items():
         if isinstance(value, dict) and prefix + key != "optimizer.options":
@@ -55,51 +61,29 @@ def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
+def _read(path: Path) -> Any:
+    try:
+        content: Any = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the settings in {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return {} if content is None else content
 
 
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type that `hint` asks for; `name` is the dotted name of the setting, for errors."""
-    if dataclasses.is_dataclass(hint):
-        return _convert_mapping(value, hint, name)
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(inner, args[0], name) for inner in value)
-    if origin is dict and isinstance(value, dict):
-        return {str(key): _convert(inner, args[1], f"{name}.{key}") for key, inner in value.items()}
-    if origin in (Union, types.UnionType):
-        if type(value) in args:
-            return value
-        rest = [arg for arg in args if arg is not type(None)]
-        return _convert(value, rest[0], name)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise UserError(f"{name} must be one of {', '.join(args)} but is {value!r}")
-    if hint is float and not isinstance(value, bool):
-        try:
-            return float(value)  # also from '1e-3', which YAML takes for a word
-        except (TypeError, ValueError):
-            pass
-    if type(value) is hint:
-        return value
-    raise UserError(f"{name} must be {_in_words(hint)} but is {value!r}")
+def _checked(content: Any, path: Path, kind: type[S]) -> S:
+    try:
+        # As JSON, for which pydantic's strict mode is made: 1 is not true, but a list may become a tuple.
+        return kind.model_validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{path}: {in_words(error, kind)}") from error
 
 
-def _convert_mapping(value: Any, kind: Any, name: str) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"{name or 'the file'} must hold settings by name but is {value!r}")
-    hints = get_type_hints(kind)
-    prefix = f"{name}." if name else ""
-    for key in value:
-        if key not in hints:
-            raise UserError(f"there is no setting {prefix}{key}; there are {', '.join(hints)}")
-    return kind(**{key: _convert(inner, hints[key], f"{prefix}{key}") for key, inner in value.items()})
-
-
-def _in_words(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(hint, "a list" if get_origin(hint) is tuple else "a mapping")
+def _lay_over(given: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in given.items():
+        old = below.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = _lay_over(value, old)
+        merged[key] = value
+    return merged

@@ -1,53 +1,51 @@
-"""`key=value` pairs as one typed setting: a mapping in YAML, words on the command line."""
+"""`key=value` pairs as one setting: a mapping in YAML, words on the command line."""
 
-import contextlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from tyro.constructors import PrimitiveConstructorSpec
+from cyclopts import Parameter
+from pydantic import PlainSerializer, PlainValidator
 
-from orthon.train.errors import UserError
+from orthon.train.settings.yaml import parse_yaml
 
 Scalar = int | float | bool | str
 
+# A setting that takes all words up to the next flag.
+WORDS = Parameter(consume_multiple=True, negative=())
 
-def parse_pairs(words: list[str]) -> dict[str, Scalar]:
-    """Read `key=value` words; values are typed as in YAML, and numbers may be written as 1e-8.
+
+def parse_pairs(given: Any) -> dict[str, Scalar]:
+    """Take a mapping, or read `key=value` words, whose values are written as in YAML.
 
     Raises:
-        UserError: A word is no pair, or a value is no number, truth value or string.
+        ValueError: It is neither, or a value is no number, truth value or string.
     """
-    pairs: dict[str, Scalar] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not (key and equals):
-            raise UserError(f"KEY=VALUE expected but got {word!r}")
-        value = yaml.safe_load(text)
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value)
+    if isinstance(given, list | tuple):
+        given = dict(map(_parse_pair, given))
+    if not isinstance(given, dict):
+        raise ValueError(f"optimizer.options must be a mapping but is {given!r}")
+    for key, value in given.items():
         if not isinstance(value, Scalar):
-            raise UserError(f"optimizer.options takes numbers, true, false and words but got {word!r}")
-        pairs[key] = value
-    return pairs
+            raise ValueError(f"optimizer.options takes numbers, true, false and words but got {key}={value!r}")
+    return given
 
 
-def format_pairs(pairs: dict[str, Scalar]) -> list[str]:
-    """The words that `parse_pairs` reads back."""
-    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in pairs.items()]
+def _parse_pair(word: str) -> tuple[str, Any]:
+    key, equals, text = word.partition("=")
+    if not (key and equals):
+        raise ValueError(f"optimizer.options: KEY=VALUE expected but got {word!r}")
+    try:
+        return key, parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"optimizer.options: {text!r} in {word!r} is not a value") from error
 
 
-def _is_pairs(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-KeyValues = Annotated[
-    dict[str, Scalar],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="KEY=VALUE ...",
-        instance_from_str=parse_pairs,
-        is_instance=_is_pairs,
-        str_from_instance=format_pairs,
-    ),
-]
+if TYPE_CHECKING:
+    KeyValues = dict[str, Scalar]
+else:  # for the command line a list of words, of which pydantic makes a mapping
+    KeyValues = Annotated[
+        tuple[str, ...],
+        PlainValidator(parse_pairs),
+        PlainSerializer(dict),
+        WORDS,
+    ]

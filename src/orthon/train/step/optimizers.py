@@ -1,7 +1,7 @@
 """One name in the settings → the optimizer or optimizers that update the whole model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ import orthon
 from orthon.algorithms import RULES
 from orthon.train.errors import UserError
 from orthon.train.processes.ranks import REPLICATE, SHARD, TENSOR, Ranks
-from orthon.train.settings.run import FRACTIONS, OptimizerConfig, OptimizerName
+from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
 
 # Of the hidden matrices; tuned for the default run, by factors of 2.
 DEFAULT_LR: dict[OptimizerName, float] = {
@@ -99,7 +99,7 @@ def settle(config: OptimizerConfig) -> OptimizerConfig:
     setting = FRACTIONS.get(config.name)
     if setting is not None and getattr(config, setting) is None:
         filled[setting] = DEFAULT_FRACTION
-    return replace(config, **filled)
+    return config.model_copy(update=filled)
 
 
 def full_lr(config: OptimizerConfig) -> float:

@@ -1,6 +1,6 @@
 """The text that a run trains on and is measured on."""
 
-from orthon.train.settings.run import DataConfig
+from orthon.train.settings.data import DataConfig
 from orthon.train.text.byte_corpus import byte_corpus
 from orthon.train.text.documents import stdlib_documents, text_documents
 from orthon.train.text.hf_text import hf_documents
