@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, in JSON: where the run stood, and which files hold the rest."""
+"""The manifest of a checkpoint, in JSON: how far the run was, and which files hold the rest."""
 
 import hashlib
 import json
@@ -15,31 +15,31 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Digest:
-    """What a file must be."""
+    """Size and hash that a file must have."""
 
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> "Digest":
-        """That of a file as it is."""
+        """The digest of a file as it is now."""
         with path.open("rb") as file:
             return cls(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=os.fstat(file.fileno()).st_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Where a run stood. The schedule and the order of the text are functions of the step and the settings."""
+    """How far a run was. The schedule and the order of the text follow from the step and the settings."""
 
-    step: int  # steps done
-    sequences: int  # of the text that these steps have read
+    step: int  # number of steps done
+    sequences: int  # number of sequences that these steps have read
     seconds: float  # of training
     config: dict[str, Any]  # settings, by dotted name
     corpus: str  # fingerprint of the text
     files: Mapping[str, Digest] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write it, and wait until the disk has it."""
+        """Write it, and wait until it is on the disk."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
         with path.open("w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=2) + "\n")
@@ -48,11 +48,11 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Read one.
+        """Read a manifest.
 
         Raises:
-            OSError: There is none.
-            ValueError: It is damaged, or not one of ours; the text follows "the checkpoint …".
+            OSError: The file cannot be read.
+            ValueError: It is damaged, or not from this trainer. The message is to follow "the checkpoint …".
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

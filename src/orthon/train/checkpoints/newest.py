@@ -1,4 +1,4 @@
-"""The checkpoints of a run, and the newest one that is whole."""
+"""Find the newest checkpoint of a run that is whole."""
 
 import re
 import stat
@@ -16,19 +16,19 @@ METADATA = ".metadata"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is whole."""
+    """A checkpoint that is whole."""
 
     path: Path
     manifest: Manifest
 
 
 def folder(directory: Path, step: int) -> Path:
-    """Where a run keeps its checkpoint of a step."""
+    """The folder for the checkpoint of a step."""
     return directory / "checkpoints" / f"step-{step:08d}"
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """What has the name of a checkpoint in the directory of a run, oldest first."""
+    """The folders in the directory of a run whose names are those of checkpoints, oldest first."""
     found = (directory / "checkpoints").glob("step-*")
     named = [path for path in found if re.fullmatch(r"step-\d{8,}", path.name)]
     return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
@@ -37,12 +37,12 @@ def checkpoints(directory: Path) -> list[Path]:
 def newest_checkpoint(
     directory: Path, ranks: Ranks, say: Callable[[str], None], *, required: bool = False
 ) -> Checkpoint | None:
-    """The newest checkpoint of a run that is whole; all ranks call it together, and share the reading.
+    """The newest checkpoint of a run that is whole. All ranks call it together, and each reads a part of the files.
 
     Args:
         directory: Of the run.
         ranks: Who takes part.
-        say: Takes a line for each checkpoint that is passed over.
+        say: Gets a line for each checkpoint that is skipped.
         required: Whether there must be one.
 
     Returns:
@@ -71,7 +71,7 @@ def newest_checkpoint(
 
 
 def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
-    """The manifest of what should be a checkpoint, or what is wrong; the content of large files is not read."""
+    """The manifest of a checkpoint, or else what is wrong with it. The content of large files is not read."""
     try:
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise ValueError("it is not a folder")
@@ -92,13 +92,13 @@ def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
         SafeReader(path).read_metadata()
     except FileNotFoundError as error:
         return None, f"it has no {Path(error.filename).name}"
-    except Exception as error:  # whatever foreign bytes lead to
+    except Exception as error:  # damaged bytes can raise anything
         return None, " ".join(str(error).removeprefix(f"checkpoint {path}: ").split())
     return manifest, None
 
 
 def _first_changed(path: Path, manifest: Manifest, names: list[str]) -> str | None:
-    """What is wrong with the content of some files of a checkpoint, if anything."""
+    """What is wrong with the first of these files whose content is not what was written; None if all are right."""
     for name in names:
         try:
             if Digest.of(path / name) != manifest.files[name]:

@@ -1,4 +1,4 @@
-"""How a run goes on from a checkpoint, and with which settings it may."""
+"""Continue a run from a checkpoint, and decide which settings may change then."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from orthon.train.settings.file import as_plain, flatten
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.training import Training
 
-# Settings that a continued run may change: the rest decides what the numbers so far mean.
+# Settings that may change when a run is continued. With others, the numbers so far would mean something else.
 CHANGEABLE = {
     "steps",
     "schedule.warmup",
@@ -31,15 +31,15 @@ CHANGEABLE = {
 
 
 def refuse_differences(before: dict[str, Any], config: TrainConfig, whose: str) -> None:
-    """Refuse to go on with other settings than those that may change.
+    """Refuse settings that differ in more than those that may change.
 
     Args:
-        before: Settings so far, by dotted name.
-        config: Settings to go on with.
+        before: The settings so far, by dotted name.
+        config: The settings to continue with.
         whose: Where the settings so far come from, for the error.
 
     Raises:
-        UserError: Settings differ; it names the first.
+        UserError: A setting differs that may not; it names the first one.
     """
     now = flatten(as_plain(config))
     for name in sorted(before.keys() | now.keys()):
@@ -48,11 +48,11 @@ def refuse_differences(before: dict[str, Any], config: TrainConfig, whose: str) 
 
 
 def restore(checkpoint: Checkpoint, training: Training, config: TrainConfig, corpus: str) -> None:
-    """Bring a fresh training to the state of a checkpoint; all ranks call it together.
+    """Load a checkpoint into a training that has just been built. All ranks call it together.
 
     Args:
         checkpoint: From `newest_checkpoint`.
-        training: Built from the same settings, on any number of ranks; changed in place.
+        training: Built from the same settings, on any number of ranks. Changed in place.
         config: Its settings.
         corpus: Fingerprint of its text.
 

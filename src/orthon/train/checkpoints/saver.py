@@ -1,4 +1,4 @@
-"""The checkpoints of a run, written beside its training."""
+"""Write the checkpoints of a run while it trains."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,17 +21,17 @@ from orthon.train.step.training import Training
 
 
 class Saver:
-    """Saves a training again and again, one checkpoint at a time.
+    """Saves checkpoints of a training, one at a time.
 
-    Training waits while its state is copied to main memory. A thread of each rank then writes it; these agree over a
-    process group of their own. On leaving, the last of them is waited for in any case.
+    Training waits while its state is copied to main memory. Then a thread of each rank writes the copy. The threads
+    communicate over a process group of their own. The end of the `with` block always waits for the last checkpoint.
 
     Args:
         directory: Of the run.
         config: Settings of the run.
         corpus: Fingerprint of the text.
         ranks: Who takes part.
-        say: Takes a line for each checkpoint that could not be written.
+        say: Gets a line for each checkpoint that could not be written.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class Saver:
         self._running: tuple[CheckpointWriter, Future[Any]] | None = None
 
     def save(self, training: Training) -> None:
-        """Begin to write `checkpoints/step-…`, once the one before is done; all ranks call it together.
+        """Begin to write `checkpoints/step-…` as soon as the checkpoint before is done. All ranks call it together.
 
-        A checkpoint that cannot be written is said, and training goes on.
+        If a checkpoint cannot be written, `say` is told, and training goes on.
 
         Args:
             training: What to save, after at least one step.
@@ -69,7 +69,7 @@ class Saver:
         self._running = writer, cast("Future[Any]", future)
 
     def finish(self) -> None:
-        """Wait for the last checkpoint; all ranks call it together.
+        """Wait for the last checkpoint. All ranks call it together.
 
         Raises:
             TrainingError: It could not be written.
@@ -79,7 +79,7 @@ class Saver:
             raise TrainingError(f"{failure}, and it was the last one of the run")
 
     def _wait(self) -> str | None:
-        """Wait for the checkpoint under way, and return why it could not be written, if so: the same on all ranks."""
+        """Wait for the checkpoint that is being written. Return why it failed, the same on all ranks, or None."""
         if self._running is None:
             return None
         writer, future = self._running
@@ -88,10 +88,10 @@ class Saver:
             future.result()
         except CheckpointException as error:
             cause = first_failure(error)
-            if not isinstance(cause, OSError | RuntimeError):  # not of the disk
+            if not isinstance(cause, OSError | RuntimeError):  # not a failure of the disk
                 raise cause from error
             failure = f"checkpoint {writer.target} could not be written: {' '.join(str(cause).split())}"
-            if self.ranks.rank == 0:  # all ranks have stopped writing
+            if self.ranks.rank == 0:  # no rank is writing any more
                 with suppress(OSError):  # the next save tries again
                     remove(writer.part)
         self._running = None
@@ -103,7 +103,7 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(RuntimeError):  # of a process that has ended; the error that leads here says so
+        with suppress(RuntimeError):  # another process has ended; the error that leads here says so
             failure = self._wait()
             if failure is not None:
                 self.say(failure)

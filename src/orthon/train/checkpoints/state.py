@@ -1,4 +1,4 @@
-"""All that a run's checkpoint holds as tensors and options, for one process and for many."""
+"""The tensors and options that a checkpoint holds, for one process and for many."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from orthon.train.step.training import Training
 
 
 def run_state(training: Training) -> dict[str, Any]:
-    """Weights, state of the optimizers and of random generators, by names that no layout changes.
+    """Weights, state of the optimizers, and state of the random generators.
 
-    Weights and state are the training's own tensors, divided as they are.
+    The names do not depend on the layout. The tensors are those of the training itself, not copies.
 
     Args:
-        training: With state in its optimizers, the same on all replicas.
+        training: Its optimizers have state, which is the same on all replicas.
     """
     state: dict[str, Any] = _of_all_ranks(training)
     if training.ranks.rank == 0:
@@ -33,11 +33,11 @@ def run_state(training: Training) -> dict[str, Any]:
 
 
 def load_run_state(path: Path, training: Training) -> None:
-    """Bring a fresh training to the state of a checkpoint; all ranks call it together.
+    """Load a checkpoint into a training that has just been built. All ranks call it together.
 
     Args:
         path: The folder of the checkpoint.
-        training: Built from the same settings, on any number of ranks; changed in place.
+        training: Built from the same settings, on any number of ranks. Changed in place.
 
     Raises:
         ValueError: The state does not fit.
@@ -46,7 +46,7 @@ def load_run_state(path: Path, training: Training) -> None:
     reader = SafeReader(path)
     saved = reader.read_metadata().state_dict_metadata
     state = _of_all_ranks(training)
-    # One from a CPU has no state of a GPU's generator.
+    # A checkpoint from a CPU has no state for the generator of a GPU.
     state["rng"] = {name: value for name, value in _rng(ranks).items() if f"rng.{name}" in saved}
     try:
         load(
@@ -70,7 +70,7 @@ def load_run_state(path: Path, training: Training) -> None:
 
 
 def first_failure(error: CheckpointException) -> BaseException:
-    """What went wrong on the first of the ranks where something did."""
+    """The error of the first rank that has failed."""
     cause, _ = error.failures[min(error.failures)]
     return cause
 

@@ -1,4 +1,7 @@
-"""The commands by name. Each is imported when it is called, so that help and refusals do not wait for PyTorch."""
+"""The commands, by name.
+
+A command is imported only when it is called, so that the general help and errors need not wait for transformers.
+"""
 
 import importlib.metadata
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`orthon compare`: several optimizers on the same data, in a table and a picture."""
+"""`orthon compare`: several optimizers on the same text, in a table and a picture."""
 
 import math
 from functools import partial
@@ -23,7 +23,6 @@ from orthon.train.errors import DivergedError, UserError
 from orthon.train.processes.ranks import Ranks, join_ranks
 from orthon.train.results.directory import CONFIG, Summary, read_summary, write_summary
 from orthon.train.results.metrics import read_metrics
-from orthon.train.results.plots import plot_comparison
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
@@ -80,10 +79,10 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
 
 
 def _summary(one: Planned, corpus: Corpus) -> Summary | None:
-    """The summary of a run that is complete, None if it is still to be done or finished.
+    """The summary of a run, or None if the run has not begun or is not complete.
 
     Raises:
-        UserError: Another run is in its directory.
+        UserError: Its directory holds another run, or files that belong to no run.
     """
     if not one.directory.exists() or not any(one.directory.iterdir()):
         return None
@@ -107,7 +106,7 @@ def _train(one: Planned, corpus: Corpus, ranks: Ranks, console: Console) -> Summ
     run = Run(one.config, one.directory, corpus, checkpoint, ranks)
     try:
         return run.train(console)
-    except DivergedError as error:  # too high a learning rate is a result, too
+    except DivergedError as error:  # that a learning rate is too high is a result
         console.print(str(error), markup=False, soft_wrap=True)
         summary = Summary(
             steps=run.training.step,
@@ -123,6 +122,10 @@ def _train(one: Planned, corpus: Corpus, ranks: Ranks, console: Console) -> Summ
 
 
 def _report(results: list[Result], command: CompareCommand, console: Console) -> None:
+    from orthon.train.results.plots import (
+        plot_comparison,  # here: matplotlib takes long to import, and rank 0 alone plots
+    )
+
     settings = command.settings
     best = best_of_each(results)
     target = settings.target if settings.target is not None else target_loss(best)

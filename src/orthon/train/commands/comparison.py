@@ -1,4 +1,4 @@
-"""What is compared: one run for each optimizer and learning rate."""
+"""The runs of a comparison: one for each optimizer and learning rate."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +14,7 @@ from orthon.train.step.optimizers import full_lr, settle
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a comparison."""
+    """One run of a comparison."""
 
     label: str  # of the optimizer, as in the settings
     lr: float  # of the hidden matrices
@@ -23,10 +23,10 @@ class Planned:
 
 
 def plan(config: CompareConfig, directory: Path) -> list[Planned]:
-    """All runs of a comparison: they share everything but the rule for the hidden matrices and its lr.
+    """All runs of a comparison. They differ in the rule for the hidden matrices and its learning rate alone.
 
     Raises:
-        UserError: An optimizer is unknown, or is given a fraction but takes none.
+        UserError: An optimizer is unknown, or has a fraction that it does not take.
     """
     shared = {name: getattr(config, name) for name in RunConfig.model_fields}
     planned = []
@@ -41,10 +41,10 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
 
 
 def parse_optimizer(label: str, config: CompareConfig) -> OptimizerConfig:
-    """`name` or `name:fraction`, of the rank or of the rows, written as 1/16 or 0.0625.
+    """The optimizer that `name` or `name:fraction` means; the fraction is written as 1/16 or 0.0625.
 
     Raises:
-        UserError: It is neither.
+        UserError: The label is neither, or the fraction is not allowed.
     """
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):

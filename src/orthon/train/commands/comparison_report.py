@@ -1,4 +1,4 @@
-"""The results of a comparison as a table."""
+"""The results of a comparison, as a table."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from orthon.train.results.metrics import Record
 
 @dataclass(frozen=True)
 class Result:
-    """A run that is complete."""
+    """One complete run."""
 
     label: str
     lr: float
@@ -23,7 +23,7 @@ class Result:
 
 
 def best_of_each(results: Sequence[Result]) -> list[Result]:
-    """The run with the lowest last validation loss of each optimizer, in the order of the optimizers."""
+    """For each optimizer, the run with the lowest last validation loss. The order of the optimizers stays."""
     best: dict[str, Result] = {}
     for result in results:
         if result.label not in best or result.summary.val_loss < best[result.label].summary.val_loss:
@@ -32,7 +32,7 @@ def best_of_each(results: Sequence[Result]) -> list[Result]:
 
 
 def target_loss(best: Sequence[Result]) -> float:
-    """AdamW's last validation loss, or the worst last one where there is no AdamW or it failed."""
+    """The last validation loss of AdamW. Without AdamW, or if it failed: the worst last loss."""
     losses = {result.label: result.summary.val_loss for result in best}
     reached = [loss for loss in losses.values() if math.isfinite(loss)]
     adamw = losses.get("adamw", math.inf)
@@ -40,7 +40,7 @@ def target_loss(best: Sequence[Result]) -> float:
 
 
 def steps_to(records: Sequence[Record], target: float) -> int | None:
-    """The first validated step with a loss of at most `target`."""
+    """The first step whose validation loss is at most `target`, or None."""
     for record in records:
         if record.val_loss is not None and record.val_loss <= target:
             return record.step
@@ -48,10 +48,10 @@ def steps_to(records: Sequence[Record], target: float) -> int | None:
 
 
 def comparison_table(best: Sequence[Result], target: float) -> Table:
-    """The table for a terminal."""
+    """The table, for a terminal."""
     table = Table(box=box.SIMPLE_HEAD)
     for number, heading in enumerate(_headings(target)):
-        # Two lines, so that the columns stay narrow.
+        # On two lines, so that the columns stay narrow.
         words = heading.rsplit(" ", 1)
         table.add_column("\n".join(words), justify="right" if number else "left", no_wrap=True)
     for row in _rows(best, target):
@@ -60,7 +60,7 @@ def comparison_table(best: Sequence[Result], target: float) -> Table:
 
 
 def sweep_lines(results: Sequence[Result]) -> list[str]:
-    """For each optimizer that ran with several learning rates, the last validation loss of each."""
+    """A line for each optimizer with several learning rates: the last validation loss of each rate."""
     lines = []
     for label in dict.fromkeys(result.label for result in results):
         runs = [result for result in results if result.label == label]
@@ -71,7 +71,7 @@ def sweep_lines(results: Sequence[Result]) -> list[str]:
 
 
 def write_markdown(path: Path, best: Sequence[Result], target: float) -> None:
-    """The table for a page."""
+    """Write the table as Markdown."""
     headings = _headings(target)
     ruler = ["---", *["---:"] * (len(headings) - 1)]
     lines = [f"| {' | '.join(cells)} |" for cells in (headings, ruler, *_rows(best, target))]

@@ -1,4 +1,4 @@
-"""`orthon convert`: states of other packages' optimizers as one for orthon."""
+"""`orthon convert`: saved states of other packages' optimizers, as one state for orthon."""
 
 import os
 import pickle
@@ -64,7 +64,7 @@ def _one_for_each(sources: tuple[str, ...], number: int) -> tuple[str, ...]:
 
 
 def _read(path: Path, key: str | None) -> Any:
-    """What a file holds, or has under a key; only tensors and plain values are loaded, never code."""
+    """What a file holds, or the part of it under a key. Only tensors and plain values are loaded, never code."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -74,7 +74,7 @@ def _read(path: Path, key: str | None) -> Any:
         ) from error
     except OSError:
         raise
-    except Exception as error:  # what is no pickle at all breaks the reader in many ways
+    except Exception as error:  # a file that is no pickle breaks the reader in many ways
         raise UserError(f"{path} is damaged, or no file of torch.save") from error
     if key is None:
         if isinstance(content, Mapping) and not {"state", "param_groups"} <= content.keys():
@@ -88,7 +88,7 @@ def _read(path: Path, key: str | None) -> Any:
 
 
 def _keys(content: object) -> str:
-    """The first keys of a dict, in words."""
+    """The first keys of a dict, for an error message."""
     if not isinstance(content, Mapping):
         return f"none, but is a {type(content).__name__}"
     named = ", ".join(map(str, list(content)[:10]))
@@ -96,7 +96,7 @@ def _keys(content: object) -> str:
 
 
 def _with_paths(message: str, inputs: Sequence[Path]) -> str:
-    """The message of a refusal, with the name of the file in place of its number."""
+    """The message of an error, with the name of the file in place of its number."""
     for number, path in enumerate(inputs):
         start = f"state dict {number} "
         if message.startswith(start):
@@ -105,12 +105,12 @@ def _with_paths(message: str, inputs: Sequence[Path]) -> str:
 
 
 def _write(out: Path, state_dict: dict[str, Any]) -> None:
-    """Write a file, which appears under its name only when it is whole."""
+    """Write a file. It gets its name only when it is whole."""
     part = out.with_name(f"{out.name}.part")
     try:
         torch.save(state_dict, part)
         os.replace(part, out)
-    except RuntimeError as error:  # torch's word for a directory that is not there
+    except RuntimeError as error:  # what torch raises for a directory that does not exist
         raise UserError(f"{out} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
@@ -136,6 +136,6 @@ def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
 
 
 def _options(group: ConvertedGroup) -> str:
-    """The options that the source determines, as `name=value`."""
+    """The options that come from the source, as `name=value`."""
     values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in group.options.items()}
     return " ".join(f"{name}={value}" for name, value in sorted(values.items()))

@@ -88,11 +88,11 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
 
 
 def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | None]:
-    """Settings, directory and text of the run, and its number of steps so far if it has begun."""
+    """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
     config, directory = command.settings, Path(command.resume or "")
     if command.resume in (None, AUTO):
         directory = command.out or Path("runs") / f"{config.optimizer.name}-{config.model.size}"
-        # Written down in full, so that another default in a later version does not change this run.
+        # With every default filled in, so that a later version with other defaults does not change this run.
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)

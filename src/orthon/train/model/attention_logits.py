@@ -1,4 +1,4 @@
-"""The largest attention logits of a step, and the clip of query and key weights by them."""
+"""QK-clip: record the largest attention logits of a step, and clip the query and key weights by them."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCau
 from orthon.model.qk_clip import qk_clip_
 from orthon.train.processes.ranks import TENSOR, Ranks
 
-NAME = "orthon_sdpa_max_logits"  # among the attention functions of transformers
+NAME = "orthon_sdpa_max_logits"  # of our attention function in transformers
 
-CHUNK = 1 << 25  # logits that are in memory at once, if that is a row of them
+CHUNK = 1 << 25  # number of logits in memory at once; at least one row
 
 
 def record_logits(model: LlamaForCausalLM) -> None:
-    """Let each attention layer keep the largest logit of each head over its forward passes with gradients.
+    """Make each attention layer keep the largest logit of each head, over its forward passes with gradients.
 
-    So validation and sampling do not count, and passes repeated by activation checkpointing make no difference. The
-    outputs are those of "sdpa". Beside them it takes another product of queries and keys.
+    Validation and sampling do not count, as they have no gradients. Passes that activation checkpointing repeats make
+    no difference. The outputs are those of "sdpa". The logits cost one more product of queries and keys.
     """
     sdpa, sdpa_mask = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
 
@@ -53,7 +53,7 @@ def max_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     for start in range(0, length, size):
         stop = min(start + size, length)
         rows = query[..., start:stop, :].flatten(2, 3)
-        products = rows @ key[:, :, :stop].mT  # later keys are hidden from these queries
+        products = rows @ key[:, :, :stop].mT  # these queries do not see later keys
         products = products.view(b, kv_heads, group, stop - start, stop)
         hidden = torch.ones(stop - start, stop - start, dtype=torch.bool, device=query.device).triu(1)
         products[..., start:].masked_fill_(hidden, -torch.inf)
@@ -62,12 +62,12 @@ def max_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 
 def clip_logits(model: LlamaForCausalLM, threshold: float, ranks: Ranks) -> Tensor:
-    """Clip the query and key weights of all layers by the largest logits since the last call.
+    """Clip the query and key weights of all layers, by the largest logits since the last call.
 
     All ranks call it together, after the optimizer's step.
 
     Args:
-        model: Prepared by `record_logits`; changed in place.
+        model: Prepared by `record_logits`. Changed in place.
         threshold: The largest logit to allow.
         ranks: Who takes part.
 
@@ -82,7 +82,7 @@ def clip_logits(model: LlamaForCausalLM, threshold: float, ranks: Ranks) -> Tens
     first = ranks.place(TENSOR) * heads
     found = mine.new_full((len(layers), ranks.size(TENSOR) * heads), -torch.inf)
     found[:, first : first + heads] = mine
-    ranks.max_(found)  # over other sequences, and over the ranks that have the other heads
+    ranks.max_(found)  # over the other sequences, and the ranks that have the other heads
     for attention, largest in zip(layers, found, strict=True):
         query, key = attention.q_proj, attention.k_proj
         qk_clip_(query.weight, key.weight, largest, threshold=threshold, query_bias=query.bias, key_bias=key.bias)

@@ -1,4 +1,4 @@
-"""The model: transformers' LLaMA with fresh weights."""
+"""Build the model: transformers' LLaMA with new weights."""
 
 import math
 
@@ -9,11 +9,11 @@ from orthon.train.settings.model import Shape
 
 
 def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
-    """A LLaMA with weights that depend on its shape, the vocabulary size and `seed` alone.
+    """A LLaMA whose weights depend on its shape, the vocabulary size and `seed` alone.
 
     Args:
-        shape: Its numbers.
-        vocab_size: Number of different tokens; embedding and output head are not tied.
+        shape: Widths, heads and layers.
+        vocab_size: Number of different tokens. Embedding and output head are not tied.
         seed: Seeds torch's global generator.
     """
     torch.manual_seed(seed)
@@ -27,7 +27,7 @@ def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
             num_key_value_heads=shape.kv_heads,
             max_position_embeddings=shape.context,
             rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-            # "SmallInit" (arXiv 1910.05895): falls with the width, and is 0.023 at GPT-2's 768.
+            # "SmallInit" (arXiv 1910.05895): it falls with the width, and is 0.023 at the 768 of GPT-2.
             initializer_range=math.sqrt(2 / (5 * shape.hidden_size)),
             tie_word_embeddings=False,
             use_cache=False,

@@ -1,4 +1,4 @@
-"""A model of one process → a model that many share, in place."""
+"""Divide a model among many processes, in place."""
 
 import contextlib
 import warnings
@@ -15,7 +15,7 @@ from orthon.train.errors import UserError
 from orthon.train.processes.ranks import REPLICATE, SHARD, TENSOR, Ranks
 from orthon.train.settings.run import RunConfig
 
-# The words of transformers' plans. Between the modules of a plan, activations are whole on every rank.
+# The styles that transformers' plans name. Between the modules of a plan, every rank has the whole activations.
 STYLES = {
     "colwise": ColwiseParallel(),
     "rowwise": RowwiseParallel(),
@@ -25,19 +25,20 @@ STYLES = {
 
 
 def parallelize(model: LlamaForCausalLM, config: RunConfig, ranks: Ranks, average: bool) -> nn.Module:
-    """Divide a model over the ranks and put it on its device.
+    """Divide a model among the ranks, and put it on its device.
 
-    Every rank brings the same whole weights and keeps its part of them, so nothing is sent. The names of
-    modules and parameters stay as they are.
+    Every rank brings the same whole weights and keeps its part of them, so nothing is sent. Modules and parameters
+    keep their names.
 
     Args:
-        model: With its weights, on the CPU; changed in place.
+        model: With its weights, on the CPU. Changed in place.
         config: Settings of the run.
         ranks: Who takes part.
-        average: Whether gradients are averaged over `dp_replicate`; if not, the optimizer must do so.
+        average: Whether the model averages gradients over `dp_replicate`. If not, the optimizer must.
 
     Returns:
-        What to call in training, and for nothing else: the model, or a wrapper that averages gradients.
+        The module to call in training steps: the model, or a wrapper that averages gradients. For everything else
+        use the model.
 
     Raises:
         UserError: The model cannot be divided by `mesh.tp`.
@@ -50,7 +51,7 @@ def parallelize(model: LlamaForCausalLM, config: RunConfig, ranks: Ranks, averag
         _divide_products(model, config, ranks)
     replicas = ranks.size(REPLICATE) if average else 1
     if ranks.size(SHARD) > 1 or (replicas > 1 and ranks.size(TENSOR) > 1):
-        # Also for tensor parallelism with replicas alone: DistributedDataParallel takes no divided weights.
+        # Also for tensor parallelism with replicas and no shards: DistributedDataParallel takes no DTensors.
         _divide_weights(model, ranks, replicas > 1)
     replica: nn.Module = model.to(ranks.device)
     if replicas > 1 and not isinstance(model, FSDPModule):
@@ -62,7 +63,7 @@ def parallelize(model: LlamaForCausalLM, config: RunConfig, ranks: Ranks, averag
 
 @contextlib.contextmanager
 def gradient_sync(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Let the backward passes inside exchange gradients, or only add them up on each rank.
+    """In the `with` block, let backward passes exchange gradients, or only add them up on each rank.
 
     Args:
         model: From `parallelize`.
@@ -99,5 +100,5 @@ def _divide_weights(model: LlamaForCausalLM, ranks: Ranks, replicate: bool) -> N
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    # Logits gathered from tensor parallelism are a view, and nothing changes them in place.
+    # The logits that tensor parallelism gathers are a view. Nothing changes them in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)

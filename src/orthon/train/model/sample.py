@@ -1,26 +1,26 @@
-"""Text that a trained model writes."""
+"""Let a trained model write text."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 from transformers import LlamaForCausalLM
 
-TEMPERATURE = 0.8  # below 1: fewer odd tokens from a small model
+TEMPERATURE = 0.8  # below 1, a small model chooses fewer unlikely tokens
 
 
 @torch.no_grad()
 def generate(model: LlamaForCausalLM, prompt: Tensor, tokens: int, seed: int) -> list[int]:
-    """Continue a prompt; global random state is not touched. All ranks that share the model call it together.
+    """Continue a prompt. All ranks that share the model call it together. Global random state does not change.
 
     Args:
         model: On any device.
-        prompt: int64, (length,); at least one token.
-        tokens: Number to generate; prompt and these fit into the model's context.
-        seed: Of the draws.
+        prompt: int64, (length,), with at least one token.
+        tokens: Number of tokens to generate. Together with the prompt they must fit into the context.
+        seed: Seed of the random choices.
     """
     generator = torch.Generator().manual_seed(seed)
     device = model.device
-    model.eval()  # activation checkpointing in training mode would leave out the cache
+    model.eval()  # in training mode, activation checkpointing would switch the cache off
     generated: list[int] = []
     output = model(input_ids=prompt[None].to(device), use_cache=True)
     while True:

@@ -1,4 +1,4 @@
-"""The processes of one command, as torchrun tells each of them in its environment."""
+"""Run one command in the processes that torchrun has started. It describes them by environment variables."""
 
 import contextlib
 import os
@@ -10,8 +10,8 @@ from typing import NoReturn
 from orthon.train.errors import UserError
 
 LAST_WORD = "orthon/last word"
-GLOO = "gloo/transport/"  # the source of gloo's errors about connections, which it names in them
-PATIENCE = timedelta(seconds=10)
+GLOO = "gloo/transport/"  # a source folder, which gloo's errors about connections name
+PATIENCE = timedelta(seconds=10)  # how long a failing rank waits for the first one to say why
 
 
 def processes() -> int:
@@ -20,23 +20,21 @@ def processes() -> int:
 
 
 def process_rank() -> int:
-    """Number of this process; 0 is the one that speaks and writes."""
+    """Rank of this process. Rank 0 writes the messages and the files."""
     return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
 
 
 def run_together(command: Callable[[], int]) -> NoReturn:
-    """Carry out a command in all processes, and end them; only the first one's output is seen.
+    """Carry out a command in all processes, and end the processes. Only the output of rank 0 is shown.
 
-    Products on a CPU and small agreements between the processes go by gloo, the rest by NCCL.
+    Tensors on a CPU and small objects are sent by gloo, tensors on a GPU by NCCL. If a process ends too early, the
+    others say so and end with exit code 1. torchrun can then start all of them again.
 
     Args:
         command: Returns the exit code.
 
-    If one of the processes ends before its command has, the others say so and end with 1, for torchrun to start all
-    of them again.
-
     Raises:
-        UserError: The environment lacks something that torchrun sets.
+        UserError: An environment variable is missing that torchrun sets.
     """
     import torch
     import torch.distributed as dist
@@ -61,7 +59,7 @@ def run_together(command: Callable[[], int]) -> NoReturn:
             raise
         _end_after_another(rank, error)
     if code and rank:
-        # torchrun ends all processes as soon as one fails: the first one is to say why before that.
+        # torchrun ends all processes as soon as one fails. Before that, rank 0 must say why.
         with contextlib.suppress(RuntimeError):
             store.wait([LAST_WORD], PATIENCE)
     elif code:
@@ -71,7 +69,7 @@ def run_together(command: Callable[[], int]) -> NoReturn:
 
 
 def of_lost_process(error: RuntimeError) -> bool:
-    """Whether an error means that another process has ended or cannot be reached."""
+    """Whether an error means that another process has ended, or cannot be reached."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError) or (
@@ -80,14 +78,14 @@ def of_lost_process(error: RuntimeError) -> bool:
 
 
 def _end_after_another(rank: int, error: RuntimeError) -> NoReturn:
-    """Say it in a line, on each rank as the first may be the one that is gone, and wait for nobody."""
+    """Say so in one line, and wait for nobody. Every rank does, as rank 0 may be the one that has ended."""
     reason = " ".join(str(error).split())
     print(f"orthon: rank {rank}: another process of the run has ended: {reason}", file=sys.stderr)
     _end(1)
 
 
 def _end(code: int) -> NoReturn:
-    # All is written. Threads of a backend that are still there when Python ends its own may abort the process.
+    # All files are written. At a normal exit, threads of a backend that still run may abort the process.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""How the processes of one start find each other, and not what an earlier start has left behind."""
+"""How the processes of one start find each other, and not the traces of an earlier start."""
 
 import json
 import time
@@ -11,15 +11,16 @@ PAUSE = 0.02  # seconds
 
 
 def meet(store: Store, rank: int, world: int) -> Store:
-    """A part of the store that these processes have for themselves; each of them calls it.
+    """A part of the store that only these processes use. Each of them calls it.
 
-    torchrun keeps its store when it starts the processes again, with the addresses in it at which their predecessors
-    listened, and it does not tell all machines the same number of restarts. So the first process makes up a name;
-    the others write theirs under it, and know by finding it in the first one's answer that the answer is new.
+    When torchrun restarts the processes, it keeps its store, with the addresses of the old processes in it. The number
+    of restarts does not help, as it may differ between machines. So rank 0 makes up a name and publishes it. Each
+    other rank makes up a name, too, and writes it under that of rank 0. Rank 0 answers with all these names. A rank
+    that finds its own name in the answer knows that the answer is for this start.
 
     Args:
-        store: That all share.
-        rank: Of this process.
+        store: Shared by all processes.
+        rank: Rank of this process.
         world: Number of processes.
     """
     own = uuid4().hex

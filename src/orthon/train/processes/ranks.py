@@ -1,4 +1,4 @@
-"""The processes that train one model together, as one of them sees it."""
+"""The processes that train one model together, as one of them sees them."""
 
 import os
 import warnings
@@ -22,47 +22,47 @@ REPLICATE, SHARD, TENSOR = AXES = ("dp_replicate", "dp_shard", "tp")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands; alone, it has no mesh and waits for nobody."""
+    """This process among the others. If it is the only one, it has no mesh and waits for nobody."""
 
     device: torch.device
-    mesh: DeviceMesh | None = None  # of three axes, named as the settings
+    mesh: DeviceMesh | None = None  # its three axes have the names of the settings
     rank: int = 0
     world: int = 1
-    background: dist.ProcessGroup | None = None  # all ranks, for what they do beside training
+    background: dist.ProcessGroup | None = None  # all ranks, for writing checkpoints during training
 
     def size(self, axis: str) -> int:
-        """Ranks along an axis of the mesh."""
+        """Number of ranks along an axis of the mesh."""
         return 1 if self.mesh is None else self.mesh[axis].size()
 
     def place(self, axis: str) -> int:
-        """Where this rank stands along an axis of the mesh."""
+        """Position of this rank along an axis of the mesh."""
         return 0 if self.mesh is None else self.mesh[axis].get_local_rank()
 
     @property
     def data_world(self) -> int:
-        """Number of parts into which the batch is cut."""
+        """Number of parts into which the ranks divide the batch."""
         return self.size(REPLICATE) * self.size(SHARD)
 
     @property
     def data_rank(self) -> int:
-        """Which part of the batch is this rank's; ranks that differ in `tp` alone have the same."""
+        """Number of this rank's part of the batch. Ranks that differ in `tp` alone have the same part."""
         return self.rank // self.size(TENSOR)
 
     def sum(self, *numbers: float) -> list[float]:
-        """Each number's sum over all ranks."""
+        """The sum of each number over all ranks."""
         if self.mesh is None:
             return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64)  # on the CPU: a GPU need not be waited for
+        total = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so that no GPU must be waited for
         dist.all_reduce(total)
         summed: list[float] = total.tolist()
         return summed
 
     def mean(self, number: float) -> float:
-        """A number's mean over all ranks."""
+        """The mean of a number over all ranks."""
         return self.sum(number)[0] / self.world
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on one of the ranks."""
+        """Whether the flag is set on one of the ranks."""
         return self.sum(flag)[0] > 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -72,13 +72,13 @@ class Ranks:
         return tensor
 
     def max_(self, tensor: Tensor) -> Tensor:
-        """Replace a tensor on the device by its largest entries over all ranks."""
+        """Replace each entry of a tensor on the device by its maximum over all ranks."""
         if self.mesh is not None:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """What each rank brings, in their order."""
+        """The values of all ranks, in the order of the ranks."""
         if self.mesh is None:
             return [value]
         values: list[T] = [value] * self.world
@@ -86,7 +86,7 @@ class Ranks:
         return values
 
     def together(self, function: Callable[[], T]) -> T:
-        """Call it on every rank and wait for all; an error of one rank is raised by all."""
+        """Call a function on every rank, and wait for all. An error on one rank is raised on all."""
         if self.mesh is None:
             return function()
         result: T | None = None
@@ -98,10 +98,10 @@ class Ranks:
         for first in self.gather(error):
             if first is not None:
                 raise first
-        return result  # type: ignore[return-value]  # without an error there is one
+        return result  # type: ignore[return-value]  # without an error there is a result
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Call it on rank 0 alone and return its result on every rank; an error is raised by all."""
+        """Call a function on rank 0 alone, and return its result on every rank. An error is raised on all."""
         box = [self.together(lambda: function() if self.rank == 0 else None)]
         if self.mesh is not None:
             dist.broadcast_object_list(box, src=0)
@@ -109,7 +109,7 @@ class Ranks:
 
 
 def join_ranks(config: RunConfig) -> Ranks:
-    """This process's place in the mesh that the settings ask for.
+    """Make the mesh that the settings ask for.
 
     Raises:
         UserError: The mesh does not fit the number of processes, or the batch or the GPUs do not fit the mesh.
@@ -124,11 +124,11 @@ def join_ranks(config: RunConfig) -> Ranks:
         )
     device = _device(config.device)
     if world == 1:
-        # Whenever it saves or loads, torch would say so.
+        # PyTorch would warn at every save and load.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
         return Ranks(device)
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
-    # Always gloo: what it carries is in main memory, and an NCCL collective must not run beside another one.
+    # Always gloo: what it sends is in main memory, and two NCCL collectives must not run at once.
     return Ranks(device, mesh, process_rank(), world, dist.new_group(backend="gloo"))
 
 

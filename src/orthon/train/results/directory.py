@@ -1,4 +1,4 @@
-"""The files of a run, by name, and who may write there."""
+"""The files in the directory of a run: their names, and how they are written without damage."""
 
 import json
 import os
@@ -11,27 +11,27 @@ CONFIG = "config.yaml"
 SAMPLE = "sample.txt"
 PLOT = "loss.png"
 SUMMARY = "summary.json"
-PART = ".part"  # of a file or folder that is being written
+PART = ".part"  # suffix of a file or folder that is being written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A run that is complete."""
+    """The results of a complete run."""
 
     steps: int
-    val_loss: float  # held out, after the last step, nats per token; infinite if training failed
+    val_loss: float  # on the held-out text, after the last step, in nats per token; infinite if training failed
     seconds: float  # of training
     optimizer_share: float  # of that time
-    state_bytes: int  # of the optimizers
+    state_bytes: int  # memory of the optimizers' state
     corpus: str  # fingerprint of the text
     sample: str  # what the model wrote
 
 
 def refuse_existing(directory: Path) -> None:
-    """Refuse a directory for a new run if there is anything in it.
+    """Refuse a directory for a new run, unless it is empty or does not exist.
 
     Raises:
-        UserError: There is, or it is a file.
+        UserError: There is something in the directory, or it is a file.
     """
     if directory.is_dir() and any(path.suffix != PART for path in directory.iterdir()):
         raise UserError(f"{directory} is not empty; go on with its run by --resume {directory} or choose another --out")
@@ -40,7 +40,7 @@ def refuse_existing(directory: Path) -> None:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write a file in one go: whoever reads it, and whenever this process ends, has the old content or the new."""
+    """Write a file at once: it has the old content or the new, even if this process is killed on the way."""
     part = path.with_suffix(PART)
     part.write_text(content, encoding="utf-8")
     os.replace(part, path)

@@ -1,10 +1,8 @@
-"""What a run reports, as lines of JSON and for TensorBoard."""
+"""The metrics of a run, as lines of JSON and for TensorBoard."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from orthon.train.errors import UserError
 from orthon.train.results.directory import replace_file
@@ -12,15 +10,15 @@ from orthon.train.results.directory import replace_file
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One step. Losses are in nats per token."""
+    """The metrics of one step. Losses are in nats per token."""
 
     step: int
     loss: float
     val_loss: float | None = None  # on the held-out text, after the step
     lr: float  # of the hidden matrices
     grad_norm: float  # of all parameters, before clipping
-    max_logit: float | None = None  # of attention, over the step's heads and layers, before QK-clip; only with it
-    tokens_per_second: float  # since the record before
+    max_logit: float | None = None  # of attention, over all heads and layers, before QK-clip; None without QK-clip
+    tokens_per_second: float  # since the last record
     optimizer_share: float  # of the step's time
     seconds: float  # of training so far
 
@@ -30,10 +28,12 @@ class MetricsLog:
 
     Args:
         directory: Of the run.
-        step: Records after this step are dropped: they come from a run that is continued from here.
+        step: The step from which the run continues. Records of later steps are dropped.
     """
 
     def __init__(self, directory: Path, step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # here, as it takes long to import; rank 0 alone logs
+
         path = directory / "metrics.jsonl"
         kept = [record for record in read_metrics(directory) if record.step <= step]
         replace_file(path, "".join(_line(record) for record in kept))
@@ -41,7 +41,7 @@ class MetricsLog:
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
-        """Add a record; a line is in the file at once, whole."""
+        """Add a record. Its line is in the file when this returns."""
         self._file.write(_line(record))
         self._file.flush()
         tags = {
@@ -58,16 +58,18 @@ class MetricsLog:
                 self._events.add_scalar(tag, value, record.step)
 
     def close(self) -> None:
-        """Finish both."""
+        """Close both."""
         self._file.close()
         self._events.close()
 
 
 def read_metrics(directory: Path) -> list[Record]:
-    """The records of a run; none where there is no file yet.
+    """The records of a run. There are none if there is no file yet.
+
+    A last line that is damaged is left out: a machine that fails may leave it half written.
 
     Raises:
-        UserError: A line is damaged, other than the last one, which a lost machine may leave half written.
+        UserError: Another line is damaged.
     """
     path = directory / "metrics.jsonl"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The pictures: losses of one run, and of several side by side."""
+"""Plots of the losses of one run, and of several runs side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ LOSS = "loss (nats per token)"
 
 
 def plot_run(path: Path, title: str, records: Sequence[Record]) -> None:
-    """Training and validation loss of one run over its steps."""
+    """Plot training and validation loss of one run over its steps."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.8), dpi=140, layout="constrained")
         axes = figure.add_subplot()
@@ -39,7 +39,7 @@ def plot_run(path: Path, title: str, records: Sequence[Record]) -> None:
 
 
 def plot_comparison(path: Path, title: str, runs: dict[str, Sequence[Record]]) -> None:
-    """Validation loss of several runs, by label, over steps and over training time."""
+    """Plot the validation losses of several runs, by label, over steps and over training time."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.8), dpi=140, layout="constrained")
         by_step, by_time = figure.subplots(1, 2, sharey=True)
@@ -61,7 +61,7 @@ def plot_comparison(path: Path, title: str, runs: dict[str, Sequence[Record]]) -
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential average over about a thirtieth of the values, unbiased at the beginning."""
+    """Exponential moving average over about a thirtieth of the values, without bias at the beginning."""
     weight = 1 - 1 / max(1, len(values) / 30)
     total, norm, result = 0.0, 0.0, []
     for value in values:
@@ -72,7 +72,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def _from_second_validation(axes: Axes, runs: dict[str, Sequence[Record]]) -> None:
-    """Cut the steep beginning off, so that the differences at the end can be seen."""
+    """Cut off the steep beginning, so that the differences at the end can be seen."""
     curves = [[record.val_loss for record in records if record.val_loss is not None] for records in runs.values()]
     if all(len(curve) > 4 for curve in curves):
         axes.set_ylim(top=max(curve[1] for curve in curves))

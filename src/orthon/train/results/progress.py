@@ -1,4 +1,4 @@
-"""How a run shows that it lives: a bar in a terminal, a line now and then elsewhere."""
+"""Show the progress of a run: a bar in a terminal, a few lines elsewhere."""
 
 from types import TracebackType
 from typing import Protocol, Self
@@ -11,7 +11,7 @@ from orthon.train.results.metrics import Record
 
 
 class Progress(Protocol):
-    """Shows the records of a run while it is entered."""
+    """Shows the records of a run inside a `with` block."""
 
     def show(self, record: Record) -> None:
         """Show the newest record."""
@@ -26,21 +26,21 @@ class Progress(Protocol):
 
 
 def make_progress(console: Console, step: int, steps: int) -> Progress:
-    """A bar if the console is a terminal, lines if it is not.
+    """A bar if the console is a terminal, else lines.
 
     Args:
-        console: Where to.
-        step: Steps already done.
-        steps: Steps in all.
+        console: Where to show it.
+        step: Number of steps already done.
+        steps: Number of all steps.
     """
     return BarProgress(console, step, steps) if console.is_terminal else LineProgress(console, steps)
 
 
-NUMBERS_WIDTH = 72  # of what stands beside the bar
+NUMBERS_WIDTH = 72  # characters beside the bar
 
 
 class BarProgress:
-    """One line that is written over and over; it fits into 80 columns."""
+    """One line that is written again and again. It fits into 80 columns."""
 
     def __init__(self, console: Console, step: int, steps: int) -> None:
         self._bar = Bar(
@@ -54,7 +54,7 @@ class BarProgress:
         self._val_loss: float | None = None
 
     def show(self, record: Record) -> None:
-        """Move the bar; the last validation loss stays visible."""
+        """Move the bar. The last validation loss stays visible."""
         self._val_loss = self._val_loss if record.val_loss is None else record.val_loss
         self._bar.update(self._task, completed=record.step, numbers=_numbers(record, self._val_loss))
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next step's end."""
+"""Ctrl-C and SIGTERM: requests to stop when the present step is done."""
 
 import signal
 import threading
@@ -7,14 +7,14 @@ from typing import Self
 
 
 class Interrupt:
-    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one acts as it always does."""
+    """Inside the `with` block, the first SIGINT or SIGTERM is only noted. A second one has its usual effect."""
 
     def __init__(self) -> None:
         self.requested = False
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -18,19 +18,19 @@ def train(
     publish: Callable[[Record], None],
     saver: Saver,
 ) -> bool:
-    """Train from the step that `training` has reached to the last one, or until the user interrupts.
+    """Train from the step that `training` has reached to the last step, or until the user interrupts.
 
     Args:
         training: Changed in place.
         config: Settings of the run.
         text: What to train on.
         held_out: What to validate on.
-        publish: Takes the numbers.
+        publish: Gets the numbers of each step that is logged.
         saver: Writes checkpoints of `training`.
 
     Returns:
-        Whether the last step was reached. Either way there is a checkpoint of the step that was, and that is not
-        before the first.
+        Whether the last step was reached. In both cases there is a checkpoint of the step that was reached, and at
+        least one step has been done.
 
     Raises:
         TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
@@ -39,10 +39,10 @@ def train(
     validation = held_out.read(held_out.spread(config.validation_sequences))
     clock, ranks, tokens_per_step = training.clock, training.ranks, config.batch_size * config.model.shape.context
     steps_before, seconds_before = training.step, clock.seconds  # at the last report
-    saved = training.step  # of the newest checkpoint
+    saved = training.step  # the step of the newest checkpoint
     with Interrupt() as interrupt:
-        # A signal may reach the ranks at different times: they stop together. One step is done in any case: before it
-        # there is nothing to save.
+        # A signal may reach the ranks at different times, so they agree on when to stop. One step is always done:
+        # before it there is nothing to save.
         while training.step < config.steps and not (training.step and ranks.any(interrupt.requested)):
             number = training.step + 1
             last = number == config.steps

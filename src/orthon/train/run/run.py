@@ -17,7 +17,6 @@ from orthon.train.model.sample import generate
 from orthon.train.processes.ranks import AXES, Ranks
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, write_summary
 from orthon.train.results.metrics import MetricsLog, Record, read_metrics
-from orthon.train.results.plots import plot_run
 from orthon.train.results.progress import make_progress
 from orthon.train.run.loop import train
 from orthon.train.settings.file import write_config
@@ -32,18 +31,18 @@ from orthon.train.text.windows import Windows
 class Run:
     """A model, its optimizers and its text, ready to train in a directory.
 
-    On many ranks each builds its own, and all do together what this offers; rank 0 writes and speaks.
-    Nothing is written before `train`, so that a setting that cannot work leaves no trace.
+    On many ranks, each rank builds one, and all ranks call the methods together. Rank 0 writes the files and the
+    messages. Nothing is written before `train`, so that settings that cannot work leave no trace.
 
     Args:
         config: Settings.
         directory: Where results go.
         corpus: The text.
-        checkpoint: From `newest_checkpoint`, to go on from there, or None.
+        checkpoint: From `newest_checkpoint`, to continue from it, or None to begin.
         ranks: Who takes part.
 
     Raises:
-        UserError: Settings, text and checkpoint do not go together.
+        UserError: Settings, text and checkpoint do not fit each other.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Run:
             restore(checkpoint, self.training, config, corpus.fingerprint)
 
     def describe(self) -> str:
-        """What is about to happen, in a few lines."""
+        """What the run will do, in a few lines."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         config = self.config
         start = f" from step {self.training.step}" if self.training.step else ""
@@ -83,7 +82,7 @@ class Run:
         )
 
     def train(self, console: Console) -> Summary | None:
-        """Train to the end and write the results; None if the user interrupts.
+        """Train to the end and write the results. None if the user has interrupted it.
 
         Raises:
             TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
@@ -118,16 +117,16 @@ class Run:
             log.close()
 
     def _begin(self) -> MetricsLog | None:
-        """Prepare the directory; the log is rank 0's."""
+        """Prepare the directory, and open the log; on rank 0 alone."""
         if self.ranks.rank:
             return None
         self.directory.mkdir(parents=True, exist_ok=True)
         write_config(self.directory / CONFIG, self.config)
-        (self.directory / SUMMARY).unlink(missing_ok=True)  # of a run that goes on beyond its end
+        (self.directory / SUMMARY).unlink(missing_ok=True)  # there is one if a complete run gets more steps
         return MetricsLog(self.directory, self.training.step)
 
     def _where(self) -> str:
-        """The devices, in words."""
+        """The devices and how they share the work, in words."""
         ranks = self.ranks
         if ranks.mesh is None:
             return str(ranks.device)
@@ -135,9 +134,11 @@ class Run:
         return f"{ranks.world} × {ranks.device.type} ({' × '.join(axes)})"
 
     def _finish(self, sample: str) -> Summary:
+        from orthon.train.results.plots import plot_run  # here: matplotlib takes long to import, and rank 0 alone plots
+
         records, optimizer = read_metrics(self.directory), self.config.optimizer
         val_loss = records[-1].val_loss if records else None
-        if val_loss is None:  # every last step has one
+        if val_loss is None:  # the last step always has one
             raise UserError(f"the metrics in {self.directory} lack the validation of step {self.config.steps}")
         (self.directory / SAMPLE).write_text(sample + "\n", encoding="utf-8")
         plot_run(
@@ -158,19 +159,19 @@ class Run:
         return summary
 
     def _sample(self) -> str:
-        """A prompt from the held-out text and what the model makes of it, divided by a mark."""
+        """A prompt from the held-out text, a mark, and the text with which the model continues it."""
         tokens = self.config.sample_tokens
         if not tokens:
             return ""
         prompt_length = min(64, self.config.model.shape.context - tokens)
-        window = self.held_out.spread(3)[-1:]  # not the beginning of a document
+        window = self.held_out.spread(3)[-1:]  # the last of three: not the beginning of a document
         prompt = self.held_out.read(window)[0, :prompt_length]
         generated = generate(self.model, prompt, tokens, self.config.seed)
         return f"{self.corpus.decode(prompt.tolist())}▮{self.corpus.decode(generated)}"
 
 
 def mean_share(records: list[Record]) -> float:
-    """The optimizer's share of the training time, over all records by the time that their steps took."""
+    """The optimizer's share of the training time: the mean over all records, weighted by the time of their steps."""
     times = [1 / record.tokens_per_second for record in records]
     shares = [record.optimizer_share for record in records]
     return sum(time * share for time, share in zip(times, shares, strict=True)) / sum(times)

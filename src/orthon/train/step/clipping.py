@@ -1,4 +1,4 @@
-"""Gradient clipping that leaves orthonormalized matrices alone unless asked."""
+"""Gradient clipping, which leaves orthonormalized matrices alone by default."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,14 +15,20 @@ from orthon.train.step.optimizers import Optimizers
 
 
 def clip_gradients(optimizers: Optimizers, limit: float, matrices_too: bool, ranks: Ranks) -> Tensor:
-    """Scale the gradients down to a norm of at most `limit` (0: no limit), and return the norm before that.
+    """Scale gradients down to a norm of at most `limit`, and return the norm of all gradients before that.
 
-    The size of an orthonormal update does not depend on that of the gradient: clipping would merely give this
-    step less weight in the momentum. So only the other parameters are clipped, by their own norm, unless
-    `matrices_too`. The norm returned is that of all gradients.
+    By default only the parameters are clipped that are not orthonormalized matrices, by their own norm. The size of
+    an orthonormal update does not depend on the size of the gradient: clipping it would only give this step less
+    weight in the momentum.
 
-    Where the optimizer averages gradients over replicas, those of matrices count with their mean square over
-    the replicas, since their average never exists as a whole; the others are averaged here.
+    If the optimizer averages over replicas itself, the average of a matrix's gradient never exists as a whole. In the
+    norm, its mean square over the replicas stands for it. The other gradients are averaged here.
+
+    Args:
+        optimizers: Whose gradients to clip.
+        limit: Largest norm; 0 for no limit.
+        matrices_too: Clip the gradients of all parameters together.
+        ranks: Who takes part.
     """
     matrices = _gradients(optimizers.matrices)
     others = _gradients(optimizers.others)
@@ -38,11 +44,11 @@ def clip_gradients(optimizers: Optimizers, limit: float, matrices_too: bool, ran
 
 
 def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients that there are, each in the layout of its parameter."""
+    """The gradients of those parameters that have one, each in the layout of its parameter."""
     grads = []
     for param in params:
         grad = param.grad
-        # Tensor parallelism may leave a gradient whole or, as sums still to be added, partial.
+        # Tensor parallelism may leave a gradient whole, or partial: as terms of a sum, one on each rank.
         if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
             param.grad = grad = grad.redistribute(param.device_mesh, param.placements)
         if grad is not None:
@@ -59,7 +65,7 @@ def _norms(matrices: list[Tensor], others: list[Tensor], ranks: Ranks) -> list[T
 
 
 def _mean_square(grads: list[Tensor], ranks: Ranks) -> Tensor:
-    """The sum of squares on this rank, each divided by the number of ranks that have the same numbers."""
+    """The sum of squares on this rank. Each square is divided by the number of ranks that hold the same number."""
     by_copies = defaultdict(list)
     for grad in grads:
         by_copies[_copies(grad, ranks.world)].append(local(grad))
@@ -70,6 +76,7 @@ def _mean_square(grads: list[Tensor], ranks: Ranks) -> Tensor:
 
 
 def _copies(grad: Tensor, world: int) -> int:
+    """Number of ranks that hold the same part of a gradient."""
     if not isinstance(grad, DTensor):
         return world
     for axis, placement in enumerate(grad.placements):
@@ -85,6 +92,6 @@ def _average(grads: list[Tensor], group: dist.ProcessGroup) -> None:
 
 
 def _clip(grads: list[Tensor], limit: float, norm: Tensor) -> None:
-    if grads:  # as torch.nn.utils.clip_grads_with_norm_, which does not take tensors of several meshes
+    if grads:  # torch.nn.utils.clip_grads_with_norm_ does not take tensors of several meshes
         factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
         torch._foreach_mul_([local(grad) for grad in grads], factor.float())

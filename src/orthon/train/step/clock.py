@@ -1,4 +1,4 @@
-"""Seconds of training, without validation, checkpoints and reports."""
+"""A clock of the training time, which stands still during validation, checkpoints and reports."""
 
 import time
 
@@ -6,11 +6,11 @@ import torch
 
 
 class StepClock:
-    """Adds up the time in which it runs.
+    """Adds up the time during which it runs.
 
     Args:
-        device: A GPU is waited for whenever the clock is read, so that queued work counts where it belongs.
-        seconds: Time to begin with, of a run that is continued.
+        device: If it is a GPU, each reading of the clock waits for it, so that queued work counts where it belongs.
+        seconds: Time to begin with, if a run is continued.
     """
 
     def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
@@ -19,18 +19,18 @@ class StepClock:
         self._since: float | None = None
 
     def start(self) -> None:
-        """Run, if it does not yet."""
+        """Start the clock, unless it runs already."""
         if self._since is None:
             self._since = self.now()
 
     def stop(self) -> None:
-        """Stand still and bring `seconds` up to date."""
+        """Stop the clock, and bring `seconds` up to date."""
         if self._since is not None:
             self.seconds += self.now() - self._since
             self._since = None
 
     def now(self) -> float:
-        """The time at which the device has done all of its work, in seconds from an arbitrary point."""
+        """The time in seconds, from an arbitrary start, when the device has done all of its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

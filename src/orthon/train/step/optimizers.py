@@ -1,4 +1,4 @@
-"""One name in the settings → the optimizer or optimizers that update the whole model."""
+"""Build the optimizer or optimizers of the whole model from a name in the settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from orthon.train.errors import UserError
 from orthon.train.processes.ranks import REPLICATE, SHARD, TENSOR, Ranks
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
 
-# Of the hidden matrices; tuned for the default run, by factors of 2.
+# Learning rates of the hidden matrices, tuned for the default run by factors of two.
 DEFAULT_LR: dict[OptimizerName, float] = {
     "dion": 0.04,
     "dion2": 0.08,
@@ -25,19 +25,19 @@ DEFAULT_LR: dict[OptimizerName, float] = {
     "adamw": 0.003,
     "lion": 0.001,
 }
-DEFAULT_FRACTION = 0.25  # of a matrix in one update, where only a part of it is
-SECOND_BETA = 0.95  # of AdamW and Lion
+DEFAULT_FRACTION = 0.25  # how much of a matrix one update changes, where it does not change all
+SECOND_BETA = 0.95  # for AdamW and Lion
 EPS = 1e-8
 
 
 @dataclass(frozen=True)
 class Optimizers:
-    """The optimizers of one model, driven together."""
+    """The optimizers of one model, which are called together."""
 
     each: tuple[torch.optim.Optimizer, ...]
     matrices: tuple[Tensor, ...]  # parameters whose update is orthonormal
     others: tuple[Tensor, ...]
-    unsynchronized: ProcessGroup | None = None  # over these ranks the gradients differ, and the optimizer knows it
+    unsynchronized: ProcessGroup | None = None  # the ranks whose gradients differ; the optimizer averages for itself
 
     def __post_init__(self) -> None:
         for group in self._groups():
@@ -49,7 +49,7 @@ class Optimizers:
             optimizer.step()
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for optimizer in self.each:
             optimizer.zero_grad(set_to_none=True)
 
@@ -59,7 +59,7 @@ class Optimizers:
             group["lr"] = group["initial_lr"] * factor
 
     def consolidate(self) -> None:
-        """Make the state the same on all replicas, where gradients are not; all ranks call it together."""
+        """Make the state the same on all replicas, if their gradients differ. All ranks call it together."""
         if self.unsynchronized is not None:
             for optimizer in self.each:
                 cast(Any, optimizer).consolidate()
@@ -77,13 +77,13 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks
     """The optimizers that the settings name.
 
     Args:
-        model: Already divided over the ranks.
+        model: Already divided among the ranks.
         config: Settings.
         seed: Of the run.
         ranks: Who takes part.
 
     Raises:
-        UserError: The optimizer does not take one of `optimizer.options`.
+        UserError: The optimizer refuses one of `optimizer.options`, or there is nothing to compress.
     """
     if config.compressed_sync and ranks.size(REPLICATE) == 1:
         raise UserError("optimizer.compressed_sync is set, but mesh.dp_replicate is 1: there is nothing to compress")
@@ -94,7 +94,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks
 
 
 def settle(config: OptimizerConfig) -> OptimizerConfig:
-    """The same settings with every default filled in that depends on the optimizer."""
+    """The same settings, with the defaults filled in that depend on the optimizer."""
     filled: dict[str, Any] = {"lr": full_lr(config)}
     setting = FRACTIONS.get(config.name)
     if setting is not None and getattr(config, setting) is None:
@@ -113,7 +113,7 @@ def _orthon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) 
         setting = FRACTIONS[config.name]
         options[setting] = getattr(config, setting)
     replicas = None
-    # Where weights are divided as well, they tell themselves that they are replicated, unless the optimizer averages.
+    # Weights that are also divided show by their DTensors that they are replicated, unless the optimizer averages.
     plain = ranks.size(SHARD) == ranks.size(TENSOR) == 1
     if ranks.mesh is not None and ranks.size(REPLICATE) > 1 and (plain or config.compressed_sync):
         replicas = ranks.mesh[REPLICATE].get_group()
@@ -135,7 +135,7 @@ def _adamw(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -
 
 
 def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:  # noqa: ARG001
-    # The groups of Orthon's own, so that all update the same matrices and have the same companion.
+    # Grouped as for Orthon's own rules: the same matrices for Muon, and the same AdamW for the rest.
     groups = orthon.param_groups(model, "muon", "adamw", **_rates(config))
     matrices = [group for group in groups if group["algorithm"] == "muon"]
     others = [group for group in groups if group["algorithm"] != "muon"]
@@ -162,7 +162,7 @@ def _adam_options(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def _with_dtypes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options, with dtypes where the settings name them, such as product_dtype=bfloat16."""
+    """The same options, with dtypes in place of their names, as in product_dtype=bfloat16."""
     named = {key: getattr(torch, str(value), None) for key, value in options.items() if key.endswith("_dtype")}
     return {**options, **{key: value for key, value in named.items() if isinstance(value, torch.dtype)}}
 

@@ -1,4 +1,4 @@
-"""The learning rate over the run, as a factor on each group's own."""
+"""The learning rate over the run, as a factor on the full learning rate of each group."""
 
 import math
 
@@ -6,9 +6,9 @@ from orthon.train.settings.run import ScheduleConfig
 
 
 def lr_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
-    """Factor for step `step` (0 is the first) of `steps`: rises to 1 in the warm-up, then decays.
+    """The factor for step `step` of `steps`, counted from 0. It rises to 1 in the warm-up, then it decays.
 
-    The first step of a warm-up is already above 0, and the step after the last one would have `final`.
+    It is above 0 in the first step of the warm-up. It would reach `final` in the step after the last one.
     """
     warmup = round(schedule.warmup * steps)
     if step < warmup:

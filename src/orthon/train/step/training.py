@@ -1,4 +1,4 @@
-"""What changes while a run trains, and one step of it."""
+"""One training step, and the state that it changes."""
 
 import math
 from dataclasses import dataclass
@@ -20,25 +20,25 @@ from orthon.train.step.schedule import lr_factor
 
 @dataclass
 class Training:
-    """Weights, optimizer state and progress: what a checkpoint holds."""
+    """What training changes and a checkpoint saves: weights, optimizer state and the number of steps."""
 
     model: nn.Module
-    replica: nn.Module  # the model, or what wraps it to average gradients
+    replica: nn.Module  # the model, or the wrapper that averages its gradients
     optimizers: Optimizers
     clock: StepClock
     ranks: Ranks
-    step: int = 0  # steps done
+    step: int = 0  # number of steps done
 
     def advance(self, sequences: Tensor, config: TrainConfig, report: bool) -> "StepReport | None":
-        """Train one step.
+        """Do one step.
 
         Args:
-            sequences: int64, (this rank's share of the batch, context + 1).
+            sequences: This rank's share of the batch, int64, (number, context + 1).
             config: Settings of the run.
-            report: Whether to wait for the device and read the numbers.
+            report: Whether to return the numbers of the step, for which the device must be waited for.
 
         Raises:
-            DivergedError: The loss is not finite, which only a report looks at, or a gradient is not.
+            DivergedError: A gradient is not finite, or the loss is not. The loss is only checked with `report`.
         """
         clock = self.clock
         started = clock.now() if report else 0.0
@@ -59,7 +59,7 @@ class Training:
         before_update = clock.now() if report else 0.0
         try:
             self.optimizers.step()
-        except FloatingPointError as error:  # a gradient that is not finite; weights and state are untouched
+        except FloatingPointError as error:  # a gradient is not finite; weights and state have not changed
             raise DivergedError(f"step {self.step}: {error}") from error
         max_logit = None
         if config.qk_clip is not None:
@@ -81,23 +81,30 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """The numbers of one step."""
+    """The numbers of one step, over all ranks."""
 
     loss: float  # nats per token
     lr: float  # of the hidden matrices
     grad_norm: float
-    max_logit: float | None  # before QK-clip, if there is one
-    optimizer_share: float
+    max_logit: float | None  # before QK-clip; None without it
+    optimizer_share: float  # of the time of the step
 
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, ranks: Ranks) -> float:
-    """Mean loss in nats per token over sequences, int64, (any number, context + 1), the same on all ranks."""
+    """Mean loss over sequences, in nats per token. All ranks call it together, and all get the same number.
+
+    Args:
+        model: The model, not the wrapper.
+        sequences: int64, (any number, context + 1), the same on all ranks, which share the work.
+        config: Settings of the run.
+        ranks: Who takes part.
+    """
     parts = torch.split(sequences, config.batch_size // config.accumulation // ranks.data_world)
     total = 0.0
     for first in range(0, len(parts), ranks.data_world):
         mine = first + ranks.data_rank
-        # A rank that has no part left computes all the same: the others need its weights.
+        # A rank that has no part left computes a part again, as the other ranks need its weights.
         part = parts[min(mine, len(parts) - 1)]
         loss = token_loss(model, part.to(ranks.device), config).item()
         total += loss * len(part) if mine < len(parts) else 0.0
@@ -105,7 +112,7 @@ def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, ra
 
 
 def token_loss(model: nn.Module, sequences: Tensor, config: TrainConfig) -> Tensor:
-    """Mean cross-entropy of each token given those before it; sequences int64, (b, context + 1)."""
+    """Mean cross-entropy of each token, given the tokens before it. `sequences`: int64, (b, context + 1)."""
     device = sequences.device.type
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device == "cuda")
     with torch.autocast(device, torch.bfloat16, enabled=bf16):

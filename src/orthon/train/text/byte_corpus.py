@@ -1,4 +1,4 @@
-"""Documents → one text of bytes to train on and one held out."""
+"""Join documents to a training text and a held-out text, both of bytes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ from orthon.train.text.tokens import Corpus, Piece
 Document = tuple[str, bytes]  # a name that does not depend on the machine, and the content
 
 HELD_OUT_SHARE = 0.05
-FEWEST_TO_SPLIT_BY_DOCUMENT = 20  # below it, one document in twenty is too uneven a share
+FEWEST_TO_SPLIT_BY_DOCUMENT = 20  # of fewer, one in twenty may be far from 5 % of the text
 
 
 def byte_corpus(source: str, documents: Iterable[Document]) -> Corpus:
-    """Join documents to a training and a held-out text; a NUL byte follows each document.
+    """Join documents to a training text and a held-out text. A NUL byte follows each document.
 
-    Whether a document is held out depends on its name alone, so that more or other documents do not move it.
-    A few documents are not divided; the end of their text is held out instead.
+    Whether a document is held out depends on its name alone, so other documents do not change it. If there are only
+    a few documents, the end of their joined text is held out instead.
 
     Raises:
         UserError: There is no text.
@@ -37,7 +37,7 @@ def byte_corpus(source: str, documents: Iterable[Document]) -> Corpus:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the document of that name belongs to the held-out text."""
+    """Whether the document with this name belongs to the held-out text."""
     number = int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest())
     return number < HELD_OUT_SHARE * 2**64
 

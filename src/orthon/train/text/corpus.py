@@ -1,9 +1,8 @@
-"""The text that a run trains on and is measured on."""
+"""Read the text of a run, from whichever source the settings name."""
 
 from orthon.train.settings.data import DataConfig
 from orthon.train.text.byte_corpus import byte_corpus
-from orthon.train.text.documents import stdlib_documents, text_documents
-from orthon.train.text.hf_text import hf_documents
+from orthon.train.text.documents import hf_documents, stdlib_documents, text_documents
 from orthon.train.text.shards import shard_corpus
 from orthon.train.text.tokens import Corpus
 

@@ -1,4 +1,4 @@
-"""Token shards: `.bin` files of uint16 tokens as nanoGPT-style projects write them, read by memory map."""
+"""Token shards: `.bin` files of uint16 tokens, as nanoGPT-style projects write them. They are mapped into memory."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ TOKEN = np.dtype("<u2")
 
 
 def shard_corpus(paths: Sequence[str], vocab_size: int) -> Corpus:
-    """All shards that are named or lie in a named directory; those with 'val' in their name are held out.
+    """All shards that are named, and all in a named directory. Those with 'val' in their name are held out.
 
     Raises:
         UserError: A path does not exist, a shard is damaged, or one of the two parts has no shard.
@@ -42,16 +42,16 @@ def shard_corpus(paths: Sequence[str], vocab_size: int) -> Corpus:
         held_out=held_out,
         vocab_size=vocab_size,
         is_bytes=False,
-        # Names and lengths only: it would take long to read all of a large data set.
+        # From names and lengths alone, as it takes long to read a large data set.
         fingerprint=hashlib.blake2b(sizes.encode(), digest_size=16).hexdigest(),
     )
 
 
 def open_shard(path: Path) -> Tokens:
-    """The tokens of one shard, with or without a header, mapped rather than read.
+    """The tokens of one shard, with or without a header. The file is mapped, not read.
 
     Raises:
-        UserError: The shard cannot be read, is of an unknown version, or has another length than it says.
+        UserError: The shard cannot be read, has an unknown version, or has another length than its header says.
     """
     try:
         size = path.stat().st_size

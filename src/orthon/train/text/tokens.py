@@ -1,4 +1,4 @@
-"""What every source of text delivers."""
+"""The kinds that every source of text returns: pieces of tokens, and a corpus of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Tokens = NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive tokens; no training sequence reaches from one piece into another."""
+    """Consecutive tokens. No training sequence reaches from one piece into another."""
 
     name: str  # for errors
     tokens: Tokens
@@ -25,11 +25,11 @@ class Corpus:
     train: tuple[Piece, ...]
     held_out: tuple[Piece, ...]
     vocab_size: int
-    is_bytes: bool  # a token is a byte, so that tokens can be shown as text
-    fingerprint: str  # of the content: a run goes on only with the text that it began with
+    is_bytes: bool  # each token is a byte, so tokens can be shown as text
+    fingerprint: str  # of the content; a run continues only with the text that it began with
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The tokens as text, or as their numbers where the corpus does not know the text of a token."""
+        """The tokens as text; or as numbers, if the corpus does not know the text of a token."""
         if self.is_bytes:
             return bytes(tokens).replace(b"\0", b"\n").decode("utf-8", errors="replace")
         return " ".join(map(str, tokens))

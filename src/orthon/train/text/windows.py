@@ -1,4 +1,4 @@
-"""Training sequences, and the order in which a run sees them."""
+"""Training sequences, and the order in which a run reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ Indices = NDArray[np.int64]
 
 
 class Windows:
-    """Non-overlapping windows of `context` tokens, each with the token after it (the next window's first).
+    """Windows of `context` tokens that do not overlap, each with the token after it (the first of the next window).
 
     Args:
-        pieces: The text; what is left at the end of a piece, less than a window, is never seen.
-        context: Tokens that the model reads in one sequence.
+        pieces: The text. Tokens at the end of a piece that do not fill a window are never read.
+        context: Number of tokens that the model reads in one sequence.
         vocab_size: Every token must be below it.
-        name: What the text is, for errors.
+        name: Name of the text, for errors.
 
     Raises:
         UserError: The text is shorter than one window.
@@ -30,7 +30,7 @@ class Windows:
     def __init__(self, pieces: Sequence[Piece], context: int, vocab_size: int, name: str) -> None:
         self.pieces, self.context, self.vocab_size = pieces, context, vocab_size
         counts = [max(len(piece.tokens) - 1, 0) // context for piece in pieces]
-        self.first = np.cumsum([0, *counts])  # number of the first window of each piece, and the total
+        self.first = np.cumsum([0, *counts])  # for each piece the number of its first window; and the total
         if not len(self):
             raise UserError(
                 f"the {name} text ({count(pieces)} tokens) is shorter than one sequence "
@@ -41,7 +41,7 @@ class Windows:
         return int(self.first[-1])
 
     def read(self, indices: Indices) -> Tensor:
-        """The windows of these numbers, int64, (len(indices), context + 1).
+        """The windows with these numbers, int64, (len(indices), context + 1).
 
         Raises:
             UserError: A token is not below the vocabulary size.
@@ -59,15 +59,15 @@ class Windows:
         return torch.from_numpy(rows)
 
     def spread(self, number: int) -> Indices:
-        """Up to `number` different windows, evenly over the whole text."""
+        """The numbers of up to `number` different windows, spread evenly over the whole text."""
         return np.unique(np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(np.int64))
 
 
 @dataclass
 class BatchOrder:
-    """Which windows make the batch of which step: a pure function of seed and step, so nothing needs saving.
+    """Which windows make the batch of a step. It depends on seed and step alone, so a checkpoint need not save it.
 
-    Every epoch is a permutation of all windows of its own; a batch may begin in one and end in the next.
+    Each epoch has its own permutation of all windows. A batch may begin in one epoch and end in the next.
     """
 
     windows: int  # number of windows in the text
@@ -78,7 +78,7 @@ class BatchOrder:
         self._epoch, self._permutation = -1, np.empty(0, np.int64)  # the epoch in use
 
     def indices(self, step: int, rank: int = 0, world: int = 1) -> Indices:
-        """The windows of step `step` (0 is the first) for one rank: the ranks cut the batch into blocks."""
+        """The windows of one rank in step `step`, counted from 0. Each rank has a block of consecutive ones."""
         start, stop = (step * self.batch_size + self.batch_size * part // world for part in (rank, rank + 1))
         positions = range(start, stop)
         return np.array([self._at(position) for position in positions], np.int64)
@@ -86,7 +86,7 @@ class BatchOrder:
     def _at(self, position: int) -> int:
         epoch, place = divmod(position, self.windows)
         if epoch != self._epoch:
-            # Philox is counter-based: each key has a stream of its own.
+            # Philox has an independent stream of random numbers for each key.
             generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             self._epoch, self._permutation = epoch, generator.permutation(self.windows)
         return int(self._permutation[place])
