@@ -60,6 +60,7 @@ def test_a_comparison_and_its_second_call(
     assert (out / "torch-muon-lr0.04").is_dir()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_comparison_goes_on(
     tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch, numbers
 ) -> None:
@@ -78,6 +79,7 @@ def test_an_interrupted_comparison_goes_on(
     assert (tmp_path / "comparison.png").exists()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_interrupt_stops_at_once(tmp_path: Path, tiny: list[str], fails, monkeypatch) -> None:
     def interrupt_twice(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -17,7 +17,7 @@ from orthon.train.errors import TrainingError
 from orthon.train.processes.launch import of_lost_process
 from orthon.train.processes.ranks import Ranks
 
-FAULTY = Path(__file__).with_name("faulty.py")
+FAULTY = Path(__file__).parent / "support" / "faulty_trainer.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
 
 

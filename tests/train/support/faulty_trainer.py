@@ -1,4 +1,4 @@
-"""The trainer with one fault at one moment: python faulty.py FAULT STEP RANK PLACE WORDS...
+"""The trainer with one fault at one moment: python faulty_trainer.py FAULT STEP RANK PLACE WORDS...
 
 The fault happens to one rank, when it begins a step or is to write its part of the step's checkpoint. PLACE is a file
 that remembers that it has happened, so that it does not happen again after a restart; or a directory on a small disk.
@@ -106,4 +106,5 @@ elif FAULT in IN_SAVE:
 else:
     before(CheckpointWriter, "stage", before_save)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
 sys.exit(main(sys.argv[5:]))
