@@ -7,7 +7,9 @@ import pytest
 
 from orthon.train.commands import main as entry
 from orthon.train.commands.main import main
+from orthon.train.settings.file import read_config
 from orthon.train.settings.optimizer import OptimizerName
+from orthon.train.settings.run import TrainConfig
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,11 +146,13 @@ def test_a_run_is_never_overwritten(tmp_path: Path, tiny: list[str], fails, snap
 
 
 def test_flags_override_the_file(tmp_path: Path, tiny: list[str]) -> None:
-    (tmp_path / "run.yaml").write_text("steps: 9\nseed: 5\noptimizer: {name: adamw}\n")
-    words = [word for word in tiny if not word.startswith("--steps")]
-    words += [f"--config={tmp_path / 'run.yaml'}", "--steps=2", f"--out={tmp_path / 'run'}"]
-    assert main(["train", *words]) == 0
-    written = (tmp_path / "run" / "config.yaml").read_text()
-    assert "steps: 2\n" in written
-    assert "seed: 5\n" in written
-    assert "name: adamw\n" in written
+    (tmp_path / "run.yaml").write_text(
+        "steps: 9\nseed: 5\noptimizer: {lr: 1e-3, options: {eps: 1e-9}}\nmodel: {layers: 3, ffn: 48}\n"
+    )
+    words = [word for word in tiny if not word.startswith(("--steps", "--model.ffn"))]
+    words += [f"--config={tmp_path / 'run.yaml'}", "--steps=7", "--steps=2", f"--out={tmp_path / 'run'}"]
+    assert main(["train", *words, "--optimizer.options", "power_iterations=2", "right_factor=orthonormalize"]) == 0
+    config = read_config(tmp_path / "run" / "config.yaml", TrainConfig)
+    assert (config.steps, config.seed, config.optimizer.lr) == (2, 5, 1e-3)  # of a flag given twice, the last counts
+    assert (config.model.layers, config.model.ffn) == (2, 48)
+    assert config.optimizer.options == {"power_iterations": 2, "right_factor": "orthonormalize"}
