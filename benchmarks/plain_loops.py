@@ -64,7 +64,7 @@ class _Loop(torch.optim.Optimizer):
 
     def _new_state(self, X: Tensor, group: dict[str, Any]) -> State:
         state: State = {}
-        for key, entry in RULES[self.rule].entries(tuple(X.shape), group).items():
+        for key, entry in RULES[self.rule].keeps(tuple(X.shape), group).items():
             assert isinstance(entry, Entry)
             shape = X.shape if entry.side is None else (X.shape[entry.side], entry.width)
             drawn = torch.randn(shape, dtype=entry.dtype or X.dtype, device=X.device)
