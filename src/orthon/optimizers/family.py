@@ -147,7 +147,7 @@ class Dion(_Named):
         power_iterations: how often P and Q are refined in one step, at least once.
         precision: of the products that make P orthonormal. "float32"; "tf32", on CUDA devices alone, makes its columns
             orthonormal up to 1e-3 and takes directions of relative size 4e-3 for noise; "bf16x3", products of numbers
-            split into two of bfloat16, up to 1e-5, and directions of 6e-5. None is "tf32" for 16-bit state and
+            split into two of bfloat16, up to 3e-5, and directions of 6e-5. None is "tf32" for 16-bit state and
             "bf16x3" for float32 on CUDA devices, and "float32" elsewhere. Of a float64 state, all is in float64.
         product_dtype: in which the four large products are computed, M Q, Mᵀ P, P Rᵀ and P Qᵀ. None is that of the
             state, and float32 for float16. torch.bfloat16 suits float32 state where hardware multiplies in it, as
