@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import orthon
 from orthon.linalg.kernels import add_and_multiply_, subtract_product_, symmetric_product
-from orthon.linalg.kernels.add_and_multiply import MOST_COLUMNS
 from orthon.linalg.kernels.dispatch import Crossover, in_triton, use
+from orthon.linalg.kernels.products import MOST_COLUMNS
 from orthon.linalg.kernels.triton.tiles import tiles
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64

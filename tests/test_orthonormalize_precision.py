@@ -49,11 +49,11 @@ def error_of(columns: Columns) -> float:
 # How far PᵀP may be from the identity. `Arithmetic` promises 2⁻¹⁰ (2⁻⁹ if GPUs cut bits off), 2⁻¹⁵ and a few epsilon:
 # these are less, as roundings go both ways.
 BOUND = {"tf32": 5e-4, "bf16x3": 8e-6, "float32": 4e-6}
-# Singular values of these matrices fall gradually below the noise, and some columns are hardly more than noise. In the
-# last pass such a column may lose up to half of its length: it is (c, s) in the plane of a column before it, s > 1/2.
-# The inverse triangle makes an error e of the Gram matrix (1 + c²)/s²·e then, up to 7e, where e is at most 2⁻¹⁵. Which
-# columns these are, and how near to 1/2, is decided by the last bits of sums, and so by the processor: in bf16x3, with
-# the entries of B changed by an epsilon at random, from 2e-6 to 2.3e-5.
+# Singular values of these matrices fall gradually below the noise, so that some columns are barely more than noise. In
+# the last pass, such a column may lie mostly along a column before it: as (c, s) in their plane, with s > 1/2. The
+# inverse triangle then makes an error e of the Gram matrix (1 + c²)/s² < 7 times as large, where e is at most 2⁻¹⁵. The
+# last bits of sums decide which columns these are and how large s is, and so does the processor: with the entries of B
+# changed by an epsilon at random, the error in bf16x3 is between 2e-6 and 2.3e-5.
 NEAR_NOISE = {"condition 1e+05", "condition 1e+07", "condition 1e+10", "nearly parallel", "Hilbert", "Vandermonde"}
 BOUND_NEAR_NOISE = {**BOUND, "bf16x3": 7 * 2.0**-15}
 # How much of a unit column P may leave out: what counts as noise, amplified by the columns before it.

@@ -13,6 +13,7 @@ from orthon.explain import BatchRow
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
 from orthon.sharding import Message
+from tests.support.sampling import crossed
 
 FAMILY = (Dion, Muon, NorMuon, Dion2, Dion3)
 
@@ -82,9 +83,10 @@ def made(make: Any, options: dict[str, Any]) -> Any:
     return lambda params: make([{"params": params, **options}])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(256, 256), (192, 384), (384, 192)])
-@pytest.mark.parametrize(("make", "options"), KINDS)
+@pytest.mark.parametrize(
+    ("make", "options", "shape", "dtype"),
+    crossed(KINDS, [(256, 256), (192, 384), (384, 192)], [torch.float32, torch.bfloat16], every=3),
+)
 def test_explain_tells_what_a_step_on_a_cpu_takes(
     make: Any, options: dict[str, Any], shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
@@ -229,10 +231,16 @@ def test_the_choice_of_adamw_on_an_accelerator_is_told() -> None:
     assert explained("meta", foreach=False) == explained("cpu")
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(256, 256), (192, 576), (576, 192)])
-@pytest.mark.parametrize(("make", "options"), [(m, o) for m, o in KINDS if "algorithm" not in o])
+@pytest.mark.parametrize(
+    ("make", "options", "shape", "dtype", "device"),
+    crossed(
+        [(make, options) for make, options in KINDS if "algorithm" not in options],
+        [(256, 256), (192, 576), (576, 192)],
+        [torch.float32, torch.bfloat16],
+        ["cpu", "meta"],
+        every=5,
+    ),
+)
 def test_a_step_takes_two_batches_at_most(
     make: Any,
     options: dict[str, Any],

@@ -41,7 +41,7 @@ class Rows:
         """
         dtype = dtype_of_polar(M.dtype, selection.layout, batch.options)
         keep = 1 - batch.gated(1 - batch.options["momentum"])
-        with batch.writing():
+        with batch.writing:
             return cls(batch, selection, _take(M, selection.rows, dtype, keep))
 
     def polar(self) -> Step["Rows"]:
@@ -101,7 +101,7 @@ class Rows:
         """
         by, rate = self.batch.rates(divided_by=divided_by)
         cautious = self.batch.options["cautious_weight_decay"]
-        with self.batch.writing():
+        with self.batch.writing:
             _descend_rows_(self.batch.weights, self.selection.rows, self.values, rate=rate, by=by, cautious=cautious)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Rows":

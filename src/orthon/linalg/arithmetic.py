@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.device import device_type
+from orthon.linalg.gram import plain_gram
 from orthon.linalg.precision import Noise, float32_products, full_precision
 
 BF16 = torch.bfloat16
@@ -50,12 +51,6 @@ class Arithmetic:
     correct: Callable[[Tensor, Tensor], Tensor] | None = None
     noise: Noise = _NONE
     shift: float = 0.0
-
-
-def plain_gram(B: Tensor) -> Tensor:
-    """Return Bᵀ B (b, r, r) of B (b, m, r), in its own dtype."""
-    with full_precision():
-        return B.mT @ B
 
 
 def product_in_tf32(A: Tensor, B: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from orthon.algorithms.batch import Buffers
+from orthon.algorithms.lr_scale import lr_factor
 from orthon.sharding import Layout, Share, Stack, deal
 from orthon.step.member import Member
 
@@ -40,7 +40,7 @@ class Piece:
         """Whether it is the parameter as it lies in memory."""
         return self.stack is None or cast(Any, self.member.matrices).is_plain
 
-    @property
+    @cached_property
     def compressed(self) -> bool:
         """Whether the rule averages over the replicas with less than the gradient."""
         return self.stack is not None and self.member.compresses(self.stack)
@@ -58,12 +58,12 @@ class PlannedBatch:
     Attributes:
         pieces: of the batch.
         owners: for each matrix who works on the whole of it, for a rule that gives each to one of the ranks.
-        buffers: where the batch keeps its state.
+        memo: what is found about the batch in a step, and holds in the next ones.
     """
 
     pieces: list[Piece]
     owners: list[int] | None = None
-    buffers: Buffers = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class PlannedBatch:
         first = self.pieces[0]
         return (first.layout.replicas if first.stack is None else first.layout.everyone).ranks
 
-    @property
+    @cached_property
     def kind(self) -> tuple[int, int]:
         """What batches that make the same collectives have in common."""
         return id(self.pieces[0].layout), id(self.pieces[0].member.group)
@@ -80,6 +80,17 @@ class PlannedBatch:
     def is_plain(self) -> bool:
         """Whether all pieces are parameters as they lie in memory."""
         return all(piece.is_plain for piece in self.pieces)
+
+    @cached_property
+    def of_matrices(self) -> bool:
+        """Whether they are matrices, all of one shape."""
+        return self.pieces[0].member.rule.work.takes_matrices
+
+    @cached_property
+    def scale(self) -> float:
+        """The factor of lr that follows from the shape of the matrices; 1 for what is none."""
+        first = self.pieces[0]
+        return lr_factor(first.member.group["lr_scale"], *first.layout.shape) if self.of_matrices else 1.0
 
 
 def batches(members: Iterable[Member]) -> list[PlannedBatch]:
