@@ -52,7 +52,7 @@ class Planner:
     """Makes the plan of a step, anew where something that it depends on has changed. `plan` decides that alone.
 
     Args:
-        replicas: the ranks that train copies, if the meshes do not tell.
+        replicas: the ranks that train on other data, if the user names them.
         sync_gradients: whether each rank's gradients are its own. A missing one counts as zero then.
         owner: the optimizer, for errors.
     """
@@ -142,7 +142,7 @@ class Planner:
             if not takes_part(param):
                 continue
             try:
-                layout = self.layouts(param)
+                layout = self.layouts.of(param)
                 matrices = self.layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
                 for stack in () if matrices is None else matrices.stacks:
                     rule.work.check_layout(stack.layout, group)
@@ -187,5 +187,5 @@ class _KnownGroup:
             and self.options == options
             and len(self.params) == len(group["params"])
             and all(new is old for new, old in zip(group["params"], self.params, strict=True))
-            and all(m.lies_as_before() or layouts(m.param) is m.layout for m in self.members)
+            and all(m.lies_as_before() or layouts.of(m.param) is m.layout for m in self.members)
         )
