@@ -73,11 +73,11 @@ class Batch:
         return self.layout.shape[::-1] if self.reads_transposed else self.layout.shape
 
     def rows(self, *, divide: bool) -> Side:
-        """Return the rows as a side of the matrices. With `divide`, copies divide work that each of them would do."""
+        """Return the rows as a side of the matrices. With `divide`, copies divide work that each would do."""
         return self.layout.side(int(self.reads_transposed), divide=divide, unsynced=self.unsynced)
 
     def cols(self, *, divide: bool) -> Side:
-        """Return the columns as a side of the matrices. With `divide`, copies divide work that each of them would do."""
+        """Return the columns as a side of the matrices. With `divide`, copies divide work that each would do."""
         return self.layout.side(1 - int(self.reads_transposed), divide=divide, unsynced=self.unsynced)
 
     def transposed(self) -> "Batch":
