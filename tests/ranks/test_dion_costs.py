@@ -54,7 +54,7 @@ def counting() -> Iterator[Counted]:
     """Note every collective that is called."""
     seen: Counted = []
     kinds = {"all_reduce": "sum", "all_to_all_single": "scatter"}
-    from orthon.sharding import ranks as module
+    from orthon.sharding import line as module
 
     def spy(name: str, real: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -133,7 +133,7 @@ def triangle(r: int) -> int:
 def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any]) -> list[tuple[str, int, int]]:
     """Return the collectives of a batch, as docs/design.md states them."""
     kind = LAYOUTS[layout]
-    r = LowRank().rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     orthonormal = "right_factor" in options
     iterations = options.get("power_iterations", 1)
     left = 1 if shape[0] > shape[1] else 0  # the dim to which P belongs
@@ -226,7 +226,7 @@ def _check_numbers(layout: str, world: int, shape: tuple[int, int], options: dic
     """Compare with the bound: (what is local of both sides, where it is summed, + 3r)·r for each power iteration."""
     kind = LAYOUTS[layout]
     iterations = options.get("power_iterations", 1)
-    r = LowRank().rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     cut = [1, 1]
     for size, dim in zip(kind.meshes[world], kind.dims, strict=True):
         if dim is not None:

@@ -73,13 +73,13 @@ class Batch:
         """The shape of each whole matrix, as it is read here; for other rules that of the first parameter."""
         return self.layout.shape[::-1] if self.reads_transposed else self.layout.shape
 
-    def rows(self, *, share: bool) -> Side:
-        """Return the rows as a side of the matrices; `share` divides work that copies would repeat."""
-        return self.layout.side(int(self.reads_transposed), share=share, unsynced=self.unsynced)
+    def rows(self, *, divide: bool) -> Side:
+        """Return the rows as a side of the matrices. With `divide`, copies divide work that each would do."""
+        return self.layout.side(int(self.reads_transposed), divide=divide, unsynced=self.unsynced)
 
-    def cols(self, *, share: bool) -> Side:
-        """Return the columns as a side of the matrices; `share` divides work that copies would repeat."""
-        return self.layout.side(1 - int(self.reads_transposed), share=share, unsynced=self.unsynced)
+    def cols(self, *, divide: bool) -> Side:
+        """Return the columns as a side of the matrices. With `divide`, copies divide work that each would do."""
+        return self.layout.side(1 - int(self.reads_transposed), divide=divide, unsynced=self.unsynced)
 
     def transposed(self) -> "Batch":
         """Return the batch of the transposed matrices, over the same storage."""

@@ -72,33 +72,33 @@ class LowRank(Work):
         side, dtype = 0 if is_transposed(shape, options) else 1, options["state_dtype"]
         return {
             "momentum": Entry(dtype=dtype, own=True),
-            "Q": Entry(side=side, width=self.rank(shape, options), dtype=dtype, std=1 / math.sqrt(shape[side])),
+            "Q": Entry(side=side, width=self.update_rank(shape, options), dtype=dtype, std=1 / math.sqrt(shape[side])),
         }
 
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError if the device does not have the arithmetic that is asked for."""
         check_precision(options["precision"], layout.device)
 
-    def rank(self, shape: tuple[int, ...], options: Group) -> int:
-        """Return the rank r of the factors."""
+    def update_rank(self, shape: tuple[int, ...], options: Group) -> int:
+        """Return r, the rank of Q and of the update."""
         short, multiple = min(shape), options["rank_multiple_of"]
         return min(short, int(multiple * math.ceil(portion(options["rank_fraction"], short) / multiple)))
 
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
         """Return the bytes of two pairs of factors in float32; in another dtype also those of as many, and of M."""
-        m, n = layout.largest
+        m, n = layout.largest_shard
         pairs = 2.05 if dtype.itemsize == 4 else 2.75
         if options["right_factor"] == "orthonormalize":
             pairs += 1
-        factors = pairs * (m + n) * self.rank(layout.shape, options) * max(4, dtype.itemsize)
+        factors = pairs * (m + n) * self.update_rank(layout.shape, options) * max(4, dtype.itemsize)
         if options["product_dtype"] not in (None, dtype):  # and of a product
             factors += 2.0 * m * n * options["product_dtype"].itemsize
         return factors + (m * n * dtype.itemsize if options["cautious_weight_decay"] else 0)
 
     def compresses(self, layout: Layout, options: Group) -> bool:
         """Return whether the factors of all power iterations have fewer numbers than the gradient."""
-        m, n = layout.largest
-        return bool(options["power_iterations"] * (m + n) * self.rank(layout.shape, options) < m * n)
+        m, n = layout.largest_shard
+        return bool(options["power_iterations"] * (m + n) * self.update_rank(layout.shape, options) < m * n)
 
 
 class LowRankMomentum:
@@ -140,7 +140,7 @@ class LowRankMomentum:
         """Return P ← orthonormalize(M Q), (b, m, r)."""
         partial = self._MQ
         if partial is None:
-            partial = product(self._rows.part(self._M), self._Q.to(self._M.dtype))  # (b, part of m, r)
+            partial = product(self._rows.divided(self._M), self._Q.to(self._M.dtype))  # (b, m of this copy, r)
         self._MQ = None
         B = yield from self._rows.reduce(partial)  # (b, share of m, r)
         del partial  # where B is a share of it
@@ -152,7 +152,7 @@ class LowRankMomentum:
     def right(self, P: Tensor) -> Step[Tensor]:
         """Return Q ← R / column norms of R, or its orthonormal factor, with R ← Mᵀ P, (b, n, r). Q is kept."""
         cols = self._cols
-        R = yield from cols.reduce(product(cols.part(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
+        R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
         make, whole = (orthonormalize_on_shards, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
         right = yield from make(
             whole, cols.ranks, left=self._left, precision=self._way.precision, noise=self._way.noise
@@ -211,10 +211,10 @@ class _Way:
         dtype = options["product_dtype"] or compute_dtype(stored.dtype)
         # M is as coarse as it is stored.
         noise = rounding_noise(max(dtype, stored.dtype, key=lambda d: torch.finfo(d).eps))
-        # Copies always share the work on P. That on R is little, unless it is orthonormalized or sums many rows.
-        rows, cols = batch.rows(share=True), batch.cols(share=False)
+        # Copies always divide the work on P. That on R is little, unless it is orthonormalized or sums many rows.
+        rows, cols = batch.rows(divide=True), batch.cols(divide=False)
         if options["right_factor"] == "orthonormalize" or worth_sending(2 * cols.opposite, batch.layout.device):
-            cols = batch.cols(share=True)
+            cols = batch.cols(divide=True)
         _check_rank(kept, cols, batch)
         return cls(
             transposed, dtype, options["precision"] or default_precision(dtype, stored.device), noise, rows, cols
@@ -228,10 +228,10 @@ def is_transposed(shape: tuple[int, ...], options: Group) -> bool:
 
 
 def _check_rank(kept: Tensor, cols: Side, batch: Batch) -> None:
-    rank = LowRank().rank(batch.layout.shape, batch.options)
-    expected = (cols.pieces[cols.others.index] if cols.spreads(rank) else cols.size, rank)
+    r = LowRank().update_rank(batch.layout.shape, batch.options)
+    expected = (cols.kept_size(r), r)
     if kept.shape[1:] != expected:
         raise ValueError(
             f"parameter {batch.names[0]!r}: Q should be {expected} by the options of its group, but is "
-            f"{tuple(kept.shape[1:])}; rank and side cannot change once there is state"
+            f"{tuple(kept.shape[1:])}; its rank and side cannot change once there is state"
         )

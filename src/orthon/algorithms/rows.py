@@ -112,7 +112,7 @@ class Rows:
 
     def _spread(self, x: Tensor | list[Tensor]) -> Tensor:
         """Return numbers for the selected rows (b, k) as numbers for all rows of this rank, (b, m); 0 elsewhere."""
-        whole = x[0].new_zeros(len(x), self.batch.layout.part_shape[0])
+        whole = x[0].new_zeros(len(x), self.batch.layout.shard_shape[0])
         if isinstance(x, Tensor) and isinstance(self.selection.rows, Tensor):
             return whole.scatter_(1, self.selection.rows, x)
         for into, rows, part in zip(whole, self.selection.rows, x, strict=True):

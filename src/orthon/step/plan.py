@@ -51,7 +51,7 @@ class Planner:
     """Makes the plan of a step, anew where something that it depends on has changed. `plan` decides that alone.
 
     Args:
-        replicas: the ranks that train copies, if the meshes do not tell.
+        replicas: the ranks that train on other data, if the user names them.
         sync_gradients: whether each rank's gradients are its own. A missing one counts as zero then.
         owner: the optimizer, for errors.
     """
@@ -142,7 +142,7 @@ class Planner:
             if not takes_part(param):
                 continue
             try:
-                layout = self.layouts(param)
+                layout = self.layouts.of(param)
                 matrices = self.layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
                 for stack in () if matrices is None else matrices.stacks:
                     rule.work.check_layout(stack.layout, group)
@@ -198,6 +198,6 @@ class _KnownGroup:
             if old is not new:
                 return False
         for member in self.members:
-            if not member.lies_as_before() and layouts(member.param) is not member.layout:
+            if not member.lies_as_before() and layouts.of(member.param) is not member.layout:
                 return False
         return True
