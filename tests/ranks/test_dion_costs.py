@@ -78,7 +78,7 @@ def memory(options: dict[str, Any]) -> tuple[list[int], orthon.Explanation]:
 
 
 def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """Return the collectives of a batch, as docs/design.md states them."""
+    """Return the collectives of a batch, as docs/communication.md states them."""
     kind = LAYOUTS[layout]
     r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     orthonormal = "right_factor" in options

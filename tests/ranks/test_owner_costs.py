@@ -65,7 +65,7 @@ def on_this_rank(layout: str, shape: tuple[int, int], rule: str) -> dict[str, An
 
 
 def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: str) -> Counted:
-    """Return the collectives of a batch on one rank, as docs/design.md states them."""
+    """Return the collectives of a batch on one rank, as docs/communication.md states them."""
     kind, name = LAYOUTS[layout], RULES[rule][0]
     sizes, place = kind.meshes[world], layouts.coordinates(layout, world)[rank]
     axes = [a for a in range(len(sizes)) if sizes[a] > 1]
