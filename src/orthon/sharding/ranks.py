@@ -22,6 +22,8 @@ class Ranks:
     A collective runs along one line after the other, each over a process group that exists already. New groups are
     never made: that would ask every process to take part in the same order, which pipeline stages, for one, may not do.
 
+    `size` is how many they are.
+
     Args:
         ranks: their global ranks in the order of their shards, those of the first line slowest.
         lines: through this rank, along the axes of the grid.
@@ -29,14 +31,10 @@ class Ranks:
 
     def __init__(self, ranks: Sequence[int], lines: Sequence[Line]) -> None:
         self.ranks, self.lines = tuple(ranks), tuple(lines)
+        self.size = len(self.ranks)
 
     def __repr__(self) -> str:
         return f"Ranks({self.ranks})"
-
-    @property
-    def size(self) -> int:
-        """How many they are."""
-        return len(self.ranks)
 
     @cached_property
     def index(self) -> int:

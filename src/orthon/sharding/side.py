@@ -53,13 +53,15 @@ class Side:
 
     def reduce(self, partial: Tensor) -> Step[Tensor]:
         """Return this rank's share (b, share, r) of the sum of terms (b, its rows, r). May overwrite `partial`."""
+        if self.summands.size == 1:
+            return partial
         first = self.copies.index * self.summands.size
         share = yield from self.summands.scatter_sum(partial, self._sizes_of_shares[first : first + self.summands.size])
         return share if self.averaged == 1 else share.div_(self.averaged)
 
     def gather(self, share: Tensor) -> Step[Tensor]:
         """Return the factor (b, size, r) of shares (b, share, r)."""
-        return (yield from self.holders.gather(share, self._sizes_of_shares))
+        return share if self.holders.size == 1 else (yield from self.holders.gather(share, self._sizes_of_shares))
 
     def spreads(self, width: int) -> bool:
         """Return whether a state (size, width) along this side is spread over the others.
@@ -75,7 +77,9 @@ class Side:
 
     def whole(self, kept: Tensor) -> Step[Tensor]:
         """Return a state (b, size, width) of which this rank keeps `kept`."""
-        return (yield from self.others.gather(kept, self.kept_sizes)) if self.spreads(kept.shape[-1]) else kept
+        if self.others.size == 1 or not self.spreads(kept.shape[-1]):
+            return kept
+        return (yield from self.others.gather(kept, self.kept_sizes))
 
     def keep(self, whole: Tensor) -> Tensor:
         """Return what this rank keeps of a state (b, size, width)."""
