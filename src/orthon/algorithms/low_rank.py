@@ -29,11 +29,13 @@ from orthon.linalg import (
     check_precision,
     compute_dtype,
     default_precision,
+    factor_dtype,
     orthonormalize_on_shards,
     overwrite_where_,
     rounding_noise,
     unit_columns_on_shards,
 )
+from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
 from orthon.linalg.precision import Noise
 from orthon.sharding import Layout, Side, Step, worth_sending
@@ -144,7 +146,7 @@ class LowRankMomentum:
         self._MQ = None
         B = yield from self._rows.reduce(partial)  # (b, share of m, r)
         del partial  # where B is a share of it
-        precision, noise = self._way.precision, self._way.noise
+        precision, noise = self._way.arithmetic, self._way.noise
         self._left: Columns = yield from orthonormalize_on_shards(B, self._rows.ranks, precision=precision, noise=noise)
         P: Tensor = yield from self._rows.gather(self._left.vectors.to(self._sent))
         return P
@@ -155,7 +157,7 @@ class LowRankMomentum:
         R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
         make, whole = (orthonormalize_on_shards, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
         right = yield from make(
-            whole, cols.ranks, left=self._left, precision=self._way.precision, noise=self._way.noise
+            whole, cols.ranks, left=self._left, precision=self._way.arithmetic, noise=self._way.noise
         )
         self._R, self._right = R, right
         found: Tensor = yield from cols.gather(right.vectors.to(self._sent))
@@ -191,7 +193,7 @@ class _Way:
     Attributes:
         transposed: whether rows and columns change places.
         dtype: of the large products.
-        precision: of the products that make P orthonormal.
+        arithmetic: of the products that make P orthonormal.
         noise: in M Q and Mᵀ P.
         rows: the side along which P lies.
         cols: the side along which Q lies.
@@ -199,7 +201,7 @@ class _Way:
 
     transposed: bool
     dtype: torch.dtype
-    precision: str
+    arithmetic: Arithmetic
     noise: Noise
     rows: Side
     cols: Side
@@ -216,9 +218,8 @@ class _Way:
         if options["right_factor"] == "orthonormalize" or worth_sending(2 * cols.opposite, batch.layout.device):
             cols = batch.cols(divide=True)
         _check_rank(kept, cols, batch)
-        return cls(
-            transposed, dtype, options["precision"] or default_precision(dtype, stored.device), noise, rows, cols
-        )
+        precision = options["precision"] or default_precision(dtype, stored.device)
+        return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols)
 
 
 def is_transposed(shape: tuple[int, ...], options: Group) -> bool:

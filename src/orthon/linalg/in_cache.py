@@ -9,7 +9,7 @@ from orthon.linalg.device import device_type
 
 # How many numbers stay in the caches of two CPU cores. Passes over memory cost more than operations do: on one core of
 # a Sapphire Rapids, four operations on 64 MB, one after the other, took two and a half times as long as on parts.
-_NUMBERS = 1 << 17
+IN_CACHE = 1 << 17
 
 
 def in_cache(*batches: Tensor | Sequence[Tensor], fraction: float = 1.0) -> Iterator[Any]:
@@ -29,7 +29,7 @@ def in_cache(*batches: Tensor | Sequence[Tensor], fraction: float = 1.0) -> Iter
     if device_type(first.device) != "cpu":
         yield batches
         return
-    numbers = int(fraction * _NUMBERS)
+    numbers = int(fraction * IN_CACHE)
     count = max(1, numbers // max(1, m * n))
     rows = max(1, numbers // max(1, n)) if count == 1 else max(1, m)
     for start in range(0, b, count):

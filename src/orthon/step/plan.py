@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch.distributed as dist
@@ -128,7 +129,7 @@ class Planner:
         # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
         for together in plan.sets:
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
-            kinds = {batch.kind for batch in together}
+            kinds = set(map(attrgetter("kind"), together))
             at_once = AT_ONCE if kinds <= self._been_through else 1
             run((update(batch, states, gates, scale) for batch in together), at_once=at_once)
             self._been_through |= kinds
@@ -198,6 +199,14 @@ class _KnownGroup:
             if old is not new:
                 return False
         for member in self.members:
-            if not member.lies_as_before() and layouts.of(member.param) is not member.layout:
+            if not _lies_as_before(member) and layouts.of(member.param) is not member.layout:
                 return False
         return True
+
+
+def _lies_as_before(member: Member) -> bool:
+    """Return whether a parameter surely lies as its layout says. That is quick, and may miss some that do."""
+    param: Any = member.param
+    if type(param) is not member.type or param.device != member.layout.device:
+        return False
+    return bool(param.shape == member.layout.shape if member.spec is None else param._spec is member.spec)
