@@ -42,7 +42,8 @@ class Batch:
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
         gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
         reads_transposed: whether rows and columns have changed places in all of the above, but for the layout.
-        buffers: what `stacked` found in the steps before.
+        buffers: what `stacked` found in the steps before. It belongs to whoever makes the batch, and a transposed batch
+            uses the same.
         seal: tells whether somebody else has written to weights or state; None where there is no gate.
     """
 
@@ -57,7 +58,7 @@ class Batch:
     unsynced: bool = False
     gate: Tensor | None = None
     reads_transposed: bool = False
-    buffers: Buffers = field(default_factory=dict)
+    buffers: Buffers = field(kw_only=True)
     seal: Seal | None = None
 
     # How the matrices lie

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -58,12 +58,15 @@ class PlannedBatch:
     Attributes:
         pieces: of the batch.
         owners: for each matrix who works on the whole of it, for a rule that gives each to one of the ranks.
-        buffers: where the batch keeps its state.
     """
 
     pieces: list[Piece]
     owners: list[int] | None = None
-    buffers: Buffers = field(default_factory=dict)
+
+    @cached_property
+    def buffers(self) -> Buffers:
+        """Where the batch keeps its state. No field, so that `dataclasses.replace` does not copy it."""
+        return {}
 
     @property
     def ranks(self) -> tuple[int, ...]:
