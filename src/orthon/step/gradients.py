@@ -1,4 +1,4 @@
-"""This rank's part of the gradient of each parameter, brought to how the parameter lies."""
+"""This rank's shard of the gradient of each parameter, brought to how the parameter lies."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
