@@ -126,7 +126,7 @@ class NoMatrixOptions(Work):
 
 
 class RankOfNothing(Work):
-    def rank(self, *_: Any) -> int:
+    def update_rank(self, *_: Any) -> int:
         return 1
 
 
@@ -145,7 +145,11 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "NoMatrixOptions lacks the options 'lr_scale', 'state_dtype', 'seed', 'view'",
     ),
-    "a rank without matrices": (replace(STEEPEST, work=RankOfNothing()), ValueError, "RankOfNothing has rank, which"),
+    "a rank without matrices": (
+        replace(STEEPEST, work=RankOfNothing()),
+        ValueError,
+        "RankOfNothing has update_rank, which",
+    ),
     "a side without matrices": (
         replace(STEEPEST, entries={"moment": Entry(side=0)}),
         ValueError,

@@ -104,7 +104,7 @@ class LowRank(Work):
 
 
 class LowRankMomentum:
-    """Momentum M (b, m, n) and its right factor Q (b, n, r), of which this rank holds parts.
+    """Momentum M (b, m, n) and its right factor Q (b, n, r), of which this rank holds shards.
 
     Rows and columns are those of the weights, or change places where the option "orthonormal_side" asks for that.
     The verbs below leave M and Q as they are in a step that is to be left out.

@@ -45,7 +45,7 @@ class Rows:
             return cls(batch, selection, _take(M, selection.rows, dtype, keep))
 
     def polar(self) -> Step["Rows"]:
-        """Return this rank's part of the polar factors of the selected rows. May overwrite the values."""
+        """Return this rank's shards of the polar factors of the selected rows. May overwrite the values."""
         batch, selection, options = self.batch, self.selection, self.batch.options
         if selection.layout.everyone.size > 1:
             assert batch.owners is not None

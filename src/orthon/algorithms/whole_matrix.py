@@ -1,4 +1,4 @@
-"""Work on whole matrices, of which each rank holds a part: their polar factors."""
+"""Work on whole matrices, of which each rank holds a shard: their polar factors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -56,9 +56,9 @@ class WholeMatrix(Work):
     def route(self, layout: Layout, count: int, options: Group) -> str:
         """Return how polar factors are computed: "alone", by "owners", or on "shards".
 
-        An owner receives all parts of a matrix and sends back those of its polar factor: twice the numbers of this
-        rank's part. On shards, where one side alone is cut, the ranks sum the Gram matrix of the other side, and each
-        multiplies its part by a polynomial in it. The estimate weighs the operations of the busiest rank, and the
+        An owner receives all shards of a matrix and sends back those of its polar factor: twice the numbers of this
+        rank's shard. On shards, where one side alone is cut, the ranks sum the Gram matrix of the other side, and each
+        multiplies its shard by a polynomial in it. The estimate weighs the operations of the busiest rank, and the
         numbers that it sends with `flops_per_number`.
         """
         if layout.everyone.size == 1:
@@ -89,10 +89,10 @@ def dtype_of_polar(storage: torch.dtype, layout: Layout, options: Group) -> torc
 
 
 def polar_factor(U: Tensor, batch: Batch) -> Step[Tensor]:
-    """Return this rank's part (b, m, n) of the polar factors of matrices, in the dtype in which they are computed.
+    """Return this rank's shards (b, m, n) of the polar factors of matrices, in the dtype in which they are computed.
 
     Args:
-        U: this rank's part of the matrices, (b, m, n), in any floating dtype. May be overwritten.
+        U: this rank's shards of the matrices, (b, m, n), in any floating dtype. May be overwritten.
         batch: to which they belong, of a rule with the work `WholeMatrix`.
     """
     layout, options, b = batch.layout, batch.options, len(U)
@@ -102,8 +102,8 @@ def polar_factor(U: Tensor, batch: Batch) -> Step[Tensor]:
     assert batch.owners is not None
     owners = Owners(layout, batch.owners, unsynced=batch.unsynced)
     if WholeMatrix().route(layout, b, options) == "owners":
-        parts = yield from polar_by_owners(list(U.unbind()), owners, U, options)
-        return torch.stack(parts)
+        shards = yield from polar_by_owners(list(U.unbind()), owners, U, options)
+        return torch.stack(shards)
     mine = yield from owners.take(U.unbind())
     stacked = torch.stack(mine) if mine else U[:0]
     cut = 0 if layout.cuts[0] else 1
@@ -117,17 +117,17 @@ def polar_factor(U: Tensor, batch: Batch) -> Step[Tensor]:
     return torch.stack((yield from owners.send_to_copies(found.unbind(), [U.shape[1:]] * b, U)))
 
 
-def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, options: Group) -> Step[list[Tensor]]:
-    """Return this rank's parts (m', n') of the polar factors of matrices, each computed by its owner.
+def polar_by_owners(shards: Sequence[Tensor], owners: Owners, like: Tensor, options: Group) -> Step[list[Tensor]]:
+    """Return this rank's shards (m', n') of the polar factors of matrices, each computed by its owner.
 
     Args:
-        parts: this rank's part of each matrix.
+        shards: this rank's shard of each matrix.
         owners: of the matrices.
-        like: any tensor of the dtype and on the device of the parts.
+        like: any tensor of the dtype and on the device of the shards.
         options: with `POLAR_OPTIONS`.
     """
-    shapes = [part.shape for part in parts]
-    taken = yield from owners.take(parts)
+    shapes = [shard.shape for shard in shards]
+    taken = yield from owners.take(shards)
     whole = yield from owners.bring(taken, like)
     found: Sequence[Tensor] = ()
     if whole:

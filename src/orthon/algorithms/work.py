@@ -88,7 +88,7 @@ class Work:
         return False
 
     def cost(self, shape: tuple[int, ...], options: Group) -> float | None:  # noqa: ARG002
-        """Return the operations on one whole matrix if each is given to one of the ranks that hold parts of it.
+        """Return the operations on one whole matrix if each is given to one of the ranks that hold shards of it.
 
         None if no rank works on whole matrices.
         """

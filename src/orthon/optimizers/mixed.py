@@ -212,7 +212,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._begin_anew()
 
     def members(self) -> list[Member]:
-        """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
+        """Return the parameters of which this rank holds a shard, with gradients and layouts as they are now."""
         return self._planner.members(self.param_groups)
 
     def _capture(self, members: list[Member]) -> Capture:

@@ -43,8 +43,6 @@ class Matrices:
         reading: which dims and blocks are its matrices.
 
     Attributes:
-        layout: of the parameter.
-        reading: as above.
         divides: whether a side is cut into blocks.
         has_equal_blocks: whether the blocks have one size.
         has_whole_blocks: whether it is the first case.

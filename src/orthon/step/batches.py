@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -58,12 +58,15 @@ class PlannedBatch:
     Attributes:
         pieces: of the batch.
         owners: for each matrix who works on the whole of it, for a rule that gives each to one of the ranks.
-        memo: what is found about the batch in a step, and holds in the next ones.
     """
 
     pieces: list[Piece]
     owners: list[int] | None = None
-    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What is found about the batch in a step, and holds in the next ones. No field, so that none is shared."""
+        return {}
 
     @property
     def ranks(self) -> tuple[int, ...]:

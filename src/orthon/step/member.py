@@ -15,12 +15,12 @@ from orthon.step.state import new_matrix_state, new_plain_state
 
 @dataclass(eq=False)
 class Member:
-    """A parameter of which this rank holds a part, or all. From one step to the next, its gradient alone changes.
+    """A parameter of which this rank holds a shard, or all. From one step to the next, its gradient alone changes.
 
     Attributes:
         name: for errors, and as a seed.
         param: the parameter.
-        grad: this rank's part of its gradient; None if there is none.
+        grad: this rank's shard of its gradient; None if there is none.
         group: its param group.
         rule: that updates it.
         layout: how it lies.

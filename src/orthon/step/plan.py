@@ -34,7 +34,7 @@ class Plan:
     """What a step does.
 
     Attributes:
-        members: the parameters of which this rank holds a part, with the gradients of this step.
+        members: the parameters of which this rank holds a shard, with the gradients of this step.
         agreement: what the ranks must agree on.
         is_new: whether there has been no step yet on these layouts.
         gradients: of the members.
@@ -71,7 +71,7 @@ class Planner:
         self._named: dict[str, Tensor] = {}
 
     def members(self, groups: Sequence[dict[str, Any]]) -> list[Member]:
-        """Return the parameters of which this rank holds a part, with gradients and layouts as they are now.
+        """Return the parameters of which this rank holds a shard, with gradients and layouts as they are now.
 
         It is the same list as before while nothing but gradients has changed.
 
