@@ -42,7 +42,7 @@ class Batch:
         gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
         reads_transposed: whether rows and columns have changed places in all of the above, but for the layout.
         scale: the factor of lr that follows from the shape of the matrices, by the option "lr_scale".
-        memo: what has been found about this batch in the steps before, and holds as long as the plan does. It belongs to
+        memo: what has been found about this batch in the steps before and holds as long as the plan. It belongs to
             whoever makes the batch, and a transposed batch uses the same.
         seal: tells whether somebody else has written to weights or state; None where there is no gate.
     """
