@@ -15,7 +15,7 @@ from benchmarks.contenders import Contender
 from orthon.linalg import polar_dtype
 
 # Relative errors of the change of the weights, by the dtype that computes: a wrong formula errs by far more, and a step
-# that does nothing by 1. Polynomials amplify rounding, that in bfloat16 by a lot (docs/design.md, "Polar factors").
+# that does nothing by 1. Polynomials amplify rounding, that in bfloat16 by a lot (docs/polar_factors.md).
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 POLAR_BOUNDS = {torch.float32: 3e-3, torch.bfloat16: 3e-1}
 
@@ -79,11 +79,11 @@ def check_step(
         before.append((param.detach().double(), state))  # a copy: no weights are in float64
     with _poisoned():
         step()
-    polar = reference.newton_schulz if contender.newton_schulz else reference.polar_express
+    factors = reference.Iterated(newton_schulz=contender.newton_schulz)
     error = 0.0
     for param, (X, state) in zip(params, before, strict=True):
         assert param.grad is not None
-        expected = reference.step(contender.rule, X, param.grad.double(), state, group, polar) - X
+        expected = reference.step(contender.rule, X, param.grad.double(), state, group, factors) - X
         found = param.detach().double() - X
         mine = _not_a_number_is_worst((found - expected).norm() / expected.norm())
         if mine > (bound := allowed(contender, param)):

@@ -1,23 +1,24 @@
-"""One step of each rule in float64, on one matrix, as plainly as the formulas.
+"""One step of a rule in float64, for the state that an optimizer has, by `orthon.testing.references`.
 
 Polar factors are approximations by a few iterations, so that the reference makes the same iterations, exactly.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from orthon.algorithms import RULES
 from orthon.linalg.polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Polynomial
-
-State = Mapping[str, Any]
-Options = Mapping[str, Any]
-Polar = Callable[[Tensor], Tensor]
+from orthon.testing import references
+from orthon.testing.factors import Factors
 
 
-def step(rule: str, X: Tensor, G: Tensor, state: State, group: Options, polar: Polar) -> Tensor:
+def step(
+    rule: str, X: Tensor, G: Tensor, state: Mapping[str, Any], group: Mapping[str, Any], factors: Factors
+) -> Tensor:
     """Return the weight after a step.
 
     Args:
@@ -25,28 +26,57 @@ def step(rule: str, X: Tensor, G: Tensor, state: State, group: Options, polar: P
         X: the weight before, (m, n), in float64.
         G: its gradient, in float64.
         state: before the step, as the optimizer has it, in its dtype.
-        group: the options.
-        polar: finds polar factors.
+        group: the options; those that it lacks are the rule's defaults.
+        factors: finds polar factors and bases.
 
     Raises:
         ValueError: for a rule without reference.
     """
-    if rule not in _UPDATES:
-        raise ValueError(f"rule should be one of {', '.join(_UPDATES)}, but is {rule!r}")
-    decayed = (1 - group["lr"] * group["weight_decay"]) * X
-    result: Tensor = decayed - group["lr"] * _UPDATES[rule](X, G, state, group, polar)
-    return result
+    if rule not in references.REFERENCES:
+        raise ValueError(f"rule should be one of {', '.join(references.REFERENCES)}, but is {rule!r}")
+    options = {**{name: option.default for name, option in RULES[rule].options.items()}, **group}
+    exact = {key: value.double().clone() for key, value in state.items() if isinstance(value, Tensor)}
+    if "momentum_buffer" in exact:  # torch's Muon: an exponential average, with a shape factor of its own
+        exact["momentum"] = exact.pop("momentum_buffer")
+        options.update(ema=True, lr_scale="original")
+    if rule in ("dion", "dion2", "dion3"):
+        # Their sum M + G as it is stored: which rows are the largest depends on how it is rounded.
+        stored = state["momentum"]
+        G = (stored + G.to(stored.dtype)).double() - exact["momentum"]
+    if rule == "adamw":
+        return references.adamw(X.clone(), G, exact, options)
+    return references.OF_MATRICES[rule](X.clone(), G, exact, options, factors)
 
 
-def polar_express(U: Tensor, steps: int = 5) -> Tensor:
-    """Return what the Polar Express makes of U, scaled by a bound of its norm: ‖(UᵀU)²‖ to the power of 1/4."""
-    gram = U @ U.mT if U.shape[0] <= U.shape[1] else U.mT @ U
-    return _iterated(U / torch.linalg.matrix_norm(gram @ gram) ** 0.25, POLAR_EXPRESS[:steps])
+@dataclass(frozen=True)
+class Iterated:
+    """Factors that are approximated as the contenders do.
 
+    Attributes:
+        newton_schulz: by Jordan's polynomial of a matrix that is scaled by its Frobenius norm. Else by the Polar
+            Express, scaled by a bound of its norm: ‖(UᵀU)²‖ to the power of 1/4.
+        steps: of the iteration.
+    """
 
-def newton_schulz(U: Tensor, steps: int = 5) -> Tensor:
-    """Return what Jordan's polynomial makes of U, scaled by its Frobenius norm."""
-    return _iterated(U / torch.linalg.matrix_norm(U), (NEWTON_SCHULZ,) * steps)
+    newton_schulz: bool
+    steps: int = 5
+
+    def polar(self, U: Tensor) -> Tensor:
+        """Return about the polar factor."""
+        if self.newton_schulz:
+            return _iterated(U / torch.linalg.matrix_norm(U), (NEWTON_SCHULZ,) * self.steps)
+        gram = U @ U.mT if U.shape[0] <= U.shape[1] else U.mT @ U
+        return _iterated(U / torch.linalg.matrix_norm(gram @ gram) ** 0.25, POLAR_EXPRESS[: self.steps])
+
+    def orthonormalize(self, B: Tensor) -> Tensor:
+        """Return the columns orthonormalized by a QR decomposition."""
+        Q: Tensor = torch.linalg.qr(B).Q
+        return Q
+
+    def unit_columns(self, R: Tensor) -> Tensor:
+        """Return the columns divided by their lengths."""
+        Q: Tensor = R / R.norm(dim=0)
+        return Q
 
 
 def _iterated(X: Tensor, polynomials: tuple[Polynomial, ...]) -> Tensor:
@@ -55,74 +85,3 @@ def _iterated(X: Tensor, polynomials: tuple[Polynomial, ...]) -> Tensor:
         gram = flat @ flat.mT
         flat = a * flat + (b * gram + c * gram @ gram) @ flat
     return flat if X.shape[0] <= X.shape[1] else flat.mT
-
-
-def _dion(X: Tensor, G: Tensor, state: State, group: Options, _: Polar) -> Tensor:  # noqa: ARG001
-    m, n = X.shape
-    M = _sum(state["momentum"], G)
-    M = M.mT if m > n else M
-    P = torch.linalg.qr(M @ state["Q"].double()).Q
-    R = M.mT @ P
-    update = P @ (R / R.norm(dim=0)).mT
-    scaled: Tensor = math.sqrt(m / n) * (update.mT if m > n else update)
-    return scaled
-
-
-def _muon(X: Tensor, G: Tensor, state: State, group: Options, polar: Polar) -> Tensor:
-    m, n = X.shape
-    if "momentum_buffer" in state:  # torch's, an exponential average, with its own shape factor
-        M = torch.lerp(G, state["momentum_buffer"].double(), group["momentum"])
-        return math.sqrt(max(1, m / n)) * polar(torch.lerp(G, M, group["momentum"]))
-    M = group["momentum"] * state["momentum"].double() + G
-    return math.sqrt(m / n) * polar(G + group["momentum"] * M)
-
-
-def _normuon(X: Tensor, G: Tensor, state: State, group: Options, polar: Polar) -> Tensor:
-    return _normalized(_muon(X, G, state, group, polar), state["row_moment"].double(), X.shape)
-
-
-def _dion2(X: Tensor, G: Tensor, state: State, group: Options, polar: Polar) -> Tensor:
-    return _selected(X, G, state, group, polar, normalized=False)
-
-
-def _dion3(X: Tensor, G: Tensor, state: State, group: Options, polar: Polar) -> Tensor:
-    return _selected(X, G, state, group, polar, normalized=True)
-
-
-def _selected(X: Tensor, G: Tensor, state: State, group: Options, polar: Polar, *, normalized: bool) -> Tensor:
-    m, n = X.shape
-    M = _sum(state["momentum"], G)
-    M = M.mT if m > n else M
-    rows = M.abs().sum(dim=1).topk(math.ceil(group["fraction"] * len(M))).indices
-    O = math.sqrt(m / n) * polar(M[rows])
-    if normalized:
-        moment = state["row_moment"].double()
-        O = _normalized(O.mT, moment, (m, n)).mT if m > n else _normalized(O, moment[rows], (m, n))
-    update = torch.zeros_like(M)
-    update[rows] = O
-    return update.mT if m > n else update
-
-
-def _normalized(O: Tensor, moment: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return O with its rows brought to one size; O has a shape factor, which the moments do not see."""
-    squares = O.square().mean(dim=1, keepdim=True) * shape[1] / shape[0]
-    N = O / (0.95 * moment + 0.05 * squares).sqrt()
-    result: Tensor = N * O.norm() / N.norm()
-    return result
-
-
-def _adamw(X: Tensor, G: Tensor, state: State, group: Options, _: Polar) -> Tensor:  # noqa: ARG001
-    beta1, beta2 = group["betas"]
-    count = float(state["step"]) + 1
-    M = torch.lerp(G, state["exp_avg"].double(), beta1)
-    V = torch.lerp(G.square(), state["exp_avg_sq"].double(), beta2)
-    result: Tensor = M / (1 - beta1**count) / ((V / (1 - beta2**count)).sqrt() + group["eps"])
-    return result
-
-
-def _sum(momentum: Tensor, G: Tensor) -> Tensor:
-    """Return M + G rounded as it is stored: which rows are the largest depends on it."""
-    return (momentum + G.to(momentum.dtype)).double()
-
-
-_UPDATES = {"dion": _dion, "muon": _muon, "normuon": _normuon, "dion2": _dion2, "dion3": _dion3, "adamw": _adamw}

@@ -2,12 +2,10 @@
 
 from math import sqrt
 
-from orthon import Rule, register_rule
-from orthon.algorithms import MOMENTUM_OPTIONS, Batch, Entry, Step, WholeMatrix, choice, number, updated_momentum
-from orthon.algorithms import polar_factor as polar
+import orthon.algorithms as oa
 
 
-def adamuon(batch: Batch) -> Step[None]:
+def adamuon(batch: oa.Batch) -> oa.Step[None]:
     """Make one step on matrices X (b, m, n) with momentum M and second moment V (b, m, n).
 
     M ← momentum·M + G
@@ -16,8 +14,8 @@ def adamuon(batch: Batch) -> Step[None]:
     N ← O / (√V + eps)
     X ← (1 − lr·weight_decay)·X − lr·scale·N·√min(m, n) / ‖N‖
     """
-    M = updated_momentum(batch)
-    O = yield from polar(M.sign_(), batch)
+    M = oa.updated_momentum(batch)
+    O = yield from oa.polar_factor(M.sign_(), batch)
     V = batch.kept("second_moment")
     V.lerp_(O.square(), 1 - batch.options["beta2"])
     N = O / (V.value.sqrt() + batch.options["eps"])
@@ -26,11 +24,12 @@ def adamuon(batch: Batch) -> Step[None]:
 
 
 options = {
-    **MOMENTUM_OPTIONS,
-    "beta2": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
-    "eps": number(1e-8, "> 0", lambda v: v > 0),
-    "lr_scale": choice("match_rms_adamw", "spectral_unclamped", "original", "none"),  # the first is the default
+    **oa.MOMENTUM_OPTIONS,
+    "nesterov": oa.flag(False),
+    "beta2": oa.number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
+    "eps": oa.number(1e-8, "> 0", lambda v: v > 0),
+    "lr_scale": oa.choice("match_rms_adamw", "spectral_unclamped", "original", "none"),  # the first is the default
 }
-state = {"momentum": Entry(), "second_moment": Entry()}
+state = {"momentum": oa.Entry(), "second_moment": oa.Entry()}
 
-register_rule(Rule("adamuon", adamuon, state, work=WholeMatrix(), options=options))
+oa.register_rule(oa.Rule("adamuon", adamuon, state, work=oa.WholeMatrix(), options=options))

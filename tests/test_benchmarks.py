@@ -97,19 +97,27 @@ class Idle(plain_loops.Muon):
             super().step(closure)
 
 
+class Turned(plain_loops.Plain):
+    def polar(self, U: torch.Tensor) -> torch.Tensor:
+        return -super().polar(U)
+
+
 class Backward(plain_loops.Muon):
-    def update(self, G: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
-        return -super().update(G, state, group)
+    factors = Turned()
+
+
+class Partial(plain_loops.Plain):
+    def polar(self, U: torch.Tensor) -> torch.Tensor:
+        found = super().polar(U)
+        result = torch.empty_like(found)
+        result[:-1] = found[:-1]
+        return result
 
 
 class Unwritten(plain_loops.Muon):
     """Leaves its last row to whatever lies in memory."""
 
-    def update(self, G: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
-        found = super().update(G, state, group)
-        result = torch.empty_like(found)
-        result[:-1] = found[:-1]
-        return result
+    factors = Partial()
 
 
 SHAPES = ((48, 96), (96, 48), (64, 64))

@@ -18,7 +18,7 @@ def compiled(kernel: str, dtype: str, precision: str) -> int:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from orthon.linalg.kernels.add_and_multiply import MOST_COLUMNS
+    from orthon.linalg.kernels.products import MOST_COLUMNS
     from orthon.linalg.kernels.triton.tiles import tiles
 
     module = import_module(f"orthon.linalg.kernels.triton.{kernel}")

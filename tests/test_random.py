@@ -9,14 +9,14 @@ def matrix(key: str = "key", m: int = 400, n: int = 300, dtype: torch.dtype = to
     return random_normal(key, torch.arange(m), torch.arange(n), dtype=dtype)
 
 
-def test_any_part_has_the_values_of_the_whole() -> None:
+def test_any_part_of_a_random_matrix_has_the_values_of_the_whole() -> None:
     whole = matrix()
     rows, cols = torch.tensor([7, 3, 399, 0]), torch.arange(5, 300, 7)
     assert torch.equal(random_normal("key", rows, cols, dtype=torch.float64), whole[rows][:, cols])
     assert random_normal("key", rows[:0], cols, dtype=torch.float64).shape == (0, len(cols))
 
 
-def test_the_values_never_change() -> None:
+def test_random_values_never_change() -> None:
     """Checkpoints and papers rely on them: a change is a change of every run."""
     expected = torch.tensor(EXPECTED, dtype=torch.float64)
     torch.testing.assert_close(matrix("weight", 2, 3), expected, rtol=0, atol=1e-12)
@@ -28,7 +28,7 @@ EXPECTED = [
 ]
 
 
-def test_close_to_normal_and_independent() -> None:
+def test_random_values_are_nearly_normal_and_independent() -> None:
     X = matrix()
     assert abs(X.mean()) < 0.01
     assert abs(X.std() - 1) < 0.01
@@ -40,7 +40,7 @@ def test_close_to_normal_and_independent() -> None:
     assert torch.linalg.matrix_norm(X, ord=2) < 1.05 * (400**0.5 + 300**0.5)
 
 
-def test_other_dtypes_are_rounded() -> None:
+def test_random_values_in_other_dtypes_are_rounded() -> None:
     torch.testing.assert_close(matrix(dtype=torch.float32).double(), matrix(), rtol=2e-7, atol=0)
     assert torch.equal(matrix(dtype=torch.bfloat16), matrix(dtype=torch.float32).bfloat16())
 

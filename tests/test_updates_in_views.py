@@ -266,7 +266,7 @@ def test_explanations_tell_matrices_rank_and_factor() -> None:
     ]
     explanation = explain(Dion(groups, rank_fraction=0.5))
     found = [
-        (row.parameter, row.shape, row.matrices, row.rule, row.rank, pytest.approx(row.lr_factor))
+        (row.parameter, row.shape, row.matrices, row.rule, row.update_rank, pytest.approx(row.lr_factor))
         for row in explanation.rows
     ]
     assert found == [

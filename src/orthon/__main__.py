@@ -2,6 +2,6 @@
 
 import sys
 
-from orthon.train.cli import main
+from orthon.train.commands.main import main
 
 sys.exit(main())

@@ -2,15 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import orthon
@@ -19,6 +17,8 @@ from orthon.algorithms import LowRank
 from orthon.explain.temporaries import Temporaries
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
+from tests.support.counting import MORE, Counted, counting, triangle
+from tests.support.short_run import marked, one_of_each
 
 COUNT = 3  # matrices, which are one batch
 SHAPES = [(192, 192), (192, 384), (384, 192)]
@@ -28,53 +28,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "two power iterations": {"power_iterations": 2, "rank_fraction": 1 / 8},
     "orthonormalize": {"right_factor": "orthonormalize", "rank_fraction": 1 / 8},
 }
-aten = torch.ops.aten
-
-
-# The counter knows no products in place, and no triangular solves.
-def _product_in_place(_: Any, a: tuple[int, ...], b: tuple[int, ...], *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(a) * b[-1]
-
-
-def _solve(a: tuple[int, ...], b: tuple[int, ...], *args: Any, **kwargs: Any) -> int:
-    return math.prod(b) * a[-1]
-
-
-MORE = {
-    aten.addmm_: _product_in_place,
-    aten.baddbmm_: _product_in_place,
-    aten.linalg_solve_triangular: _solve,
-}
-
-Counted = list[tuple[str, int, int]]  # kind, ranks, numbers of the whole tensor
-
-
-@contextmanager
-def counting() -> Iterator[Counted]:
-    """Note every collective that is called."""
-    seen: Counted = []
-    kinds = {"all_reduce": "sum", "all_to_all_single": "scatter"}
-    from orthon.sharding import ranks as module
-
-    def spy(name: str, real: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            whole: Tensor = args[1] if name == "all_to_all_single" else args[0]
-            seen.append((kinds.get(name, "gather"), dist.get_world_size(kwargs["group"]), whole.numel()))
-            return real(*args, **kwargs)
-
-        return call
-
-    before = {name: getattr(dist, name) for name in ("all_reduce", "all_to_all_single")}
-    gather = module._gather_into
-    try:
-        for name, real in before.items():
-            setattr(dist, name, spy(name, real))
-        module._gather_into = spy("gather", gather)
-        yield seen
-    finally:
-        for name, real in before.items():
-            setattr(dist, name, real)
-        module._gather_into = gather
 
 
 def on_this_rank(layout: str, shape: tuple[int, int], options: dict[str, Any]) -> dict[str, Any]:
@@ -124,16 +77,10 @@ def memory(options: dict[str, Any]) -> tuple[list[int], orthon.Explanation]:
     return taken, orthon.explain(optimizer)
 
 
-def triangle(r: int) -> int:
-    """Return the numbers of one triangle of r × r, packed into rectangles."""
-    h = (r + 1) // 2
-    return h * h + (r - h) + h * (r - h)
-
-
 def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """Return the collectives of a batch, as docs/design.md states them."""
+    """Return the collectives of a batch, as docs/communication.md states them."""
     kind = LAYOUTS[layout]
-    r = LowRank().rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     orthonormal = "right_factor" in options
     iterations = options.get("power_iterations", 1)
     left = 1 if shape[0] > shape[1] else 0  # the dim to which P belongs
@@ -189,14 +136,18 @@ def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, 
     return messages
 
 
-def _table() -> list[object]:
-    """Return all cases in the order of world sizes; every ninth belongs to the short run."""
-    cases = product((2, 4, 8), layouts.LAYOUTS, SHAPES, OPTIONS)
-    cases = [case for case in cases if case[1] in layouts_on(case[0])]
-    return [pytest.param(*case, marks=[] if i % 9 == 0 else [pytest.mark.long]) for i, case in enumerate(cases)]
+# In the order of world sizes, since another one costs a new process group.
+CASES = [case for case in product((2, 4, 8), LAYOUTS, SHAPES, OPTIONS) if case[1] in layouts_on(case[0])]
+SHORT = one_of_each(CASES)
 
 
-@pytest.mark.parametrize(("world", "layout", "shape", "options"), _table())
+def test_the_short_table_has_every_value() -> None:
+    for i, values in enumerate([{2, 4, 8}, LAYOUTS.keys(), set(SHAPES), OPTIONS.keys()]):
+        assert {case[i] for case in SHORT} == values
+    assert {case[3] for case in SHORT if case[0] == 8} == OPTIONS.keys()
+
+
+@pytest.mark.parametrize(("world", "layout", "shape", "options"), marked(CASES, SHORT))
 def test_costs(ranks: Pool, world: int, layout: str, shape: tuple[int, int], options: str) -> None:
     chosen = OPTIONS[options]
     results = ranks.run(world, on_this_rank, layout, shape, chosen)
@@ -226,7 +177,7 @@ def _check_numbers(layout: str, world: int, shape: tuple[int, int], options: dic
     """Compare with the bound: (what is local of both sides, where it is summed, + 3r)·r for each power iteration."""
     kind = LAYOUTS[layout]
     iterations = options.get("power_iterations", 1)
-    r = LowRank().rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     cut = [1, 1]
     for size, dim in zip(kind.meshes[world], kind.dims, strict=True):
         if dim is not None:

@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import orthon
 from orthon.linalg import polar
-from orthon.sharding import Extent, Layout, Share, deal
+from orthon.sharding import Extent, Job, Layout, deal
 from orthon.sharding.grid import Grid
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
-from tests.ranks.test_dion_costs import MORE, counting, triangle
+from tests.support.counting import MORE, counting, triangle
+from tests.support.short_run import marked, one_of_each
 
 COUNT = 3  # matrices, which are one batch
 SHAPES = [(192, 192), (192, 384), (384, 192)]
@@ -64,7 +65,7 @@ def on_this_rank(layout: str, shape: tuple[int, int], rule: str) -> dict[str, An
 
 
 def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: str) -> Counted:
-    """Return the collectives of a batch on one rank, as docs/design.md states them."""
+    """Return the collectives of a batch on one rank, as docs/communication.md states them."""
     kind, name = LAYOUTS[layout], RULES[rule][0]
     sizes, place = kind.meshes[world], layouts.coordinates(layout, world)[rank]
     axes = [a for a in range(len(sizes)) if sizes[a] > 1]
@@ -162,20 +163,27 @@ def _gathers(shares: list[int], along: list[int], place: list[int] | None = None
     return messages
 
 
-def _table() -> list[object]:
-    """Return all cases in the order of world sizes; every thirteenth belongs to the short run."""
-    cases = [case for case in product((2, 4, 8), LAYOUTS, SHAPES, RULES) if case[1] in layouts_on(case[0])]
-    cases = [case for case in cases if case[3] != "muon on shards" or _has_one_cut_side(case[1], case[0])]
-    return [pytest.param(*case, marks=[] if i % 13 == 0 else [pytest.mark.long]) for i, case in enumerate(cases)]
-
-
 def _has_one_cut_side(layout: str, world: int) -> bool:
     kind = LAYOUTS[layout]
     cut = {dim for dim, size in zip(kind.dims, kind.meshes[world], strict=True) if dim is not None and size > 1}
     return len(cut) == 1
 
 
-@pytest.mark.parametrize(("world", "layout", "shape", "rule"), _table())
+def _is_served(world: int, layout: str, shape: tuple[int, int], rule: str) -> bool:
+    return layout in layouts_on(world) and (rule != "muon on shards" or _has_one_cut_side(layout, world))
+
+
+# In the order of world sizes, since another one costs a new process group.
+CASES = [case for case in product((2, 4, 8), LAYOUTS, SHAPES, RULES) if _is_served(*case)]
+SHORT = one_of_each(CASES)
+
+
+def test_the_short_table_has_every_value() -> None:
+    for i, values in enumerate([{2, 4, 8}, LAYOUTS.keys(), set(SHAPES), RULES.keys()]):
+        assert {case[i] for case in SHORT} == values
+
+
+@pytest.mark.parametrize(("world", "layout", "shape", "rule"), marked(CASES, SHORT))
 def test_costs(ranks: Pool, world: int, layout: str, shape: tuple[int, int], rule: str) -> None:
     results = ranks.run(world, on_this_rank, layout, shape, rule)
     depends_on_data = rule in ("dion2", "dion2 random") and _is_cut(layout, world, int(shape[0] > shape[1]))
@@ -213,15 +221,15 @@ def test_owners_are_even(world: int) -> None:
     grid = Grid(torch.arange(world), (0,), (None,))
     costs = {shape: 10.0 * min(shape) ** 2 * max(shape) for shape in set(LLAMA_8B)}
     grid._made[(0,)] = _Anyone(world)  # type: ignore[assignment]
-    work = [
-        Share(Layout((Extent(m), Extent(n)), grid, torch.device("cpu")), LLAMA_8B.count((m, n)), costs[m, n], False)
+    jobs = [
+        Job(Layout((Extent(m), Extent(n)), grid, torch.device("cpu")), LLAMA_8B.count((m, n)), costs[m, n], False)
         for m, n in dict.fromkeys(LLAMA_8B)
     ]
     loads = [0.0] * world
-    for share, owners in zip(work, deal(work), strict=True):
-        assert len(owners) == share.count
+    for job, owners in zip(jobs, deal(jobs), strict=True):
+        assert len(owners) == job.count
         for owner in owners:
-            loads[owner] += share.cost
+            loads[owner] += job.cost
     assert max(loads) <= 1.1 * sum(loads) / world
 
 

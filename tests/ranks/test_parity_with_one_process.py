@@ -8,64 +8,66 @@ import pytest
 from orthon.testing import Pool, parity
 from orthon.testing.gradients import ON_RANKS as GRADIENTS
 from orthon.testing.layouts import LAYOUTS, layouts_on
-from orthon.testing.problems import SHAPES, Case
-from tests.rules_table import DION_ON_RANKS
+from orthon.testing.problems import SHAPES, VIEWS, Case
+from tests.rules_table import DION_ON_RANKS, ON_RANKS, OTHERS_ON_RANKS
 from tests.support import parity_cases
+from tests.support.parity_cases import WORLDS
 
-WORLDS = (2, 4, 8)
 
-
-def _table() -> list[object]:
+def table(of_world: Callable[[int], list[Case]]) -> list[object]:
     """Return all cases in the order of world sizes, since another one costs a new process group."""
-    table = []
-    for world in WORLDS:
-        short = set(parity_cases.representative_dion_cases(world))
-        for case in parity_cases.dion_cases(world):
-            marks = [] if case in short else [pytest.mark.long]
-            table.append(pytest.param(case, marks=marks, id=str(case)))
-    return table
+    short = set(parity_cases.representatives(of_world))
+    return [
+        pytest.param(case, marks=[] if case in short else [pytest.mark.long], id=str(case))
+        for world in WORLDS
+        for case in of_world(world)
+    ]
 
 
-@pytest.mark.parametrize("case", _table())
+def check(ranks: Pool, case: Case) -> None:
+    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+
+
+@pytest.mark.parametrize("case", table(parity_cases.dion_cases))
 def test_ranks_compute_what_one_process_computes(ranks: Pool, case: Case) -> None:
-    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+    check(ranks, case)
 
 
-def _short(cases: Callable[[int], list[Case]], every: int) -> list[object]:
-    """Return all cases in the order of world sizes; some belong to the short run."""
-    table, i = [], 0
-    for world in WORLDS:
-        for case in cases(world):
-            i += 1
-            table.append(pytest.param(case, marks=[] if i % every == 0 else [pytest.mark.long], id=str(case)))
-    return table
-
-
-@pytest.mark.parametrize("case", _short(parity_cases.other_cases, 19))
+@pytest.mark.parametrize("case", table(parity_cases.other_cases))
 def test_the_family(ranks: Pool, case: Case) -> None:
-    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+    check(ranks, case)
 
 
-@pytest.mark.parametrize("case", _short(parity_cases.view_cases, 19))
+@pytest.mark.parametrize("case", table(parity_cases.view_cases))
 def test_views(ranks: Pool, case: Case) -> None:
-    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
+    check(ranks, case)
 
 
 # The table and the judge
 
 
-def test_the_short_table_has_every_value_on_every_world_size() -> None:
-    short = [case for world in WORLDS for case in parity_cases.representative_dion_cases(world)]
-    assert 70 <= len(short) <= 90
+def test_dions_short_table_has_every_value_on_every_world_size() -> None:
+    short = parity_cases.representatives(parity_cases.dion_cases)
     assert sum(len(parity_cases.dion_cases(world)) for world in WORLDS) >= 1000
     assert {case.layout for case in short} == LAYOUTS.keys()
     for world in WORLDS:
         here = [case for case in short if case.problem.world == world]
-        assert {case.layout for case in here} == set(layouts_on(world))
+        assert world == 8 or {case.layout for case in here} == set(layouts_on(world))
         assert {case.problem.shapes for case in here} == SHAPES.keys(), world
         assert {case.problem.gradients for case in here} == GRADIENTS.keys(), world
         assert {case.problem.label for case in here} == DION_ON_RANKS.keys(), world
         assert {case.problem.dtype for case in here} == parity.TOLERANCE.keys(), world
+
+
+def test_the_short_tables_of_others_have_every_value() -> None:
+    others = parity_cases.representatives(parity_cases.other_cases)
+    views = parity_cases.representatives(parity_cases.view_cases)
+    assert {case.layout for case in others} == {case.layout for case in views} == LAYOUTS.keys()
+    assert {case.problem.gradients for case in others} == {case.problem.gradients for case in views} == GRADIENTS.keys()
+    assert {case.problem.label for case in others} == OTHERS_ON_RANKS.keys()
+    assert {case.problem.label for case in views} == ON_RANKS.keys()
+    assert {case.problem.shapes for case in others} == SHAPES.keys()
+    assert {case.problem.shapes for case in views} == VIEWS.keys()
 
 
 CASE = parity_cases.case("unaware", "uneven", "full rank", "defaults", 2)

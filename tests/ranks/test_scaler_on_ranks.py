@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from orthon import Dion
 from orthon.testing import Pool
-from tests.ranks.test_wrapped_models import BATCH, WORLD, model, wrap
+from tests.support.wrapped_models import BATCH, WORLD, model, wrap
 
 STEPS = 5
 OVERFLOW = 2  # the step in which one rank's loss is infinite

@@ -1,11 +1,17 @@
 """The cases in which Orthon's rules on ranks are compared with one process."""
 
+from collections import Counter
+from collections.abc import Callable
+
 import torch
 
 from orthon.testing.gradients import ON_RANKS as GRADIENTS
 from orthon.testing.layouts import LAYOUTS, layouts_on
 from orthon.testing.problems import SHAPES, VIEWS, Case, Problem
 from tests.rules_table import DION_ON_RANKS, ON_RANKS, OTHERS_ON_RANKS
+from tests.support.short_run import meets
+
+WORLDS = (2, 4, 8)
 
 
 def case(layout: str, shapes: str, gradients: str, rule: str, world: int, dtype: torch.dtype = torch.float64) -> Case:
@@ -23,16 +29,6 @@ def dion_cases(world: int) -> list[Case]:
             dtype = torch.float32 if (i + k) % 5 == 4 else torch.float64
             result.append(case(layout, shapes, gradients, rule, world, dtype))
     return result
-
-
-def representative_dion_cases(world: int) -> list[Case]:
-    """Return one or two cases of every layout, spread over shapes, gradients, options and dtypes."""
-    everything, n = dion_cases(world), len(SHAPES) * len(GRADIENTS)
-    chosen = []
-    for i in range(len(everything) // n):
-        picks = [5 * i % n] if i % 3 else [5 * i % n, (5 * i + 9) % n]  # 5 goes round all n
-        chosen += [everything[i * n + pick] for pick in sorted(picks)]
-    return chosen
 
 
 def other_cases(world: int) -> list[Case]:
@@ -60,6 +56,31 @@ def view_cases(world: int) -> list[Case]:
                 gradients = _gradients(rule, layout, i + j + k, views=True)
                 result.append(case(layout, view, gradients, rule, world))
     return result
+
+
+def representatives(of_world: Callable[[int], list[Case]]) -> list[Case]:
+    """Return one case of every layout on 2 and 4 ranks, and on 8 ranks of every layout that needs as many.
+
+    It is the first case of the layout with the most of what no earlier one on as many ranks has: shapes, gradients,
+    rules or options, and dtypes.
+    """
+    chosen = []
+    for world in WORLDS:
+        missing = Counter(value for case in of_world(world) for value in _values(case))
+        for layout in layouts_on(world):
+            if not meets(world, layout):
+                continue
+            cases = [case for case in of_world(world) if case.layout == layout]
+            best = max(cases, key=lambda case: sum(map(missing.__contains__, _values(case))))
+            for value in _values(best):
+                missing.pop(value, None)
+            chosen.append(best)
+    return chosen
+
+
+def _values(case: Case) -> list[tuple[str, object]]:
+    problem = case.problem
+    return [(field, getattr(problem, field)) for field in ("shapes", "gradients", "label", "dtype")]
 
 
 def _gradients(rule: str, layout: str, turn: int, *, views: bool = False) -> str:

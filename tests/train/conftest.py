@@ -1,4 +1,5 @@
 import json
+import signal
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orthon.train.cli import main
+from orthon.train.commands.main import main
 
 # A LLaMA of 0.03 M parameters: a run of forty steps takes about a second.
 TINY = """
@@ -68,3 +69,11 @@ def snapshot():
         return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
     return take
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt, also where the shell has it ignored, as in a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

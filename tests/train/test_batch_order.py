@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthon.train.errors import UserError
-from orthon.train.tokens import Piece
-from orthon.train.windows import BatchOrder, Windows
+from orthon.train.text.tokens import Piece
+from orthon.train.text.windows import BatchOrder, Windows
 
 
 def pieces(*lengths: int) -> list[Piece]:

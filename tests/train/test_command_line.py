@@ -1,4 +1,3 @@
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -6,9 +5,11 @@ from typing import get_args
 
 import pytest
 
-from orthon.train import cli
-from orthon.train.cli import main
-from orthon.train.config import OptimizerName
+from orthon.train.commands import main as entry
+from orthon.train.commands.main import main
+from orthon.train.settings.file import read_config
+from orthon.train.settings.optimizer import OptimizerName
+from orthon.train.settings.run import TrainConfig
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,44 +26,42 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--sweep" in said
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])  # the frame that is taken off depends on it
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--steps 0", "orthon: steps must be at least 1 but is 0\n"),
-        ("--fly high --sing", "orthon: Unrecognized options: --fly, high, --sing\n"),
-        ("--log-every", "orthon: Missing value for argument '--log-every'. Expected 1 values.\n"),
+        ("--steps 0", "orthon: steps must be greater than or equal to 1 but is '0'\n"),
+        ("--fly high --sing", "orthon: Unknown option: --fly.\n"),
+        ("--log-every", 'orthon: Command "train" parameter --log-every requires an argument.\n'),
     ],
 )
-def test_errors_have_no_frame(monkeypatch: pytest.MonkeyPatch, fails, encoding: str, words: str, expected: str) -> None:
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+def test_errors_are_one_line(fails, words: str, expected: str) -> None:
     assert fails("train", *words.split()) == expected
 
 
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "orthon", "fly"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "orthon: there is no command 'fly'; there are train, compare and convert\n"
+    assert done.stderr == 'orthon: Unknown command "fly". Available commands: train, compare, convert.\n'
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, fails) -> None:
-    monkeypatch.setattr(cli, "EXTRA", ("surely_not_installed",))
+    monkeypatch.setattr(entry, "EXTRA", ("surely_not_installed",))
     assert fails("train") == "orthon: the trainer needs its extra: pip install 'orthon[train]'\n"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--stepz 3", "Unrecognized options: --stepz, 3"),
-        ("--steps many", "invalid literal for int() with base 10: 'many'"),
-        ("--steps 0", "steps must be at least 1 but is 0"),
-        ("--model.size 2M", "invalid choice '2M' for argument '--model.size'"),
-        ("--model.layers 0", "orthon: model.layers must be at least 1 but is 0"),
-        ("--optimizer.lr -1", "orthon: optimizer.lr must be above 0 but is -1.0"),
-        ("--optimizer.rank-fraction 2", "optimizer.rank_fraction must be in (0, 1] but is 2.0"),
+        ("--stepz 3", "Unknown option: --stepz. Did you mean --steps?"),
+        ("--steps many", "steps must be a valid integer, unable to parse string as an integer but is 'many'"),
+        ("--steps 0", "steps must be greater than or equal to 1 but is '0'"),
+        ("--model.size 2M", "model.size must be '1M', '4M'"),
+        ("--model.layers 0", "orthon: model.layers must be greater than or equal to 1 but is '0'"),
+        ("--optimizer.lr -1", "orthon: optimizer.lr must be greater than 0 but is '-1'"),
+        ("--optimizer.rank-fraction 2", "optimizer.rank_fraction must be less than or equal to 1 but is '2'"),
         ("--optimizer.fraction 0.5", "optimizer.fraction is 0.5, but only dion2 and dion3 update a share of the rows"),
         ("--optimizer.name muon --optimizer.rank-fraction 0.5", "only dion has a rank and optimizer.name is muon"),
-        ("--optimizer.name dion2 --optimizer.fraction 0", "optimizer.fraction must be in (0, 1] but is 0.0"),
+        ("--optimizer.name dion2 --optimizer.fraction 0", "optimizer.fraction must be greater than 0 but is '0'"),
         (
             "--optimizer.name dion3 --optimizer.options selection=best",
             "optimizer dion3: Dion3: selection should be one of",
@@ -72,7 +71,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, fails) -> None:
         ("--optimizer.options colour=red", "colour"),
         ("--optimizer.options colour", "KEY=VALUE expected but got 'colour'"),
         ("--config missing.yaml", "cannot read the settings in missing.yaml: No such file or directory"),
-        ("--config", "Missing value for argument '--config'"),
+        ("--config", "parameter --config requires an argument"),
         ("--resume missing", "cannot read the settings in missing/config.yaml"),
         ("--data.source text --data.paths missing", "there is no file or directory"),
         ("--data.source text --data.paths empty", "there is no text in text files"),
@@ -110,15 +109,15 @@ def test_errors_of_train(
         ("--optimizers dion:half", "optimizers takes a fraction such as dion:1/16 but has 'dion:half'"),
         ("--optimizers dion2:", "optimizers takes a fraction such as dion2:1/16 but has 'dion2:'"),
         ("--optimizers dion3:1/0", "optimizers takes a fraction such as dion3:1/16 but has 'dion3:1/0'"),
-        ("--optimizers dion2:3/2", "optimizer.fraction must be in (0, 1] but is 1.5"),
+        ("--optimizers dion2:3/2", "optimizer.fraction must be less than or equal to 1 but is 1.5"),
         ("--optimizers muon:1/4", "optimizers takes a fraction for dion, dion2, dion3 alone but has 'muon:1/4'"),
-        ("--optimizers dion:2", "optimizer.rank_fraction must be in (0, 1] but is 2.0"),
+        ("--optimizers dion:2", "optimizer.rank_fraction must be less than or equal to 1 but is 2.0"),
         ("--optimizers adamw:1/4", "optimizers takes a fraction for dion, dion2, dion3 alone but has 'adamw:1/4'"),
         ("--optimizers dion dion", "each once"),
         ("--sweep", "sweep must name one or more"),
-        ("--sweep 0", "sweep must be above 0 but is 0.0"),
-        ("--optimizer.lr 1", "Unrecognized options: --optimizer.lr"),
-        ("--resume x", "Unrecognized options: --resume"),
+        ("--sweep 0", "sweep.0 must be greater than 0 but is '0'"),
+        ("--optimizer.lr 1", "Unknown option: --optimizer.lr"),
+        ("--resume x", "Unknown option: --resume"),
     ],
 )
 def test_errors_of_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, words: str, message: str) -> None:
@@ -147,11 +146,13 @@ def test_a_run_is_never_overwritten(tmp_path: Path, tiny: list[str], fails, snap
 
 
 def test_flags_override_the_file(tmp_path: Path, tiny: list[str]) -> None:
-    (tmp_path / "run.yaml").write_text("steps: 9\nseed: 5\noptimizer: {name: adamw}\n")
-    words = [word for word in tiny if not word.startswith("--steps")]
-    words += [f"--config={tmp_path / 'run.yaml'}", "--steps=2", f"--out={tmp_path / 'run'}"]
-    assert main(["train", *words]) == 0
-    written = (tmp_path / "run" / "config.yaml").read_text()
-    assert "steps: 2\n" in written
-    assert "seed: 5\n" in written
-    assert "name: adamw\n" in written
+    (tmp_path / "run.yaml").write_text(
+        "steps: 9\nseed: 5\noptimizer: {lr: 1e-3, options: {eps: 1e-9}}\nmodel: {layers: 3, ffn: 48}\n"
+    )
+    words = [word for word in tiny if not word.startswith(("--steps", "--model.ffn"))]
+    words += [f"--config={tmp_path / 'run.yaml'}", "--steps=7", "--steps=2", f"--out={tmp_path / 'run'}"]
+    assert main(["train", *words, "--optimizer.options", "power_iterations=2", "right_factor=orthonormalize"]) == 0
+    config = read_config(tmp_path / "run" / "config.yaml", TrainConfig)
+    assert (config.steps, config.seed, config.optimizer.lr) == (2, 5, 1e-3)  # of a flag given twice, the last counts
+    assert (config.model.layers, config.model.ffn) == (2, 48)
+    assert config.optimizer.options == {"power_iterations": 2, "right_factor": "orthonormalize"}

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from orthon.train.cli import main
-from orthon.train.comparison import plan
-from orthon.train.comparison_report import Result, best_of_each, steps_to, target_loss
-from orthon.train.config import CompareConfig
-from orthon.train.metrics import Record
-from orthon.train.progress import LineProgress
-from orthon.train.run import Run
-from orthon.train.run_directory import Summary
+from orthon.train.commands.comparison import plan
+from orthon.train.commands.comparison_report import Result, best_of_each, steps_to, target_loss
+from orthon.train.commands.main import main
+from orthon.train.results.directory import Summary
+from orthon.train.results.metrics import Record
+from orthon.train.results.progress import LineProgress
+from orthon.train.run.run import Run
+from orthon.train.settings.run import CompareConfig
 
 
 def test_a_comparison_and_its_second_call(
@@ -60,6 +60,7 @@ def test_a_comparison_and_its_second_call(
     assert (out / "torch-muon-lr0.04").is_dir()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_comparison_goes_on(
     tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch, numbers
 ) -> None:
@@ -78,6 +79,7 @@ def test_an_interrupted_comparison_goes_on(
     assert (tmp_path / "comparison.png").exists()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_interrupt_stops_at_once(tmp_path: Path, tiny: list[str], fails, monkeypatch) -> None:
     def interrupt_twice(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)

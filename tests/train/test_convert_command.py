@@ -7,7 +7,7 @@ from torch import nn
 
 import orthon
 from orthon.saving.convert import SOURCES
-from orthon.train.cli import main
+from orthon.train.commands.main import main
 
 
 @pytest.fixture
@@ -87,11 +87,11 @@ def test_help_lists_the_sources(capsys: pytest.CaptureFixture[str]) -> None:
         ("muon.pt --source torch-muon --source torch-adamw --out out.pt", "once for each of 1 files, but is 2 times"),
         ("muon.pt --out out.pt", "but is 0 times"),
         ("--source torch-muon --out out.pt", "convert needs one or more files"),
-        ("muon.pt --source torch-muon", "--out OUT.pt"),
+        ("muon.pt --source torch-muon", "parameter --out requires an argument"),
         ("muon.pt --source torch-muon --out taken.pt", "taken.pt exists; choose another --out"),
         ("muon.pt --source torch-muon --out nowhere/out.pt", "nowhere/out.pt cannot be written"),
         ("muon.pt --source torch-adamw --out out.pt", "muon.pt (torch-adamw): param group 0: 'momentum' is 0.95"),
-        ("muon.pt --source torch-muon --out out.pt --fast", "Unrecognized options: --fast"),
+        ("muon.pt --source torch-muon --out out.pt --fast", "Unknown option: --fast"),
     ],
 )
 def test_errors(tmp_path: Path, fails, snapshot, words: str, message: str) -> None:
@@ -102,5 +102,5 @@ def test_errors(tmp_path: Path, fails, snapshot, words: str, message: str) -> No
 
 @pytest.mark.usefixtures("files")
 def test_not_under_torchrun(monkeypatch: pytest.MonkeyPatch, fails) -> None:
-    monkeypatch.setattr("orthon.train.convert_command.processes", lambda: 2)
+    monkeypatch.setattr("orthon.train.commands.convert.processes", lambda: 2)
     assert "convert works in one process" in fails("convert", "muon.pt", "--source", "torch-muon", "--out", "out.pt")

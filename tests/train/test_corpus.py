@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from orthon.train.byte_corpus import byte_corpus, is_held_out
-from orthon.train.config import DataConfig
-from orthon.train.corpus import load_corpus
 from orthon.train.errors import UserError
-from orthon.train.tokens import Corpus, Piece
+from orthon.train.settings.data import DataConfig
+from orthon.train.text.byte_corpus import byte_corpus, is_held_out
+from orthon.train.text.corpus import load_corpus
+from orthon.train.text.tokens import Corpus, Piece
 
 
 def text(pieces: tuple[Piece, ...]) -> bytes:

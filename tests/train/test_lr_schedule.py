@@ -1,7 +1,7 @@
 import pytest
 
-from orthon.train.config import ScheduleConfig
-from orthon.train.schedule import lr_factor
+from orthon.train.settings.run import ScheduleConfig
+from orthon.train.step.schedule import lr_factor
 
 
 def factors(steps: int, **settings: object) -> list[float]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from orthon.train.meeting import meet
+from orthon.train.processes.meeting import meet
 
 
 @pytest.mark.parametrize("first", [True, False])

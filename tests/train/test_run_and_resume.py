@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from orthon.saving import SafeReader
-from orthon.train.cli import main
+from orthon.train.commands.main import main
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,18 @@ def test_a_run_learns_and_leaves_its_results(finished: Path, numbers) -> None:
     assert losses == pytest.approx([record["loss"] for record in records])
 
 
-@pytest.mark.parametrize("optimizer", ["dion", "dion2", "dion3", "muon", "normuon", "torch-muon", "lion"])
+# Dion3 and NorMuon keep all that Dion2 and Muon keep, and more.
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "dion",
+        "dion3",
+        "normuon",
+        "torch-muon",
+        "lion",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("dion2", "muon")),
+    ],
+)
 def test_resume_equals_an_uninterrupted_run(
     tmp_path: Path, finished: Path, tiny: list[str], numbers, optimizer: str
 ) -> None:
@@ -97,7 +108,7 @@ def test_accumulation_changes_nothing_but_memory(tmp_path: Path, finished: Path,
     assert records[-1]["val_loss"] == pytest.approx(whole[-1]["val_loss"], rel=0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_saves_a_checkpoint(
     tmp_path: Path, tiny: list[str], finished: Path, numbers, number: signal.Signals
 ) -> None:

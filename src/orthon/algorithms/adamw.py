@@ -27,7 +27,7 @@ def adamw(batch: Batch) -> None:
     cautious = options["cautious_weight_decay"]
     # A scaler's gradients of float16 weights arrive in float32, which torch's own does not take for them.
     grads = [grad.to(X.dtype) for X, grad in zip(batch.weights, batch.grads, strict=True)]
-    with batch.writing():
+    with batch.writing:
         if isinstance(weight_decay, Tensor):  # torch's own takes numbers alone
             weight_decay = 0.0
             if not cautious:

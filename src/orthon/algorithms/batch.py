@@ -1,23 +1,22 @@
 """What a rule works on in one call: some parameters of a group, with their gradients and their state."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from orthon.algorithms.kept import Kept
-from orthon.algorithms.lr_scale import lr_factor
 from orthon.algorithms.options import Group
 from orthon.algorithms.seal import Seal
 from orthon.algorithms.weights import descend_, descend_product_
 from orthon.linalg.device import is_readable
 from orthon.sharding import Layout, Side, Step, local, relocated
 
-# By key: the state tensors of a batch, and the one tensor of which they are parts.
-Buffers = dict[str, tuple[list[Tensor], Tensor]]
+_FREELY = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Batch:
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
         gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
         reads_transposed: whether rows and columns have changed places in all of the above, but for the layout.
-        buffers: what `stacked` found in the steps before.
+        scale: the factor of lr that follows from the shape of the matrices, by the option "lr_scale".
+        memo: what has been found about this batch in the steps before, and holds as long as the plan does.
         seal: tells whether somebody else has written to weights or state; None where there is no gate.
     """
 
@@ -57,7 +57,8 @@ class Batch:
     unsynced: bool = False
     gate: Tensor | None = None
     reads_transposed: bool = False
-    buffers: Buffers = field(default_factory=dict)
+    scale: float = 1.0
+    memo: dict[Any, Any] = field(default_factory=dict)
     seal: Seal | None = None
 
     # How the matrices lie
@@ -72,13 +73,13 @@ class Batch:
         """The shape of each whole matrix, as it is read here; for other rules that of the first parameter."""
         return self.layout.shape[::-1] if self.reads_transposed else self.layout.shape
 
-    def rows(self, *, share: bool) -> Side:
-        """Return the rows as a side of the matrices; `share` divides work that copies would repeat."""
-        return self.layout.side(int(self.reads_transposed), share=share, unsynced=self.unsynced)
+    def rows(self, *, divide: bool) -> Side:
+        """Return the rows as a side of the matrices. With `divide`, copies divide work that each would do."""
+        return self.layout.side(int(self.reads_transposed), divide=divide, unsynced=self.unsynced)
 
-    def cols(self, *, share: bool) -> Side:
-        """Return the columns as a side of the matrices; `share` divides work that copies would repeat."""
-        return self.layout.side(1 - int(self.reads_transposed), share=share, unsynced=self.unsynced)
+    def cols(self, *, divide: bool) -> Side:
+        """Return the columns as a side of the matrices. With `divide`, copies divide work that each would do."""
+        return self.layout.side(1 - int(self.reads_transposed), divide=divide, unsynced=self.unsynced)
 
     def transposed(self) -> "Batch":
         """Return the batch of the transposed matrices, over the same storage."""
@@ -118,12 +119,13 @@ class Batch:
         They are moved into one storage where they do not lie in one yet: at the first step, after a state has been
         loaded, and where other parameters have gradients than before.
         """
-        known = self.buffers.get(key)
-        if known is not None and all(s[key] is part for s, part in zip(self.state, known[0], strict=True)):
+        parts = [state[key] for state in self.state]
+        known: tuple[list[Tensor], Tensor] | None = self.memo.get(key)
+        if known is not None and len(known[0]) == len(parts) and all(map(is_, known[0], parts)):
             return known[1]
-        with self.writing():
+        with self.writing:
             whole = self._in_one_storage(key)
-        self.buffers[key] = [state[key] for state in self.state], whole
+        self.memo[key] = [state[key] for state in self.state], whole
         return whole
 
     def stacked_like_weights(self, key: str) -> Tensor:
@@ -164,32 +166,23 @@ class Batch:
         """Return `mask`, or False where this step is to be left out."""
         return mask if self.gate is None else mask & (self.gate > 0)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Write to weights or state in this block. It is up to the block that nothing changes where the gate is 0."""
-        if self.seal is None:
-            yield
-            return
-        self.seal.check()
-        yield
-        self.seal.renew()
+    @property
+    def writing(self) -> AbstractContextManager[object]:
+        """A block that writes to weights or state. It is up to the block that nothing changes where the gate is 0."""
+        return _FREELY if self.seal is None else self.seal
 
     # The weights
 
     def rates(self, *, divided_by: float = 1.0) -> tuple[float | Tensor, float | Tensor]:
         """Return lr·scale and lr·weight_decay, or zeros where this step is to be left out.
 
-        For matrices, `scale` follows from their shape by the option "lr_scale"; else it is 1. Both are numbers where
-        the host knows them without waiting for a device.
+        Both are numbers where the host knows them without waiting for a device.
 
         Args:
             divided_by: what `scale` is divided by.
         """
         lr = self.gated(scalar(self.options["lr"]))
-        decay = lr * scalar(self.options["weight_decay"])
-        if not self.of_matrices:
-            return lr, decay
-        return lr * (lr_factor(self.options["lr_scale"], *self.layout.shape) / divided_by), decay
+        return lr * (self.scale / divided_by), lr * scalar(self.options["weight_decay"])
 
     def descend(self, updates: Tensor | Sequence[Tensor]) -> None:
         """Make the step: X ← (1 − lr·weight_decay)·X − lr·scale·update, with the rates of `rates`.
@@ -203,7 +196,7 @@ class Batch:
         each = updates.unbind() if isinstance(updates, Tensor) else updates
         by, rate = self.rates()
         cautious = self.options["cautious_weight_decay"]
-        with self.writing():
+        with self.writing:
             descend_(self.weights, each, rate=rate, by=by, cautious=cautious, alike=self.of_matrices)
 
     def descend_product(self, P: Tensor, Q: Tensor, *, dtype: torch.dtype | None = None) -> None:
@@ -216,7 +209,7 @@ class Batch:
         """
         by, rate = self.rates()
         cautious = self.options["cautious_weight_decay"]
-        with self.writing():
+        with self.writing:
             descend_product_(self.weights, P, Q, rate=rate, by=by, cautious=cautious, dtype=dtype)
 
 

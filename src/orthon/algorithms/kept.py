@@ -31,23 +31,23 @@ class Kept:
         """Go a part of the way to `x`: kept ← kept + weight·(x − kept)."""
         news = torch._foreach_sub(_listed(x), self.parts)
         torch._foreach_mul_(news, self._batch.gated(weight))
-        with self._batch.writing():
+        with self._batch.writing:
             torch._foreach_add_(self.parts, news)
 
     def add_(self, x: Tensor | Sequence[Tensor], weight: float = 1.0) -> None:
         """Add a multiple of `x`: kept ← kept + weight·x."""
-        with self._batch.writing():
+        with self._batch.writing:
             torch._foreach_add_(self.parts, torch._foreach_mul(_listed(x), self._batch.gated(weight)))
 
     def mul_(self, factor: float) -> None:
         """Multiply by a number: kept ← factor·kept."""
-        with self._batch.writing():
+        with self._batch.writing:
             torch._foreach_mul_(self.parts, 1 - self._batch.gated(1 - factor))
 
     def copy_(self, x: Tensor | Sequence[Tensor]) -> None:
         """Take over the values of `x`."""
         gate = self._batch.gate
-        with self._batch.writing():
+        with self._batch.writing:
             for part, new in zip(self.parts, _listed(x), strict=True):
                 part.copy_(new if gate is None else torch.where(gate > 0, new, part))
 

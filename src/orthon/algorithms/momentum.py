@@ -37,7 +37,7 @@ def updated_momentum(batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
     gain = (1 - momentum if options["ema"] else 1.0) * (-1 if options["maximize"] else 1)
     keep = 1 - batch.gated(1 - momentum)
     result = torch.empty_like(stored, dtype=dtype)
-    with batch.writing():
+    with batch.writing:
         for kept, G, U in in_cache(stored, batch.grads, result):
             M = kept.to(compute_dtype(kept.dtype))
             mix_each(M, G, keep, gain)
@@ -62,8 +62,8 @@ def added_gradients(batch: Batch, *, norms: bool) -> tuple[Tensor, Tensor | None
     turned, sign = batch.reads_transposed, -1 if batch.options["maximize"] else 1
     parts = []
     grads = [grad.mT for grad in batch.grads] if turned else batch.grads
-    with batch.writing():  # the gradients are zero in a step that is to be left out
-        for M, G in in_cache(stored, grads, share=0.5):  # the norms are in float64
+    with batch.writing:  # the gradients are zero in a step that is to be left out
+        for M, G in in_cache(stored, grads, fraction=0.5):  # the norms are in float64
             add_each(M, G, sign)
             if M.dtype == torch.float16:  # whose range a sum may leave
                 M.clamp_(limits.min, limits.max)

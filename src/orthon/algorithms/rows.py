@@ -41,7 +41,7 @@ class Rows:
         """
         dtype = dtype_of_polar(M.dtype, selection.layout, batch.options)
         keep = 1 - batch.gated(1 - batch.options["momentum"])
-        with batch.writing():
+        with batch.writing:
             return cls(batch, selection, _take(M, selection.rows, dtype, keep))
 
     def polar(self) -> Step["Rows"]:
@@ -101,7 +101,7 @@ class Rows:
         """
         by, rate = self.batch.rates(divided_by=divided_by)
         cautious = self.batch.options["cautious_weight_decay"]
-        with self.batch.writing():
+        with self.batch.writing:
             _descend_rows_(self.batch.weights, self.selection.rows, self.values, rate=rate, by=by, cautious=cautious)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Rows":
@@ -112,7 +112,7 @@ class Rows:
 
     def _spread(self, x: Tensor | list[Tensor]) -> Tensor:
         """Return numbers for the selected rows (b, k) as numbers for all rows of this rank, (b, m); 0 elsewhere."""
-        whole = x[0].new_zeros(len(x), self.batch.layout.part_shape[0])
+        whole = x[0].new_zeros(len(x), self.batch.layout.shard_shape[0])
         if isinstance(x, Tensor) and isinstance(self.selection.rows, Tensor):
             return whole.scatter_(1, self.selection.rows, x)
         for into, rows, part in zip(whole, self.selection.rows, x, strict=True):

@@ -8,6 +8,8 @@ from torch import Tensor
 class Seal:
     """Remembers how often torch has written to some tensors. Torch counts that for each storage.
 
+    What is written within `with seal:` may be written.
+
     Args:
         tensors: returns them, as they are now.
         rule: the name of the rule that works on them, for the error.
@@ -16,6 +18,12 @@ class Seal:
     def __init__(self, tensors: Callable[[], Iterable[Tensor]], rule: str) -> None:
         self._tensors, self._rule = tensors, rule
         self._count = self._count_now()
+
+    def __enter__(self) -> None:
+        self.check()
+
+    def __exit__(self, *_: object) -> None:
+        self.renew()
 
     def renew(self) -> None:
         """Take what has been written so far for what may have been written."""

@@ -53,7 +53,7 @@ class SelectedRows(Work):
 
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
         """Return the bytes of a polar factor of the selected rows alone; with moments, and of three in float32."""
-        m, n = layout.largest
+        m, n = layout.largest_shard
         moments = 12 * m * n if self.moments else 0
         return (
             float(options["fraction"] * WholeMatrix().temporaries(layout, options, dtype))
@@ -106,7 +106,7 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     """
     layout, options, device = batch.seen_layout, batch.options, batch.grads[0].device
     m = layout.shape[0]
-    start, stop = layout.part(0)
+    start, stop = layout.span(0)
     local = options["selection"] == "local"
     k = portion(options["fraction"], stop - start if local else m)
     if norms is None:
@@ -114,7 +114,7 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     else:
         norms = yield from batch.sum_along_rows(norms)
         if not local:
-            sizes = [last - first for first, last in layout.parts(0, layout.cuts[0])]
+            sizes = [span.length for span in layout.spans(0, layout.cuts[0])]
             norms = (yield from layout.grid.along(layout.cuts[0]).gather(norms.unsqueeze(-1), sizes)).squeeze(-1)
         chosen = norms.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
     chosen = chosen.sort(dim=-1).values  # (b, k)
@@ -122,8 +122,8 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     if not layout.cuts[0]:
         return Selection(chosen.to(device), k, replace(layout, extents=(Extent(k), layout.extents[1])))
     if local:
-        parts = layout.parts(0, layout.cuts[0])
-        counts = [(first, portion(options["fraction"], last - first)) for first, last in parts]
+        spans = layout.spans(0, layout.cuts[0])
+        counts = [(span.start, portion(options["fraction"], span.length)) for span in spans]
         as_many = sorted(row for first, count in counts for row in range(first, first + count))
         return Selection(chosen.to(device), len(as_many), layout, [as_many] * len(batch.names))
     # "global" waits for an accelerator: the lengths of what is sent depend on it. On "meta" any rows tell the cost.

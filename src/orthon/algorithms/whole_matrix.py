@@ -46,7 +46,7 @@ class WholeMatrix(Work):
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
         """Return the bytes of five matrices: what is orthonormalized, and what a square one takes for that."""
         dtype = self.polar_dtype(options["state_dtype"] or dtype, layout, options)
-        return 5.0 * math.prod(layout.largest) * dtype.itemsize
+        return 5.0 * math.prod(layout.largest_shard) * dtype.itemsize
 
     def cost(self, shape: tuple[int, ...], options: Group) -> float:
         """Return the operations for the polar factor of one matrix."""
@@ -66,7 +66,7 @@ class WholeMatrix(Work):
         cuts = [dim for dim in (0, 1) if layout.cuts[dim]]
         if options["polar_route"] != "auto" or len(cuts) != 1:
             return "shards" if options["polar_route"] == "shards" else "owners"
-        long, short = layout.largest if cuts[0] == 0 else layout.largest[::-1]  # long is what is cut
+        long, short = layout.largest_shard if cuts[0] == 0 else layout.largest_shard[::-1]  # long is what is cut
         ranks = layout.grid.along(layout.cuts[cuts[0]]).size
         here, owned = -(-count * ranks // layout.everyone.size), -(-count // layout.everyone.size)
         sums, flops = shards_cost(long, short, method=options["polar"], steps=options["polar_steps"])
@@ -114,7 +114,7 @@ def polar_factor(U: Tensor, batch: Batch) -> Step[Tensor]:
         tall, ranks, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, most=b
     )
     found = found if cut == 0 else found.mT
-    return torch.stack((yield from owners.share(found.unbind(), [U.shape[1:]] * b, U)))
+    return torch.stack((yield from owners.send_to_copies(found.unbind(), [U.shape[1:]] * b, U)))
 
 
 def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, options: Group) -> Step[list[Tensor]]:
@@ -134,4 +134,4 @@ def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, optio
         stacked, steps = torch.stack(whole), options["polar_steps"]
         found = polar(stacked, method=options["polar"], steps=steps, dtype=like.dtype, overwrite=True).unbind()
     returned = yield from owners.send_back(found, like)
-    return (yield from owners.share(returned, shapes, like))
+    return (yield from owners.send_to_copies(returned, shapes, like))

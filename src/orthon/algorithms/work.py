@@ -69,7 +69,7 @@ class Work:
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError for matrices that lie so that the rule cannot update them."""
 
-    def rank(self, shape: tuple[int, ...], options: Group) -> int | None:  # noqa: ARG002
+    def update_rank(self, shape: tuple[int, ...], options: Group) -> int | None:  # noqa: ARG002
         """Return the rank of the update of a matrix, or None if it is not low."""
         return None
 

@@ -60,7 +60,9 @@ def unit_columns_on_shards(
     R = R.to(factor_dtype(R.dtype))
     by = arithmetic(precision, R.dtype)
     dead = None if left is None else ~left.live
-    squares, scale = yield from in_range_(R, ranks, by, lambda R: ranks.sum(_squares(R)), dead)  # (b, r), (b, r)
+    squares, scale = yield from in_range_(
+        R, ranks, lambda R: ranks.sum(_squares(R)), looks=host_decides(R, ranks, by), dead=dead
+    )  # (b, r), (b, r)
     norm = squares.sqrt()
     live = norm > noise_floor(norm, scale, noise.of_matrix, left, by)
     return Columns(R.mul_(inverse_row(norm, live)), live, norm * scale)
@@ -72,11 +74,6 @@ def overwrite_where_(Q: Tensor, live: Tensor, columns: Tensor) -> None:
         Q.copy_(columns)
     else:
         torch.where(live, columns.to(Q.dtype), Q, out=Q)
-
-
-def diagonal(A: Tensor) -> Tensor:
-    """Return the diagonals (b, r) of A (b, r, r), as a view."""
-    return A.diagonal(dim1=-2, dim2=-1)
 
 
 def inverse_row(norm: Tensor, live: Tensor) -> Tensor:
@@ -122,8 +119,9 @@ def host_decides(B: Tensor, ranks: RowRanks, by: Arithmetic) -> bool:
 def in_range_(
     B: Tensor,
     ranks: RowRanks,
-    by: Arithmetic,
     squares_of: Callable[[Tensor], Computation[Tensor]],
+    *,
+    looks: bool,
     dead: Tensor | None = None,
 ) -> Computation[tuple[Tensor, Tensor]]:
     """Divide columns so that their squares neither overflow nor vanish, unless the host sees that none does.
@@ -131,16 +129,16 @@ def in_range_(
     Args:
         B: this rank's rows of the columns, (b, m/ranks, r), divided in place.
         ranks: the ranks that hold rows.
-        by: the arithmetic.
         squares_of: returns the squares (b, r) of columns, or their Gram matrices (b, r, r).
+        looks: whether the host looks at them, see `host_decides`.
         dead: which columns are known to be zero, (b, r).
 
     Returns:
         the squares or Gram matrices of the divided columns, and what they were divided by, (b, r).
     """
-    if host_decides(B, ranks, by):
+    if looks:
         result = yield from squares_of(B)
-        squares = result if result.ndim == 2 else diagonal(result)
+        squares = result if result.ndim == 2 else torch.linalg.diagonal(result)
         fits = (squares > 1e-30) & (squares < 1e30)
         if bool((fits if dead is None else fits | dead).all()):
             return result, torch.ones_like(squares)

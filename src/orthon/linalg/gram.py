@@ -5,10 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from orthon.linalg.arithmetic import plain_gram
 from orthon.linalg.kernels import symmetric_product
 from orthon.linalg.precision import full_precision
 from orthon.linalg.row_ranks import Computation, RowRanks
+
+
+def plain_gram(B: Tensor) -> Tensor:
+    """Return Bᵀ B (b, r, r) of B (b, m, r), in its own dtype."""
+    with full_precision():
+        return B.mT @ B
 
 
 def gram_sum(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
-from orthon.linalg.columns import Columns, diagonal, host_decides, in_range_, inverse_row, noise_floor
+from orthon.linalg.columns import Columns, host_decides, in_range_, inverse_row, noise_floor
 from orthon.linalg.device import is_readable
 from orthon.linalg.gram import gram_sum
 from orthon.linalg.precision import Noise, factor_dtype, full_precision, rounding_noise
@@ -61,55 +61,60 @@ def orthonormalize_on_shards(
     noise = noise or rounding_noise(B.dtype)
     B = B.to(factor_dtype(B.dtype))
     by = arithmetic(precision, B.dtype)
-    shift = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1] + by.shift
+    shift, looks = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1] + by.shift, host_decides(B, ranks, by)
 
     # First pass. A column that is noise beside the whole matrix is dropped at once.
-    gram, scale = yield from in_range_(B, ranks, by, lambda B: gram_sum(B, ranks, by.rough_gram))  # (b, r, r), (b, r)
-    norm = diagonal(gram).sqrt()  # (b, r)
+    gram, scale = yield from in_range_(B, ranks, lambda B: gram_sum(B, ranks, by.rough_gram), looks=looks)  # (b, r, r)
+    norm = torch.linalg.diagonal(gram).sqrt()  # (b, r)
     size = norm * scale
     floor = noise_floor(norm, scale, noise.of_matrix, left, by)
     live = norm > floor
     relative_noise = torch.clamp(floor / norm, min=max(noise.of_column, by.noise.of_column))  # of a unit column
-    L = _cholesky_(_equilibrated_(gram, norm, live), shift)
-    residual = diagonal(L).clone()  # what is left of a unit column beside the columns before it
-    B = _solve_(B, norm, live, L, by)
+    inverse = inverse_row(norm, live)  # (b, 1, r)
+    L = _cholesky_(_equilibrated_(gram, inverse), shift)
+    residual = torch.linalg.diagonal(L).clone()  # what is left of a unit column beside the columns before it
+    B = _solve_(B, inverse, L, by)
     del gram, L  # each as large as B at full rank
 
     gram = yield from gram_sum(B, ranks, by.rough_gram)
-    norm = diagonal(gram).sqrt()
-    if host_decides(B, ranks, by) and _is_nearly_identity(gram) and bool((residual > 2 * relative_noise).all()):
+    norm = torch.linalg.diagonal(gram).sqrt()
+    inverse = inverse_row(norm, live)
+    if looks and _is_nearly_identity(gram) and bool((residual > 2 * relative_noise).all()):
         residual *= norm
-        L = _cholesky_(_equilibrated_(gram, norm, live), 0.0)
-        return Columns(_solve_(B, norm, live, L, by), live, residual * size)
+        L = _cholesky_(_equilibrated_(gram, inverse), 0.0)
+        return Columns(_solve_(B, inverse, L, by), live, residual * size)
 
     # Second pass. Its factor tells how much of each column is left. A column of which nothing is left is dropped, and
     # the matrix is factored again without it.
-    L = _cholesky_(_equilibrated_(gram.clone(), norm, live), shift)
-    left_over = diagonal(L)
+    L = _cholesky_(_equilibrated_(gram.clone(), inverse), shift)
+    left_over = torch.linalg.diagonal(L)
     residual *= norm * left_over
     before, live = live, live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
     if not _is_known_equal(before, live):
-        L = _cholesky_(_equilibrated_(gram, norm, live), shift)
-    B = _solve_(B, norm, live, L, by)
+        inverse = inverse_row(norm, live)
+        L = _cholesky_(_equilibrated_(gram, inverse), shift)
+    B = _solve_(B, inverse, L, by)
     del gram, L
 
     # Third pass, without a shift. Columns that are still far from orthogonal are noise that had been amplified.
     gram = yield from gram_sum(B, ranks, by.gram, lengths=by.times is not None)
-    norm = diagonal(gram).sqrt()
-    live = live & (diagonal(_cholesky_(_equilibrated_(gram.clone(), norm, live), shift)) > 0.5)
-    L = _cholesky_(_equilibrated_(gram, norm, live), 0.0)
+    norm = torch.linalg.diagonal(gram).sqrt()
+    left_over = torch.linalg.diagonal(_cholesky_(_equilibrated_(gram.clone(), inverse_row(norm, live)), shift))
+    live = live & (left_over > 0.5)
+    inverse = inverse_row(norm, live)
+    L = _cholesky_(_equilibrated_(gram, inverse), 0.0)
     # A matrix for which even this fails (Kahan's, with hundreds of columns) is left out: its columns do not live.
-    sound = torch.linalg.vector_norm(L, dim=(-2, -1)).isfinite() & (diagonal(L) > 0.5).all(-1)
+    sound = torch.linalg.vector_norm(L, dim=(-2, -1)).isfinite() & (torch.linalg.diagonal(L) > 0.5).all(-1)
     live = live & sound[:, None]
     torch.where(sound[:, None, None], L, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device), out=L)
-    B = _correct_(B, norm, live, L, by)
+    B = _correct_(B, inverse_row(norm, live), L, by)
     return Columns(B, live, residual * size)
 
 
 def _is_nearly_identity(gram: Tensor) -> bool:
     """Return whether columns with these Gram matrices become orthonormal in one pass."""
     # In the Frobenius norm, by less than 0.1: the square of the norm less 2·trace, plus r.
-    trace = diagonal(gram).sum(-1)
+    trace = torch.linalg.diagonal(gram).sum(-1)
     return bool((torch.linalg.vector_norm(gram, dim=(-2, -1)).square() - 2 * trace + gram.shape[-1] < 1e-2).all())
 
 
@@ -118,28 +123,27 @@ def _is_known_equal(a: Tensor, b: Tensor) -> bool:
     return is_readable(a) and torch.equal(a, b)
 
 
-def _equilibrated_(gram: Tensor, norm: Tensor, live: Tensor) -> Tensor:
-    """Return the Gram matrix of the columns divided by their norms, with unit rows for dead ones; overwrites it.
+def _equilibrated_(gram: Tensor, inverse: Tensor) -> Tensor:
+    """Return the Gram matrix of the columns times their inverse norms (b, 1, r), with unit rows for dead columns.
 
-    Of `gram` the upper triangle is read. Of the result the lower one is valid.
+    It overwrites `gram`, of which it reads the upper triangle. Of the result the lower one is valid.
     """
-    weight = inverse_row(norm, live)
-    result = gram.mul_(weight).mul_(weight.mT).mT  # column-major, so that LAPACK can work in place
-    diagonal(result).fill_(1)
+    result = gram.mul_(inverse).mul_(inverse.mT).mT  # column-major, so that LAPACK can work in place
+    torch.linalg.diagonal(result).fill_(1)
     return result
 
 
 def _cholesky_(gram: Tensor, shift: float) -> Tensor:
     """Return the lower Cholesky factor of a Gram matrix with a unit diagonal, shifted; overwrites it."""
-    diagonal(gram).fill_(1 + shift)
+    torch.linalg.diagonal(gram).fill_(1 + shift)
     info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(gram, out=(gram, info))
     return gram
 
 
-def _solve_(B: Tensor, norm: Tensor, live: Tensor, L: Tensor, by: Arithmetic) -> Tensor:
-    """Return (B / norm) L⁻ᵀ, with zeros for dead columns; overwrites B."""
-    B.mul_(inverse_row(norm, live))
+def _solve_(B: Tensor, inverse: Tensor, L: Tensor, by: Arithmetic) -> Tensor:
+    """Return (B · inverse) L⁻ᵀ, with the inverse norms (b, 1, r) of the columns, zero for dead ones; overwrites B."""
+    B.mul_(inverse)
     if by.times is not None:
         return by.times(B, _inverted(L))
     with full_precision():
@@ -147,13 +151,13 @@ def _solve_(B: Tensor, norm: Tensor, live: Tensor, L: Tensor, by: Arithmetic) ->
     return B
 
 
-def _correct_(B: Tensor, norm: Tensor, live: Tensor, L: Tensor, by: Arithmetic) -> Tensor:
+def _correct_(B: Tensor, inverse: Tensor, L: Tensor, by: Arithmetic) -> Tensor:
     """Return the same as `_solve_`, for L close to the identity: B + B (L⁻ᵀ − I), so that products err less."""
     if by.correct is None:
-        return _solve_(B, norm, live, L, by)
-    B.mul_(inverse_row(norm, live))
+        return _solve_(B, inverse, L, by)
+    B.mul_(inverse)
     W = _inverted(L)
-    diagonal(W).sub_(1)
+    torch.linalg.diagonal(W).sub_(1)
     return B.add_(by.correct(B, W))
 
 

@@ -59,10 +59,10 @@ class Dion(NamedOptimizer):
             equal at 1/4, and 0.01 higher at full rank. For a square matrix P belongs to the output side either way.
         power_iterations: how often P and Q are refined in one step, at least once.
         precision: the arithmetic of the products that make P orthonormal. "float32" is the most accurate. "bf16x3"
-            splits each number into two of bfloat16: columns are orthonormal up to 1e-5, and directions of relative size
-            6e-5 count as noise. "tf32" is for CUDA devices alone: up to 1e-3, and 4e-3. None chooses: on CUDA devices
-            "tf32" for 16-bit state and "bf16x3" for float32 state, elsewhere "float32". A float64 state is always
-            handled in float64.
+            splits each number into two of bfloat16: columns are orthonormal up to 3e-5, usually to 1e-5, and directions
+            of relative size 6e-5 count as noise. "tf32" is for CUDA devices alone: up to 1e-3, and 4e-3. None chooses:
+            on CUDA devices "tf32" for 16-bit state and "bf16x3" for float32 state, elsewhere "float32". A float64 state
+            is always handled in float64.
         product_dtype: the dtype of the four large products M Q, Mᵀ P, P Rᵀ and P Qᵀ. None is the dtype of the state, or
             float32 for float16 state. torch.bfloat16 is faster for float32 state where the hardware multiplies in it:
             on GPUs, and on CPUs with AMX. M and the weights stay in float32 then, but what is added to them is rounded

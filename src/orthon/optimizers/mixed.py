@@ -124,7 +124,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         plan = self._planner.plan(self.param_groups, self.state)
         capture = self._capture(plan.members) if is_capturing() else None
-        scale = LossScale.given_to(self)
+        scale = LossScale(getattr(self, "found_inf", None), getattr(self, "grad_scale", None))
         gates = self._gates(plan, scale)
         is_new = plan.is_new
         if is_new:

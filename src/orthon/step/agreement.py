@@ -18,6 +18,8 @@ _NOISE = 1e-6  # relative to the largest of them
 class Agreement:
     """Sets of ranks that update parameters together, and what each set must agree on in every step.
 
+    `is_alone` tells whether no other rank updates any of the parameters.
+
     Args:
         members: all parameters, as this rank knows them at its first step with them.
         owner: the optimizer, for errors.
@@ -34,6 +36,7 @@ class Agreement:
             for own in sorted(places.values(), key=lambda own: members[own[0]].layout.everyone.size)
             if members[own[0]].layout.everyone.size > 1
         ]
+        self.is_alone = not self._sets
 
     def spread(self, members: Sequence[Member], names: Sequence[str]) -> list[str]:
         """Return the names that any of the ranks gives, after making sure that they agree.
@@ -73,7 +76,7 @@ class Agreement:
         """
         copies: dict[tuple[int, ...], tuple[Ranks, list[Member]]] = {}
         for member in members:
-            ranks = member.layout.alike(averages=member.averages)
+            ranks = member.layout.copies(unsynced=member.averages)
             copies.setdefault(ranks.ranks, (ranks, []))[1].append(member)
         names = [name for ranks, alike in copies.values() if ranks.size > 1 for name in _unequal(alike, ranks)]
         if self._sets:

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import torch
 
-from orthon.algorithms.batch import Buffers
-from orthon.sharding import Layout, Share, Stack, deal
+from orthon.algorithms.lr_scale import lr_factor
+from orthon.sharding import Job, Layout, Stack, deal
 from orthon.step.member import Member
 
 # One batch holds at most this many bytes of gradients, or a single parameter, and so few that its update takes at most
@@ -40,7 +40,7 @@ class Piece:
         """Whether it is the parameter as it lies in memory."""
         return self.stack is None or cast(Any, self.member.matrices).is_plain
 
-    @property
+    @cached_property
     def compressed(self) -> bool:
         """Whether the rule averages over the replicas with less than the gradient."""
         return self.stack is not None and self.member.compresses(self.stack)
@@ -58,12 +58,12 @@ class PlannedBatch:
     Attributes:
         pieces: of the batch.
         owners: for each matrix who works on the whole of it, for a rule that gives each to one of the ranks.
-        buffers: where the batch keeps its state.
+        memo: what is found about the batch in a step, and holds in the next ones.
     """
 
     pieces: list[Piece]
     owners: list[int] | None = None
-    buffers: Buffers = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class PlannedBatch:
         first = self.pieces[0]
         return (first.layout.replicas if first.stack is None else first.layout.everyone).ranks
 
-    @property
+    @cached_property
     def kind(self) -> tuple[int, int]:
         """What batches that make the same collectives have in common."""
         return id(self.pieces[0].layout), id(self.pieces[0].member.group)
@@ -80,6 +80,17 @@ class PlannedBatch:
     def is_plain(self) -> bool:
         """Whether all pieces are parameters as they lie in memory."""
         return all(piece.is_plain for piece in self.pieces)
+
+    @cached_property
+    def of_matrices(self) -> bool:
+        """Whether they are matrices, all of one shape."""
+        return self.pieces[0].member.rule.work.takes_matrices
+
+    @cached_property
+    def scale(self) -> float:
+        """The factor of lr that follows from the shape of the matrices; 1 for what is none."""
+        first = self.pieces[0]
+        return lr_factor(first.member.group["lr_scale"], *first.layout.shape) if self.of_matrices else 1.0
 
 
 def batches(members: Iterable[Member]) -> list[PlannedBatch]:
@@ -101,8 +112,8 @@ def batches(members: Iterable[Member]) -> list[PlannedBatch]:
                 alike[(*kind, id(stack.layout), together)].append(Piece(member, stack))
     parts = [part for together in alike.values() for part in _capped(together)]
     # Alone, a rank has nothing to deal out.
-    whole = {i: share for i, part in enumerate(parts) if (share := _share(part)) is not None}
-    owners = dict(zip(whole, deal(list(whole.values())), strict=True))
+    jobs = {i: job for i, part in enumerate(parts) if (job := _job(part)) is not None}
+    owners = dict(zip(jobs, deal(list(jobs.values())), strict=True))
     return [PlannedBatch(part, owners.get(i)) for i, part in enumerate(parts)]
 
 
@@ -136,12 +147,12 @@ def _capped(together: list[Piece]) -> Iterator[list[Piece]]:
 
 
 def _bytes(layout: Layout, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest part that a rank has."""
-    return math.prod(layout.largest) * dtype.itemsize
+    """Return the bytes of the largest shard that a rank has."""
+    return math.prod(layout.largest_shard) * dtype.itemsize
 
 
-def _share(pieces: list[Piece]) -> Share | None:
-    """Return what there is to deal out of a batch; None if there is nothing."""
+def _job(pieces: list[Piece]) -> Job | None:
+    """Return the work on the matrices of a batch that is dealt out to owners; None if there is none."""
     layout, group, work = pieces[0].layout, pieces[0].member.group, pieces[0].member.rule.work
     if not work.takes_matrices or layout.everyone.size == 1:
         return None
@@ -149,4 +160,4 @@ def _share(pieces: list[Piece]) -> Share | None:
     if cost is None:
         return None
     count = sum(piece.count for piece in pieces)
-    return Share(layout, count, cost, is_joint=work.route(layout, count, group) == "shards")
+    return Job(layout, count, cost, is_joint=work.route(layout, count, group) == "shards")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from orthon.sharding import local
 from orthon.step.agreement import Agreement
-from orthon.step.finite import Gradients
+from orthon.step.gradients import Gradients
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 
@@ -39,7 +39,9 @@ def shut_gates(
 
 def refuse_nonfinite(members: list[Member], gradients: Gradients, agreement: Agreement) -> None:
     """Raise a FloatingPointError on all ranks if a gradient of any of them is not finite."""
-    bad = agreement.spread(members, gradients.nonfinite())
+    bad = gradients.nonfinite()
+    if not agreement.is_alone:
+        bad = agreement.spread(members, bad)
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise FloatingPointError(

@@ -26,19 +26,12 @@ class LossScale:
     found_inf: Tensor | None = None
     divisor: Tensor | None = None
 
-    @classmethod
-    def given_to(cls, optimizer: torch.optim.Optimizer) -> "LossScale":
-        """Return what the scaler has set on the optimizer, where it sets it for one step alone."""
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None:
-            found_inf = torch.as_tensor(found_inf)  # it is the number 0 where the rank has no gradients
-        return cls(found_inf, getattr(optimizer, "grad_scale", None))
-
     def allows(self, device: torch.device) -> Tensor:
         """Return whether the scaler has found the gradients finite, a boolean on the device."""
         if self.found_inf is None:
             return torch.ones((), dtype=torch.bool, device=device)
-        return (self.found_inf == 0).to(device).reshape(())
+        found_inf = torch.as_tensor(self.found_inf)  # the number 0 where the rank has no gradients
+        return (found_inf == 0).to(device).reshape(())
 
     def unscaled(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Return gradients, which lie on one device, in their own size.

@@ -38,14 +38,18 @@ class Member:
     averages: bool
 
     def __post_init__(self) -> None:
-        self._spec = self.param._spec if is_dtensor(self.param) else None
+        self._type: Any = type(self.param)
+        param: Any = self.param
+        self._spec = param._spec if is_dtensor(param) else None
 
     def lies_as_before(self) -> bool:
         """Return whether the parameter surely lies as its layout says. It is quick, and may miss some that do."""
-        param, layout = self.param, self.layout
-        if layout.mesh is None:
-            return param.shape == layout.shape and param.device == layout.device and not is_dtensor(param)
-        return is_dtensor(param) and param._spec is self._spec and param.device == layout.device
+        param: Any = self.param
+        if type(param) is not self._type or param.device != self.layout.device:
+            return False
+        if self._spec is not None:
+            return bool(param._spec is self._spec)
+        return bool(param.shape == self.layout.shape)
 
     def compresses(self, stack: Stack) -> bool:
         """Return whether the rule averages over the replicas with less than the gradients of these matrices."""

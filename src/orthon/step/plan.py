@@ -11,9 +11,8 @@ from orthon.algorithms import RULES
 from orthon.sharding import Layouts, run, takes_part
 from orthon.step.agreement import Agreement
 from orthon.step.batches import PlannedBatch, batches, in_sets
-from orthon.step.finite import Gradients
 from orthon.step.gates import Gates
-from orthon.step.gradients import take_gradients
+from orthon.step.gradients import Gradients, take_gradients
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.names import parameter_names
@@ -52,7 +51,7 @@ class Planner:
     """Makes the plan of a step, anew where something that it depends on has changed. `plan` decides that alone.
 
     Args:
-        replicas: the ranks that train copies, if the meshes do not tell.
+        replicas: the ranks that train on other data, if the user names them.
         sync_gradients: whether each rank's gradients are its own. A missing one counts as zero then.
         owner: the optimizer, for errors.
     """
@@ -78,9 +77,15 @@ class Planner:
         Raises:
             TypeError, ValueError, NotImplementedError: for a parameter that cannot be updated.
         """
-        known = [self._of_group(index, group) for index, group in enumerate(groups)]
-        if len(known) != len(self._known) or any(new is not old for new, old in zip(known, self._known, strict=True)):
-            self._known, self._members = known, [member for of_group in known for member in of_group.members]
+        changed = len(groups) != len(self._known)
+        for index, group in enumerate(groups):
+            if index < len(self._known) and self._known[index].is_valid(group, self.layouts):
+                continue
+            changed = True
+            self._known[index : index + 1] = [_KnownGroup.of(group, list(self._made(index, group)))]
+        if changed:
+            del self._known[len(groups) :]
+            self._members = [member for known in self._known for member in known.members]
         take_gradients(self._members, self._owner)
         return self._members
 
@@ -91,7 +96,9 @@ class Planner:
             RuntimeError: if parameters have been replaced whose state would be lost.
         """
         members = self.members(groups)
-        kinds = [member.grad if member.grad is None else (member.grad.dtype, member.grad.device) for member in members]
+        kinds: list[Any] = []
+        for member in members:
+            kinds.append(None if member.grad is None else (member.grad.dtype, member.grad.device))
         plan = self._plan
         if plan is not None and plan.members is members and kinds == self._kinds:
             return plan
@@ -129,20 +136,13 @@ class Planner:
             self._stepped, self._named = plan, {member.name: member.param for member in plan.members}
         plan.is_new = False
 
-    def _of_group(self, index: int, group: dict[str, Any]) -> "_KnownGroup":
-        known = self._known[index] if index < len(self._known) else None
-        if known is not None and known.is_valid(group, self.layouts):
-            return known
-        options = [group[name] for name in RULES[group["algorithm"]].options if name not in _CHANGING]
-        return _KnownGroup(group, list(group["params"]), options, list(self._made(index, group)))
-
     def _made(self, index: int, group: dict[str, Any]) -> Iterator[Member]:
         rule = RULES[group["algorithm"]]
         for name, param in zip(parameter_names(group, index), group["params"], strict=True):
             if not takes_part(param):
                 continue
             try:
-                layout = self.layouts(param)
+                layout = self.layouts.of(param)
                 matrices = self.layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
                 for stack in () if matrices is None else matrices.stacks:
                     rule.work.check_layout(stack.layout, group)
@@ -176,16 +176,28 @@ class _KnownGroup:
 
     group: dict[str, Any]
     params: list[Tensor]
-    options: list[Any]
+    options: list[tuple[str, Any]]
     members: list[Member]
+
+    @classmethod
+    def of(cls, group: dict[str, Any], members: list[Member]) -> "_KnownGroup":
+        """Return what is to be remembered of a group."""
+        names = RULES[group["algorithm"]].options.keys() - _CHANGING
+        return cls(
+            group, list(group["params"]), [("algorithm", group["algorithm"]), *((n, group[n]) for n in names)], members
+        )
 
     def is_valid(self, group: dict[str, Any], layouts: Layouts) -> bool:
         """Return whether the members can be used again."""
-        options = [group[name] for name in RULES[group["algorithm"]].options if name not in _CHANGING]
-        return (
-            self.group is group
-            and self.options == options
-            and len(self.params) == len(group["params"])
-            and all(new is old for new, old in zip(group["params"], self.params, strict=True))
-            and all(m.lies_as_before() or layouts(m.param) is m.layout for m in self.members)
-        )
+        if self.group is not group or len(self.params) != len(group["params"]):
+            return False
+        for name, value in self.options:
+            if group[name] != value:
+                return False
+        for old, new in zip(self.params, group["params"], strict=True):
+            if old is not new:
+                return False
+        for member in self.members:
+            if not member.lies_as_before() and layouts.of(member.param) is not member.layout:
+                return False
+        return True

@@ -31,7 +31,7 @@ def update(
     first = planned.pieces[0]
     rule, options, layout = first.member.rule, first.member.group, first.layout
     opened = _Opened(planned, states)
-    grads = scale.unscaled(opened.grads)  # replicas may differ in it
+    grads = opened.grads if scale.divisor is None else scale.unscaled(opened.grads)  # replicas may differ in it
     if first.member.averages and not first.compressed:
         grads = yield from _averaged(grads, layout.replicas)
     gate = gates.get(grads[0].device)
@@ -45,18 +45,27 @@ def update(
         grads=grads,
         state=opened.states,
         owners=planned.owners,
-        of_matrices=rule.work.takes_matrices,
+        of_matrices=planned.of_matrices,
         unsynced=first.compressed,
         gate=gate,
-        buffers=planned.buffers,
+        scale=planned.scale,
+        memo=planned.memo,
         seal=None if gate is None else Seal(opened.written, rule.name),
     )
     steps = rule.update(batch)
     if steps is not None:
-        yield from steps
+        yield from steps if batch.seal is None else _watched(steps, batch.seal)
     if batch.seal is not None:
         batch.seal.check()
     opened.close()
+
+
+def _watched(steps: Step[None], seal: Seal) -> Step[None]:
+    """Go through the steps of a rule. Other batches may write to the same parameters while it pauses."""
+    for _ in steps:
+        seal.check()
+        yield
+        seal.renew()
 
 
 class _Opened:
@@ -64,26 +73,27 @@ class _Opened:
 
     def __init__(self, planned: PlannedBatch, states: MutableMapping[Tensor, dict[str, Any]]) -> None:
         self._views: list[_Viewed] = []
-        members = [piece.member for piece in planned.pieces]
-        if planned.is_plain:
-            self.names = [member.name for member in members]
-            self.states = [states[member.param] for member in members]
-            if members[0].layout.mesh is None:
-                self.weights = [member.param for member in members]
-                self.grads = [cast(Tensor, member.grad) for member in members]
-            else:
-                fit = [member.layout.fit for member in members]
-                self.weights = [each(local(member.param)) for each, member in zip(fit, members, strict=True)]
-                self.grads = [each(cast(Tensor, member.grad)) for each, member in zip(fit, members, strict=True)]
-            return
-        self.names, self.states, self.weights, self.grads = [], [], [], []
-        for piece, member in zip(planned.pieces, members, strict=True):
-            view = _Viewed(piece, member.layout.fit(local(member.param)), states[member.param])
+        self.names: list[str] = []
+        self.weights: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        self.states: list[dict[str, Any]] = []
+        for piece in planned.pieces:
+            member = piece.member
+            weight, grad, state = member.param, cast(Tensor, member.grad), states[member.param]
+            if member.layout.mesh is not None:
+                weight, grad = member.layout.fit(local(weight)), member.layout.fit(grad)
+            if planned.is_plain:
+                self.names.append(member.name)
+                self.weights.append(weight)
+                self.grads.append(grad)
+                self.states.append(state)
+                continue
+            view = _Viewed(piece, weight, state)
             self._views.append(view)
             self.names += view.names
-            self.states += view.states
             self.weights += view.weights
-            self.grads += view.open(member.layout.fit(cast(Tensor, member.grad)))
+            self.grads += view.open(grad)
+            self.states += view.states
 
     def written(self) -> list[Tensor]:
         """Return all that a rule may write to by the verbs of its batch."""

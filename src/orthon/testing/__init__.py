@@ -1,10 +1,11 @@
 """For authors of update rules: hold a rule to one process on every layout, and to its formulas.
 
-    from orthon.testing import check_rule
+    from orthon.testing import check_rule, references
 
-    print(check_rule("dion", reference=orthon.testing.references.dion))
+    print(check_rule("dion", reference=references.dion))
 
-It needs torch alone, and starts the processes that it needs itself.
+It needs torch alone, and starts the processes that it needs itself. A rule of your own is checked in the same way, once
+it is registered; `references` shows how a reference looks.
 """
 
 from orthon.testing import references

@@ -145,7 +145,14 @@ class Pool:
             ours, theirs = socket.socketpair()
             with theirs, self._stderr(rank).open("wb") as stderr:
                 process = subprocess.Popen(
-                    [sys.executable, "-c", _PROGRAM, str(rank), str(theirs.fileno()), json.dumps(sys.path)],
+                    [
+                        sys.executable,
+                        "-c",
+                        _PROGRAM,
+                        str(rank),
+                        str(theirs.fileno()),
+                        json.dumps(list(map(str, sys.path))),
+                    ],
                     stdin=subprocess.DEVNULL,
                     stderr=stderr,
                     pass_fds=[theirs.fileno()],

@@ -176,6 +176,15 @@ def _uphill(G: Tensor, group: Group) -> Tensor:
     return -G if group["maximize"] else G
 
 
+# Those of matrices take the way to find factors besides.
+OF_MATRICES: dict[str, Callable[[Tensor, Tensor, State, Group, Factors], Tensor]] = {
+    "dion": dion,
+    "muon": muon,
+    "normuon": normuon,
+    "dion2": dion2,
+    "dion3": dion3,
+}
+
 REFERENCES: dict[str, Reference] = {
     "dion": dion,
     "muon": muon,

@@ -1,1 +1,1 @@
-"""The trainer: `orthon train` and `orthon compare`."""
+"""The trainer: `orthon train`, `orthon compare` and `orthon convert`."""

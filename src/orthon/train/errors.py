@@ -1,13 +1,13 @@
-"""The ways in which a command can end early."""
+"""The errors that end a command early."""
 
 
 class UserError(ValueError):
-    """The user can put it right: wrong settings, paths or files. Shown as one line, exit code 2."""
+    """A mistake that the user can correct: wrong settings, paths or files. Shown as one line; exit code 2."""
 
 
 class TrainingError(RuntimeError):
-    """The training itself went wrong. Shown as one line, exit code 1."""
+    """The training itself went wrong. Shown as one line; exit code 1."""
 
 
 class DivergedError(TrainingError):
-    """A loss or a gradient is no number: a result, too, where runs are compared."""
+    """A loss or a gradient is not finite. In a comparison of runs this counts as a result."""

@@ -3,11 +3,15 @@
 A Triton kernel is used only where it has been measured to be faster, which so far is nowhere.
 """
 
-from orthon.linalg.kernels.add_and_multiply import add_and_multiply_
-from orthon.linalg.kernels.products import product
-from orthon.linalg.kernels.subtract_product import subtract_product_
-from orthon.linalg.kernels.sums import SMALL, add_each, mix_each
-from orthon.linalg.kernels.symmetric_product import symmetric_product
+from orthon.linalg.kernels.products import (
+    SMALL,
+    add_and_multiply_,
+    add_each,
+    mix_each,
+    product,
+    subtract_product_,
+    symmetric_product,
+)
 
 __all__ = [
     "SMALL",

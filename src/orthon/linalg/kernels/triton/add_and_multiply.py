@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from orthon.linalg.kernels.sums import add_each
+from orthon.linalg.kernels.products import add_each
 from orthon.linalg.kernels.triton.tiles import dot_precision
 
 # One program computes this many rows of the product, which stay in registers. It reads this many bytes of each row of M

@@ -1,0 +1,76 @@
+"""The manifest of a checkpoint, in JSON: how far the run was, and which files hold the rest."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+FORMAT = "orthon checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digest:
+    """Size and hash that a file must have."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Digest":
+        """The digest of a file as it is now."""
+        with path.open("rb") as file:
+            return cls(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=os.fstat(file.fileno()).st_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """How far a run was. The schedule and the order of the text follow from the step and the settings."""
+
+    step: int  # number of steps done
+    sequences: int  # number of sequences that these steps have read
+    seconds: float  # of training
+    config: dict[str, Any]  # settings, by dotted name
+    corpus: str  # fingerprint of the text
+    files: Mapping[str, Digest] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write it, and wait until it is on the disk."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        with path.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is damaged, or not from this trainer. The message is to follow "the checkpoint …".
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its {NAME} is not JSON") from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise ValueError(f"its {NAME} is not of an orthon run")
+        version = content.pop("version", None)
+        if version != VERSION:
+            raise ValueError(f"it has version {version} of the format, and this Orthon reads {VERSION}")
+        try:
+            files = {name: Digest(**digest) for name, digest in content.pop("files").items()}
+            manifest = cls(**content, files=files)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"its {NAME} lacks entries or has others") from error
+        if not (isinstance(manifest.step, int) and isinstance(manifest.config, dict)):
+            raise ValueError(f"its {NAME} has entries of another kind")
+        for name in files:
+            if name in ("", ".", "..", NAME) or set(name) & set("/\\\0"):
+                raise ValueError(f"its {NAME} names a file {name!r} that cannot be one of its own")
+        return manifest

@@ -1,0 +1,108 @@
+"""Find the newest checkpoint of a run that is whole."""
+
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orthon.saving import SafeReader
+from orthon.train.checkpoints.manifest import NAME, Digest, Manifest
+from orthon.train.errors import UserError
+from orthon.train.processes.ranks import Processes
+
+METADATA = ".metadata"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole."""
+
+    path: Path
+    manifest: Manifest
+
+
+def folder(directory: Path, step: int) -> Path:
+    """The folder for the checkpoint of a step."""
+    return directory / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The folders in the directory of a run whose names are those of checkpoints, oldest first."""
+    found = (directory / "checkpoints").glob("step-*")
+    named = [path for path in found if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest_checkpoint(
+    directory: Path, ranks: Processes, say: Callable[[str], None], *, required: bool = False
+) -> Checkpoint | None:
+    """The newest checkpoint of a run that is whole. All ranks call it together, and each reads a part of the files.
+
+    Args:
+        directory: Of the run.
+        ranks: Who takes part.
+        say: Gets a line for each checkpoint that is skipped.
+        required: Whether there must be one.
+
+    Returns:
+        None if no checkpoint is whole.
+
+    Raises:
+        UserError: No checkpoint is whole, and one is required.
+    """
+    skipped: list[str] = []
+    good = None
+    for path in reversed(ranks.on_main(lambda: checkpoints(directory))):
+        manifest, fault = ranks.on_main(lambda path=path: _look_at(path))  # type: ignore[misc]
+        if manifest is not None:
+            mine = sorted(manifest.files)[ranks.rank :: ranks.world]
+            changed = _first_changed(path, manifest, mine)
+            fault = next(filter(None, ranks.gather(changed)), None)
+        if manifest is not None and fault is None:
+            good = Checkpoint(path, manifest)
+            break
+        skipped.append(f"checkpoint {path} is skipped ({fault})")
+    if good is None and required:
+        raise UserError("; ".join([f"there is no checkpoint in {directory} to go on from", *skipped]))
+    for line in skipped:
+        say(f"{line}: {'beginning anew' if good is None else f'going on from {good.path}'}")
+    return good
+
+
+def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
+    """The manifest of a checkpoint, or else what is wrong with it. The content of large files is not read."""
+    try:
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            raise ValueError("it is not a folder")
+        for entry in sorted(path.iterdir()):
+            if not stat.S_ISREG(entry.lstat().st_mode):
+                raise ValueError(f"{entry.name} in it is not a plain file")
+        manifest = Manifest.read(path / NAME)
+        if path != folder(path.parent.parent, manifest.step):
+            raise ValueError(f"its {NAME} is of step {manifest.step}")
+        if METADATA not in manifest.files:
+            raise ValueError(f"its {NAME} names no {METADATA}")
+        for name, written in manifest.files.items():
+            size = (path / name).stat().st_size
+            if size != written.bytes:
+                raise ValueError(f"its {name} has {size} bytes instead of {written.bytes}")
+        if Digest.of(path / METADATA) != manifest.files[METADATA]:
+            raise ValueError(f"its {METADATA} has changed since it was written")
+        SafeReader(path).read_metadata()
+    except FileNotFoundError as error:
+        return None, f"it has no {Path(error.filename).name}"
+    except Exception as error:  # damaged bytes can raise anything
+        return None, " ".join(str(error).removeprefix(f"checkpoint {path}: ").split())
+    return manifest, None
+
+
+def _first_changed(path: Path, manifest: Manifest, names: list[str]) -> str | None:
+    """What is wrong with the first of these files whose content is not what was written; None if all are right."""
+    for name in names:
+        try:
+            if Digest.of(path / name) != manifest.files[name]:
+                return f"its {name} has changed since it was written"
+        except OSError as error:
+            return f"its {name} cannot be read: {error.strerror}"
+    return None

@@ -1,0 +1,72 @@
+"""Continue a run from a checkpoint, and decide which settings may change then."""
+
+from typing import Any
+
+from orthon.train.checkpoints.newest import Checkpoint
+from orthon.train.checkpoints.state import load_run_state
+from orthon.train.errors import UserError
+from orthon.train.settings.file import as_plain, flatten
+from orthon.train.settings.run import TrainConfig
+from orthon.train.step.training import Training
+
+# Settings that may change when a run is continued. With others, the numbers so far would mean something else.
+CHANGEABLE = {
+    "steps",
+    "schedule.warmup",
+    "schedule.decay",
+    "schedule.final",
+    "device",
+    "mesh.dp_replicate",
+    "mesh.dp_shard",
+    "mesh.tp",
+    "optimizer.rank_fraction",
+    "optimizer.compressed_sync",
+    "activation_checkpointing",
+    "log_every",
+    "validate_every",
+    "save_every",
+    "keep_checkpoints",
+    "sample_tokens",
+}
+
+
+def refuse_differences(before: dict[str, Any], config: TrainConfig, whose: str) -> None:
+    """Refuse settings that differ in more than those that may change.
+
+    Args:
+        before: The settings so far, by dotted name.
+        config: The settings to continue with.
+        whose: Where the settings so far come from, for the error.
+
+    Raises:
+        UserError: A setting differs that may not; it names the first one.
+    """
+    now = flatten(as_plain(config))
+    for name in sorted(before.keys() | now.keys()):
+        if name not in CHANGEABLE and before.get(name) != now.get(name):
+            raise UserError(f"{whose} has {name} {before.get(name)}, which cannot become {now.get(name)}")
+
+
+def restore(checkpoint: Checkpoint, training: Training, config: TrainConfig, corpus: str) -> None:
+    """Load a checkpoint into a training that has just been built. All ranks call it together.
+
+    Args:
+        checkpoint: From `newest_checkpoint`.
+        training: Built from the same settings, on any number of ranks. Changed in place.
+        config: Its settings.
+        corpus: Fingerprint of its text.
+
+    Raises:
+        UserError: The checkpoint belongs to another model, optimizer or text.
+    """
+    path, manifest = checkpoint.path, checkpoint.manifest
+    refuse_differences(manifest.config, config, f"checkpoint {path}")
+    if manifest.corpus != corpus:
+        raise UserError(f"checkpoint {path} was trained on another text: the files of data.source have changed")
+    try:
+        load_run_state(path, training)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path} does not fit this model and optimizer: {reason}") from error
+    training.step = manifest.step
+    training.clock.seconds = manifest.seconds

@@ -1,0 +1,1 @@
+"""The command line: `orthon train`, `orthon compare` and `orthon convert`."""

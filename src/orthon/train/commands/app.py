@@ -1,0 +1,56 @@
+"""The commands, by name.
+
+A command is imported only when it is called, so that the general help and errors need not wait for transformers.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
+
+from orthon.train.errors import UserError
+from orthon.train.settings.base import in_words
+
+app = App(
+    name="orthon",
+    help="Train a LLaMA with optimizers whose updates are orthonormal.",
+    version=f"orthon {importlib.metadata.version('orthon')}",
+    default_parameter=Parameter(allow_repeating=True),  # the last one counts
+    help_format="markdown",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+app.command(
+    "orthon.train.commands.train:train",
+    name="train",
+    help="Train once: loss curve, checkpoints, a sample of what the model writes.",
+)
+app.command(
+    "orthon.train.commands.compare:compare",
+    name="compare",
+    help="Train with several optimizers on the same text: a table and a picture. Called again, it goes on.",
+)
+app.command(
+    "orthon.train.commands.convert:convert",
+    name="convert",
+    help="Convert states of other packages' optimizers to one that orthon's optimizers load.",
+)
+
+
+def carry_out(words: Sequence[str]) -> None:
+    """Carry out the command that the words name.
+
+    Raises:
+        UserError: The words are not a command with its settings, or the command refuses them.
+        TrainingError: The training went wrong.
+    """
+    try:
+        app(words)
+    except CycloptsError as error:
+        cause = error.__cause__
+        if isinstance(cause, ValidationError) and error.argument is not None:
+            raise UserError(in_words(cause, error.argument.hint)) from error
+        raise UserError(str(error)) from error

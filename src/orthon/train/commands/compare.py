@@ -1,0 +1,140 @@
+"""`orthon compare`: several optimizers on the same text, in a table and a picture."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from pydantic import model_validator
+from rich.console import Console
+
+from orthon.train.checkpoints.newest import newest_checkpoint
+from orthon.train.commands.comparison import Planned, plan
+from orthon.train.commands.comparison_report import (
+    Result,
+    best_of_each,
+    comparison_table,
+    sweep_lines,
+    target_loss,
+    write_markdown,
+)
+from orthon.train.errors import DivergedError, UserError
+from orthon.train.processes.ranks import Processes, join_ranks
+from orthon.train.results.directory import CONFIG, Summary, read_summary, write_summary
+from orthon.train.results.metrics import read_metrics
+from orthon.train.run.run import Run
+from orthon.train.settings.base import Settings
+from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
+from orthon.train.settings.run import CompareConfig, TrainConfig
+from orthon.train.text.corpus import load_corpus
+from orthon.train.text.tokens import Corpus
+
+PICTURE = "comparison.png"
+TABLE = "comparison.md"
+
+
+class CompareCommand(Settings):
+    """The words of `orthon compare`."""
+
+    out: Path = Path("runs/compare")
+    """Directory for the results. Each run has a directory in it."""
+    config: Path | None = None
+    """YAML file with settings. Flags override it."""
+    settings: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_file(cls, given: dict[str, Any]) -> dict[str, Any]:
+        path = given.get("config")
+        return given if path is None else settings_over_file(given, Path(path), CompareConfig)
+
+
+def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = CompareCommand()) -> None:  # noqa: B008  # frozen
+    """Do the runs that are missing, and show the results of all.
+
+    Raises:
+        UserError: The settings cannot be used, or do not fit the runs that are there; nothing is written.
+    """
+    console = Console(highlight=False)
+    ranks = join_ranks(command.settings)
+    planned, corpus = ranks.together(lambda: (plan(command.settings, command.out), load_corpus(command.settings.data)))
+    done = ranks.on_main(lambda: [_summary(one, corpus) for one in planned])
+    console.print(
+        f"{len(planned)} runs, {len(planned) - done.count(None)} already done; text: {corpus.description}",
+        soft_wrap=True,
+    )
+
+    results = []
+    for number, (one, summary) in enumerate(zip(planned, done, strict=True), start=1):
+        if summary is None:
+            console.print(f"\\[{number}/{len(planned)}] {one.label}, lr {one.lr:g}")
+            summary = _train(one, corpus, ranks, console)
+        if summary is None:
+            console.print("stopped; the same command goes on from here")
+            return
+        records = ranks.on_main(lambda one=one: read_metrics(one.directory))  # type: ignore[misc]
+        results.append(Result(one.label, one.lr, summary, records))
+    ranks.on_main(lambda: _report(results, command, console))
+
+
+def _summary(one: Planned, corpus: Corpus) -> Summary | None:
+    """The summary of a run, or None if the run has not begun or is not complete.
+
+    Raises:
+        UserError: Its directory holds another run, or files that belong to no run.
+    """
+    if not one.directory.exists() or not any(one.directory.iterdir()):
+        return None
+    if not (one.directory / CONFIG).exists():
+        raise UserError(f"{one.directory} is not empty, but holds no run; choose another --out")
+    before = flatten(as_plain(read_config(one.directory / CONFIG, TrainConfig)))
+    now = flatten(as_plain(one.config))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{one.directory} holds a run with {name} {before.get(name)}, not {now.get(name)}; choose another --out"
+            )
+    summary = read_summary(one.directory)
+    if summary is not None and summary.corpus != corpus.fingerprint:
+        raise UserError(f"{one.directory} holds a run on another text; choose another --out")
+    return summary
+
+
+def _train(one: Planned, corpus: Corpus, ranks: Processes, console: Console) -> Summary | None:
+    checkpoint = newest_checkpoint(one.directory, ranks, partial(console.print, markup=False, soft_wrap=True))
+    run = Run(one.config, one.directory, corpus, checkpoint, ranks)
+    try:
+        return run.train(console)
+    except DivergedError as error:  # that a learning rate is too high is a result
+        console.print(str(error), markup=False, soft_wrap=True)
+        summary = Summary(
+            steps=run.training.step,
+            val_loss=math.inf,
+            seconds=run.training.clock.seconds,
+            optimizer_share=math.nan,
+            state_bytes=run.training.optimizers.state_bytes(),
+            corpus=corpus.fingerprint,
+            sample="",
+        )
+        ranks.on_main(lambda: write_summary(one.directory, summary))
+        return summary
+
+
+def _report(results: list[Result], command: CompareCommand, console: Console) -> None:
+    from orthon.train.results.plots import (
+        plot_comparison,  # here: matplotlib takes long to import, and rank 0 alone plots
+    )
+
+    settings = command.settings
+    best = best_of_each(results)
+    target = settings.target if settings.target is not None else target_loss(best)
+    console.print("\n".join(["", *sweep_lines(results)]), soft_wrap=True)
+    console.print(comparison_table(best, target))
+    write_markdown(command.out / TABLE, best, target)
+    title = f"LLaMA {settings.model.size}, {settings.steps} steps of {settings.batch_size} sequences"
+    plot_comparison(command.out / PICTURE, title, {result.label: result.records for result in best})
+    winner = min(best, key=lambda result: result.summary.val_loss)
+    if winner.summary.sample:
+        console.print(f"\n{winner.label} writes (after ▮):\n{winner.summary.sample}\n", markup=False, soft_wrap=True)
+    console.print(f"results in {command.out}: {PICTURE}, {TABLE}, and a directory for each run", soft_wrap=True)

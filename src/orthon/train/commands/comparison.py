@@ -1,0 +1,66 @@
+"""The runs of a comparison: one for each optimizer and learning rate."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
+
+from orthon.train.errors import UserError
+from orthon.train.settings.base import check
+from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
+from orthon.train.settings.run import CompareConfig, RunConfig, TrainConfig
+from orthon.train.step.optimizers import full_lr, settle
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a comparison."""
+
+    label: str  # of the optimizer, as in the settings
+    lr: float  # of the hidden matrices
+    config: TrainConfig
+    directory: Path
+
+
+def plan(config: CompareConfig, directory: Path) -> list[Planned]:
+    """All runs of a comparison. They differ in the rule for the hidden matrices and its learning rate alone.
+
+    Raises:
+        UserError: An optimizer is unknown, or has a fraction that it does not take.
+    """
+    shared = {name: getattr(config, name) for name in RunConfig.model_fields}
+    planned = []
+    for label in config.optimizers:
+        base = settle(parse_optimizer(label, config))
+        for factor in config.sweep:
+            lr = factor * full_lr(base)
+            name = f"{label.replace(':', '-').replace('/', '_')}-lr{lr:g}"
+            run = TrainConfig(**shared, optimizer=base.model_copy(update={"lr": lr}))
+            planned.append(Planned(label, lr, run, directory / name))
+    return planned
+
+
+def parse_optimizer(label: str, config: CompareConfig) -> OptimizerConfig:
+    """The optimizer that `name` or `name:fraction` means; the fraction is written as 1/16 or 0.0625.
+
+    Raises:
+        UserError: The label is neither, or the fraction is not allowed.
+    """
+    name, colon, fraction = label.partition(":")
+    if name not in get_args(OptimizerName):
+        raise UserError(f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {label!r}")
+    settings: dict[str, Any] = {
+        "name": name,
+        "scalar_lr": config.scalar_lr,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+    }
+    if colon:
+        setting = FRACTIONS.get(name)  # type: ignore[call-overload]  # checked above
+        if setting is None:
+            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {label!r}")
+        try:
+            settings[setting] = float(Fraction(fraction))
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {label!r}") from error
+    return check(OptimizerConfig, settings, under="optimizer")

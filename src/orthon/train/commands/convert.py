@@ -1,0 +1,141 @@
+"""`orthon convert`: saved states of other packages' optimizers, as one state for orthon."""
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from orthon.saving.convert import SOURCES, Conversion, ConvertedGroup, convert_states
+from orthon.train.errors import UserError
+from orthon.train.processes.launch import processes
+
+
+def convert(
+    *inputs: Annotated[Path, Parameter(name="IN.pt")],
+    source: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    out: Path,
+    key: str | None = None,
+) -> None:
+    """Convert states, write the result, and say what became of each group.
+
+    Args:
+        inputs: Files of torch.save, each with an optimizer's state_dict().
+        source: Whose layout a file has: torch-adamw, torch-muon, keller-muon, moonlight-muon or microsoft-dion.
+            Given once for all files, or once for each file, in order.
+        out: File to write. It must not exist.
+        key: Key of the state_dict(), if the files hold it in a larger dict.
+
+    Raises:
+        UserError: The files or the words do not fit, or a state has no counterpart; nothing has been written.
+    """
+    if processes() > 1:
+        raise UserError("convert works in one process; call it without torchrun")
+    if not inputs:
+        raise UserError("convert needs one or more files: orthon convert IN.pt --source NAME --out OUT.pt")
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    given = [(_read(path, key), name) for path, name in zip(inputs, _one_for_each(source, len(inputs)), strict=True)]
+    try:
+        conversion = convert_states(given)
+    except (TypeError, ValueError) as error:
+        raise UserError(_with_paths(str(error), inputs)) from error
+    _write(out, conversion.state_dict)
+    _report(conversion, inputs, out)
+
+
+def _one_for_each(sources: tuple[str, ...], number: int) -> tuple[str, ...]:
+    """A source for each of a number of files."""
+    allowed = ", ".join(SOURCES)
+    if unknown := [name for name in sources if name not in SOURCES]:
+        raise UserError(f"source must be one of {allowed} but is {unknown[0]!r}")
+    if len(sources) not in (1, number):
+        raise UserError(
+            f"source must be given once, or once for each of {number} files, but is {len(sources)} times; "
+            f"there are {allowed}"
+        )
+    return sources * (1 if len(sources) > 1 else number)
+
+
+def _read(path: Path, key: str | None) -> Any:
+    """What a file holds, or the part of it under a key. Only tensors and plain values are loaded, never code."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is no file of torch.save with tensors and plain values alone, and loading anything "
+            "else could run code; save optimizer.state_dict() by itself"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # a file that is no pickle breaks the reader in many ways
+        raise UserError(f"{path} is damaged, or no file of torch.save") from error
+    if key is None:
+        if isinstance(content, Mapping) and not {"state", "param_groups"} <= content.keys():
+            raise UserError(
+                f"{path} holds no optimizer's state_dict(); choose one of its keys by --key: {_keys(content)}"
+            )
+        return content
+    if not isinstance(content, Mapping) or key not in content:
+        raise UserError(f"{path} has no key {key!r}; it has {_keys(content)}")
+    return content[key]
+
+
+def _keys(content: object) -> str:
+    """The first keys of a dict, for an error message."""
+    if not isinstance(content, Mapping):
+        return f"none, but is a {type(content).__name__}"
+    named = ", ".join(map(str, list(content)[:10]))
+    return f"{named} and {len(content) - 10} more" if len(content) > 10 else named or "none"
+
+
+def _with_paths(message: str, inputs: Sequence[Path]) -> str:
+    """The message of an error, with the name of the file in place of its number."""
+    for number, path in enumerate(inputs):
+        start = f"state dict {number} "
+        if message.startswith(start):
+            return f"{path} {message.removeprefix(start)}"
+    return message
+
+
+def _write(out: Path, state_dict: dict[str, Any]) -> None:
+    """Write a file. It gets its name only when it is whole."""
+    part = out.with_name(f"{out.name}.part")
+    try:
+        torch.save(state_dict, part)
+        os.replace(part, out)
+    except RuntimeError as error:  # what torch raises for a directory that does not exist
+        raise UserError(f"{out} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for name in ("group", "algorithm", "parameters", "with state", "from"):
+        table.add_column(name, justify="left" if name in ("algorithm", "from") else "right")
+    for number, group in enumerate(conversion.groups):
+        origin = f"{inputs[group.state_dict]}, group {group.group}"
+        table.add_row(str(number), group.algorithm, str(group.parameters), str(group.with_state), origin)
+    console.print(table)
+    lines = [""]
+    for number, group in enumerate(conversion.groups):
+        lines.append(f"group {number}: {_options(group)}")
+        if group.dropped:
+            lines.append(f"group {number}, dropped (no effect, or always so in orthon): {', '.join(group.dropped)}")
+    lines += [f"note: {note}" for note in conversion.notes]
+    lines.append(f"wrote {out}; load it in an optimizer whose groups have these parameters in this order")
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
+
+
+def _options(group: ConvertedGroup) -> str:
+    """The options that come from the source, as `name=value`."""
+    values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in group.options.items()}
+    return " ".join(f"{name}={value}" for name, value in sorted(values.items()))

@@ -1,0 +1,1 @@
+"""The LLaMA to train, and how many processes share it."""

@@ -1,0 +1,91 @@
+"""Run one command in the processes that torchrun has started. It describes them by environment variables."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NoReturn
+
+from orthon.train.errors import UserError
+
+LAST_WORD = "orthon/last word"
+GLOO = "gloo/transport/"  # a source folder, which gloo's errors about connections name
+PATIENCE = timedelta(seconds=10)  # how long a failing rank waits for the first one to say why
+
+
+def processes() -> int:
+    """Number of processes that carry out this command."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_rank() -> int:
+    """Rank of this process. Rank 0 writes the messages and the files."""
+    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+
+
+def run_together(command: Callable[[], int]) -> NoReturn:
+    """Carry out a command in all processes, and end the processes. Only the output of rank 0 is shown.
+
+    Tensors on a CPU and small objects are sent by gloo, tensors on a GPU by NCCL. If a process ends too early, the
+    others say so and end with exit code 1. torchrun can then start all of them again.
+
+    Args:
+        command: Returns the exit code.
+
+    Raises:
+        UserError: An environment variable is missing that torchrun sets.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    from orthon.train.processes.meeting import meet
+
+    try:
+        store, rank, world = next(rendezvous("env://"))
+    except ValueError as error:
+        raise UserError(f"WORLD_SIZE is {processes()}, but torchrun did not start this process: {error}") from error
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store = meet(store, rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        with contextlib.ExitStack() as stack:
+            if rank:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            code = command()
+    except RuntimeError as error:
+        if not of_lost_process(error):
+            raise
+        _end_after_another(rank, error)
+    if code and rank:
+        # torchrun ends all processes as soon as one fails. Before that, rank 0 must say why.
+        with contextlib.suppress(RuntimeError):
+            store.wait([LAST_WORD], PATIENCE)
+    elif code:
+        store.set(LAST_WORD, "said")
+    dist.destroy_process_group()
+    _end(code)
+
+
+def of_lost_process(error: RuntimeError) -> bool:
+    """Whether an error means that another process has ended, or cannot be reached."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError) or (
+        type(error) is RuntimeError and GLOO in str(error)
+    )
+
+
+def _end_after_another(rank: int, error: RuntimeError) -> NoReturn:
+    """Say so in one line, and wait for nobody. Every rank does, as rank 0 may be the one that has ended."""
+    reason = " ".join(str(error).split())
+    print(f"orthon: rank {rank}: another process of the run has ended: {reason}", file=sys.stderr)
+    _end(1)
+
+
+def _end(code: int) -> NoReturn:
+    # All files are written. At a normal exit, threads of a backend that still run may abort the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,104 @@
+"""Show the progress of a run: a bar in a terminal, a few lines elsewhere."""
+
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from orthon.train.results.metrics import Record
+
+
+class Progress(Protocol):
+    """Shows the records of a run inside a `with` block."""
+
+    def show(self, record: Record) -> None:
+        """Show the newest record."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+
+
+def make_progress(console: Console, step: int, steps: int) -> Progress:
+    """A bar if the console is a terminal, else lines.
+
+    Args:
+        console: Where to show it.
+        step: Number of steps already done.
+        steps: Number of all steps.
+    """
+    return BarProgress(console, step, steps) if console.is_terminal else LineProgress(console, steps)
+
+
+NUMBERS_WIDTH = 72  # characters beside the bar
+
+
+class BarProgress:
+    """One line that is written again and again. It fits into 80 columns."""
+
+    def __init__(self, console: Console, step: int, steps: int) -> None:
+        self._bar = Bar(
+            BarColumn(bar_width=min(40, max(8, console.width - NUMBERS_WIDTH))),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=step, numbers="")
+        self._val_loss: float | None = None
+
+    def show(self, record: Record) -> None:
+        """Move the bar. The last validation loss stays visible."""
+        self._val_loss = self._val_loss if record.val_loss is None else record.val_loss
+        self._bar.update(self._task, completed=record.step, numbers=_numbers(record, self._val_loss))
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class LineProgress:
+    """About ten lines in a run."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console, self._steps = console, steps
+        self._tenth: int | None = None
+        self._val_loss: float | None = None
+
+    def show(self, record: Record) -> None:
+        """Print the first record and the first one of each tenth of the run."""
+        self._val_loss = self._val_loss if record.val_loss is None else record.val_loss
+        tenth = 10 * record.step // self._steps
+        if tenth != self._tenth:
+            self._tenth = tenth
+            left = record.seconds / record.step * (self._steps - record.step)
+            self._console.print(
+                f"{record.step}/{self._steps}  {_numbers(record, self._val_loss)}  {left:.0f} s left",
+                soft_wrap=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def _numbers(record: Record, val_loss: float | None) -> str:
+    validation = "" if val_loss is None else f" val {val_loss:.2f}"
+    speed = f"{record.tokens_per_second / 1e3:.1f}k tok/s"
+    share = f"opt {record.optimizer_share:.0%}"
+    return f"loss {record.loss:.2f}{validation} lr {record.lr:.1e} {speed} {share}"

@@ -1,0 +1,1 @@
+"""Every setting of the trainer, and how settings are read and checked."""

@@ -1,0 +1,1 @@
+"""One training step: loss, gradients, learning rate and the optimizers."""

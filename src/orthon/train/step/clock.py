@@ -1,0 +1,36 @@
+"""A clock of the training time, which stands still during validation, checkpoints and reports."""
+
+import time
+
+import torch
+
+
+class StepClock:
+    """Adds up the time during which it runs.
+
+    Args:
+        device: If it is a GPU, each reading of the clock waits for it, so that queued work counts where it belongs.
+        seconds: Time to begin with, if a run is continued.
+    """
+
+    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
+        self.device = device
+        self.seconds = seconds
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Start the clock, unless it runs already."""
+        if self._since is None:
+            self._since = self.now()
+
+    def stop(self) -> None:
+        """Stop the clock, and bring `seconds` up to date."""
+        if self._since is not None:
+            self.seconds += self.now() - self._since
+            self._since = None
+
+    def now(self) -> float:
+        """The time in seconds, from an arbitrary start, when the device has done all of its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

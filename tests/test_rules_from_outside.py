@@ -1,0 +1,235 @@
+"""Rules that other packages register: what is taken, what is refused, and what no rule can do."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import orthon
+from orthon.algorithms import (
+    RULES,
+    Batch,
+    Counter,
+    Elementwise,
+    Entry,
+    LowRank,
+    Rule,
+    SelectedRows,
+    Step,
+    WholeMatrix,
+    Work,
+    flag,
+    register_rule,
+)
+from orthon.testing import check_rule
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "adamuon.py"
+
+
+@pytest.fixture(autouse=True)
+def forget_rules() -> Iterator[None]:
+    known = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(known)
+
+
+def steepest(batch: Batch) -> None:
+    """The four lines of somebody who has never heard of steps that are left out."""
+    M = batch.kept("momentum")
+    M.mul_(0.9)
+    M.add_(batch.grads if not batch.of_matrices else torch.stack(batch.grads))
+    batch.descend(M.value if batch.of_matrices else M.parts)
+
+
+def sloppy(batch: Batch) -> None:
+    for X, G in zip(batch.weights, batch.grads, strict=True):
+        X.sub_(G, alpha=0.1)
+
+
+def sloppy_with_state(batch: Batch) -> None:
+    for state in batch.state:
+        state["momentum"].add_(1)
+    batch.descend(batch.grads)
+
+
+MOMENTUM = {"momentum": Entry()}
+STEEPEST = Rule("steepest", steepest, MOMENTUM, Elementwise(), {})
+
+
+def params() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(4, 6, generator=generator)) for _ in range(3)]
+
+
+def give_gradients(to: list[nn.Parameter], *, bad: bool = False) -> None:
+    for i, p in enumerate(to):
+        p.grad = torch.full_like(p, 0.5 + i)
+    if bad:
+        assert to[0].grad is not None
+        to[0].grad[0, 0] = float("nan")
+
+
+def contents(to: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.detach().clone() for p in to] + [v.clone() for p in to for v in optimizer.state[p].values()]
+
+
+@pytest.mark.parametrize("work", [Elementwise(), WholeMatrix()], ids=str)
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_a_naive_rule_changes_nothing_in_a_step_that_is_left_out(work: Work, earlier: int) -> None:
+    register_rule(replace(STEEPEST, work=work, options={}))
+    to = params()
+    optimizer = orthon.MixedOptimizer(to, algorithm="steepest", options={}, nonfinite="skip")
+    for _ in range(earlier):
+        give_gradients(to)
+        optimizer.step()
+    before = contents(to, optimizer)
+    give_gradients(to, bad=True)
+    optimizer.step()
+    after = contents(to, optimizer)
+    assert optimizer.skipped_steps == 1
+    for old, new in zip(before, after, strict=False):
+        assert torch.equal(old, new)
+    give_gradients(to)
+    optimizer.step()
+    assert not torch.equal(before[0], to[0])
+
+
+@pytest.mark.parametrize("rule", [sloppy, sloppy_with_state])
+def test_a_rule_that_writes_by_itself_is_refused_where_steps_may_be_left_out(rule: Any) -> None:
+    register_rule(Rule("sloppy", rule, MOMENTUM, Elementwise(), {}))
+    to = params()
+    optimizer = orthon.MixedOptimizer(to, algorithm="sloppy", options={}, nonfinite="skip")
+    give_gradients(to)
+    with pytest.raises(RuntimeError, match=r"the rule 'sloppy' has written to weights or state without the verbs"):
+        optimizer.step()
+
+
+class CostAlone(WholeMatrix):
+    """As an author might begin who needs another cost."""
+
+
+class HalfWork(Work):
+    def cost(self, *_: Any) -> float:
+        return 1.0
+
+
+class NoMatrixOptions(Work):
+    @property
+    def takes_matrices(self) -> bool:
+        return True
+
+
+class RankOfNothing(Work):
+    def rank(self, *_: Any) -> int:
+        return 1
+
+
+REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
+    "no rule": ("steepest", TypeError, "rule should be a Rule, but is a str"),
+    "a name with a space": (replace(STEEPEST, name="my rule"), ValueError, "name should be a Python identifier"),
+    "the name of another": (replace(STEEPEST, name="muon"), ValueError, r"name is taken by orthon\.algorithms\.muon"),
+    "the class of the work": (
+        Rule("mine", steepest, MOMENTUM, WholeMatrix(), {}),
+        TypeError,
+        "work should be one of Elementwise",
+    ),
+    "a cost without a route": (replace(STEEPEST, work=HalfWork()), ValueError, "HalfWork has a cost without a route"),
+    "matrices without their options": (
+        replace(STEEPEST, work=NoMatrixOptions()),
+        ValueError,
+        "NoMatrixOptions lacks the options 'lr_scale', 'state_dtype', 'seed', 'view'",
+    ),
+    "a rank without matrices": (replace(STEEPEST, work=RankOfNothing()), ValueError, "RankOfNothing has rank, which"),
+    "a side without matrices": (
+        replace(STEEPEST, entries={"moment": Entry(side=0)}),
+        ValueError,
+        "the entry 'moment' lies along a side, but steepest takes no matrices",
+    ),
+    "low rank without Q": (
+        Rule("mine", steepest, MOMENTUM, LowRank(), {}),
+        ValueError,
+        r"LowRank works on the state 'Q', which entries\(\) lacks",
+    ),
+    "rows without momentum": (
+        Rule("mine", steepest, {"step": Counter()}, SelectedRows(), {}),
+        ValueError,
+        "SelectedRows works on the state 'momentum'",
+    ),
+    "no entry": (replace(STEEPEST, entries={"momentum": torch.float32}), TypeError, "should be an Entry or a Counter"),
+    "no option": (replace(STEEPEST, options={"speed": 3}), TypeError, "option 'speed' should be an Option"),
+    "a default that is not allowed": (
+        replace(STEEPEST, options={"fast": flag(3)}),  # type: ignore[arg-type]
+        TypeError,
+        "default: fast should be True or False, but is 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_together_is_refused_at_registration(case: str) -> None:
+    rule, error, message = REFUSED[case]
+    if case == "the class of the work":
+        object.__setattr__(rule, "work", WholeMatrix)
+    before = dict(RULES)
+    with pytest.raises(error, match=message):
+        register_rule(rule)
+    assert before == RULES
+
+
+def test_what_runs_twice_may_register_twice() -> None:
+    register_rule(STEEPEST)
+    again = replace(STEEPEST)
+    assert register_rule(again) is again
+    assert RULES["steepest"] is again
+
+
+def test_a_rule_that_only_needs_other_costs_takes_over_the_rest() -> None:
+    register_rule(Rule("mine", steepest, MOMENTUM, CostAlone(), {}))
+    assert RULES["mine"].options.keys() == WholeMatrix().options.keys()
+
+
+def reference(X: Tensor, G: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    """AdaMuon by its formulas, in float64."""
+    M = state["momentum"] = group["momentum"] * state["momentum"] + G
+    W, S, Vt = torch.linalg.svd(torch.sign(M), full_matrices=False)
+    O = (W * (1e-12 * S.max().clamp(min=1e-300) < S)) @ Vt
+    V = state["second_moment"] = group["beta2"] * state["second_moment"] + (1 - group["beta2"]) * O**2
+    N = O / (V.sqrt() + group["eps"])
+    m, n = X.shape
+    if N.any():
+        N = N / N.norm() * (m * n) ** 0.5  # so that entries are of size 1
+    return (1 - group["lr"] * group["weight_decay"]) * X - group["lr"] * 0.2 * N
+
+
+def test_the_example_of_a_rule_keeps_what_is_promised_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    try:
+        __import__("adamuon")
+        report = check_rule("adamuon", reference=reference, options={"polar": "svd"}, ranks=(2,))
+        assert sum(report.cases.values()) > 50
+    finally:
+        sys.modules.pop("adamuon", None)
+
+
+def test_a_step_of_a_rule_may_be_a_generator_or_not() -> None:
+    def pausing(batch: Batch) -> Step[None]:
+        yield from ()
+        batch.descend(batch.grads)
+
+    def at_once(batch: Batch) -> None:
+        batch.descend(batch.grads)
+
+    found = []
+    for name, rule in (("pausing", pausing), ("at_once", at_once)):
+        register_rule(Rule(name, rule, {}, Elementwise(), {}))
+        to = params()
+        give_gradients(to)
+        orthon.MixedOptimizer(to, algorithm=name, options={"lr": 0.1}).step()
+        found.append(to[0].detach())
+    assert torch.equal(*found)
