@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from orthon import Dion
 from orthon.testing import Pool, RankError, layouts
+from tests.support.sampling import crossed
 
 WORLD = 4
 SHAPES = {"wide": (12, 20), "tall": (20, 12), "uneven": (13, 9)}
@@ -140,15 +141,16 @@ def sixteen_bits(layout: str, weights: torch.dtype, state: torch.dtype | None) -
     return errors
 
 
-@pytest.mark.parametrize("layout", ["fsdp 0", "fsdp x tp other dim", "ddp"])
+SIXTEEN_BITS = [
+    (torch.bfloat16, None),
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.float16, None),
+]
+
+
 @pytest.mark.parametrize(
-    ("weights", "state"),
-    [
-        (torch.bfloat16, None),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.bfloat16),
-        (torch.float16, None),
-    ],
+    ("weights", "state", "layout"), crossed(SIXTEEN_BITS, ["fsdp 0", "fsdp x tp other dim", "ddp"], every=2)
 )
 def test_rounding_to_16_bits_is_no_worse_than_in_one_process(
     ranks: Pool, layout: str, weights: torch.dtype, state: torch.dtype | None

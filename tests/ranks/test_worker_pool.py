@@ -113,26 +113,31 @@ def test_an_error_of_all_ranks_is_told_once(ranks: Pool) -> None:
     assert str(caught.value).count("Traceback") == 1
 
 
-# These cost workers, so that they start two of their own.
+# These cost workers, so that they have two of their own.
 
 
-def test_who_hangs_and_who_raised_is_told_and_the_pool_goes_on() -> None:
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pool]:
     with Pool() as pool:
-        with pytest.raises(RankError, match="rank 0 hung") as caught:
-            pool.run(2, fail, [1], "wait", timeout=0.5)
-        assert caught.value.hung == (0,)
-        assert list(caught.value.failures) == [1]
-        assert "all_reduce" in str(caught.value)  # where rank 0 hangs
-        assert pool.run(2, total) == [2, 2]
+        yield pool
 
 
-def test_a_dead_worker_is_told_and_replaced() -> None:
-    with Pool() as pool:
-        with pytest.raises(RankError, match="rank 1 died") as caught:
-            pool.run(2, die)
-        assert caught.value.died == (1,)
-        assert "Rank 1 said:\nlast words" in str(caught.value)
-        assert pool.run(2, total) == [2, 2]
+def test_who_hangs_and_who_raised_is_told_and_the_pool_goes_on(pair: Pool) -> None:
+    assert pair.run(2, total) == [2, 2]
+    with pytest.raises(RankError, match="rank 0 hung") as caught:
+        pair.run(2, fail, [1], "wait", timeout=0.5)
+    assert caught.value.hung == (0,)
+    assert list(caught.value.failures) == [1]
+    assert "all_reduce" in str(caught.value)  # where rank 0 hangs
+    assert pair.run(2, total) == [2, 2]
+
+
+def test_a_dead_worker_is_told_and_replaced(pair: Pool) -> None:
+    with pytest.raises(RankError, match="rank 1 died") as caught:
+        pair.run(2, die)
+    assert caught.value.died == (1,)
+    assert "Rank 1 said:\nlast words" in str(caught.value)
+    assert pair.run(2, total) == [2, 2]
 
 
 def is_running(pid: int) -> bool:
