@@ -120,9 +120,7 @@ class HalfWork(Work):
 
 
 class NoMatrixOptions(Work):
-    @property
-    def takes_matrices(self) -> bool:
-        return True
+    takes_matrices = True
 
 
 class RankOfNothing(Work):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,29 +46,18 @@ from orthon.sharding import Layout, Side, Step, worth_sending
 class LowRank(Work):
     """Momentum M (m, n) and a right factor Q (n, r), or (m, r) where rows and columns change places."""
 
-    @property
-    def takes_matrices(self) -> bool:
-        """Whether the rule takes matrices alone: it does."""
-        return True
-
-    @property
-    def options(self) -> Mapping[str, Option]:
-        """What every rule of this kind takes."""
-        return {
-            **MATRIX_OPTIONS,
-            "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
-            "rank_multiple_of": own(integer(1, at_least=1)),
-            "right_factor": choice("normalize", "orthonormalize"),
-            "orthonormal_side": structural(choice("short", "long")),
-            "power_iterations": integer(1, at_least=1),
-            "precision": own(choice_or_none(*PRECISIONS)),
-            "product_dtype": own(float_dtype_or_none(float16=False)),
-        }
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The keys of its state."""
-        return "momentum", "Q"
+    takes_matrices = True
+    options: ClassVar[Mapping[str, Option]] = {
+        **MATRIX_OPTIONS,
+        "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
+        "rank_multiple_of": own(integer(1, at_least=1)),
+        "right_factor": choice("normalize", "orthonormalize"),
+        "orthonormal_side": structural(choice("short", "long")),
+        "power_iterations": integer(1, at_least=1),
+        "precision": own(choice_or_none(*PRECISIONS)),
+        "product_dtype": own(float_dtype_or_none(float16=False)),
+    }
+    needs = "momentum", "Q"
 
     def entries(self, shape: tuple[int, ...], options: Group) -> Entries:
         """Return a zero momentum (m, n) and a random right factor (n, r), or (m, r) if P belongs to the columns."""

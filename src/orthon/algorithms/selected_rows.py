@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,25 +26,14 @@ class SelectedRows(Work):
 
     moments: bool = False
 
-    @property
-    def takes_matrices(self) -> bool:
-        """Whether the rule takes matrices alone: it does."""
-        return True
-
-    @property
-    def options(self) -> Mapping[str, Option]:
-        """What every rule of this kind takes."""
-        return {
-            **MATRIX_OPTIONS,
-            **POLAR_OPTIONS,
-            "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
-            "selection": choice("global", "local", "random"),
-        }
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The keys of its state."""
-        return ("momentum",)
+    takes_matrices = True
+    options: ClassVar[Mapping[str, Option]] = {
+        **MATRIX_OPTIONS,
+        **POLAR_OPTIONS,
+        "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
+        "selection": choice("global", "local", "random"),
+    }
+    needs = ("momentum",)
 
     def entries(self, shape: tuple[int, ...], options: Group) -> Entries:  # noqa: ARG002
         """Return a zero momentum (m, n), and for random rows the number of steps."""
@@ -54,11 +44,9 @@ class SelectedRows(Work):
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
         """Return the bytes of a polar factor of the selected rows alone; with moments, and of three in float32."""
         m, n = layout.largest_shard
-        moments = 12 * m * n if self.moments else 0
-        return (
-            float(options["fraction"] * WholeMatrix().temporaries(layout, options, dtype))
-            + float(options["fraction"]) * moments
-        )
+        fraction = float(options["fraction"])
+        of_moments = fraction * 12 * m * n if self.moments else 0.0
+        return fraction * WholeMatrix().temporaries(layout, options, dtype) + of_moments
 
     def compresses(self, layout: Layout, options: Group) -> bool:  # noqa: ARG002
         """Return whether the rows are known without the gradients, so that only they need to be averaged."""

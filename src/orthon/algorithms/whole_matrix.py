@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,15 +26,12 @@ POLAR_OPTIONS: Mapping[str, Option] = {
 class WholeMatrix(Work):
     """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards."""
 
-    @property
-    def takes_matrices(self) -> bool:
-        """Whether the rule takes matrices alone: it does."""
-        return True
-
-    @property
-    def options(self) -> Mapping[str, Option]:
-        """What every rule of this kind takes."""
-        return {**MATRIX_OPTIONS, **POLAR_OPTIONS, "polar_route": own(choice("auto", "owners", "shards"))}
+    takes_matrices = True
+    options: ClassVar[Mapping[str, Option]] = {
+        **MATRIX_OPTIONS,
+        **POLAR_OPTIONS,
+        "polar_route": own(choice("auto", "owners", "shards")),
+    }
 
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError if the group asks for work on shards where both sides of a matrix are cut, or none."""
