@@ -15,7 +15,7 @@ from benchmarks.contenders import Contender
 from orthon.linalg import polar_dtype
 
 # Relative errors of the change of the weights, by the dtype that computes: a wrong formula errs by far more, and a step
-# that does nothing by 1. Polynomials amplify rounding, that in bfloat16 by a lot (docs/design.md, "Polar factors").
+# that does nothing by 1. Polynomials amplify rounding, that in bfloat16 by a lot (docs/polar_factors.md).
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 POLAR_BOUNDS = {torch.float32: 3e-3, torch.bfloat16: 3e-1}
 

@@ -37,17 +37,17 @@ def counts(contender: Contender, case: Case, *, dtype: torch.dtype, device: torc
 
 def product_flops(shapes: Iterable[Shape], fraction: float) -> float:
     """Return the operations of Dion's large products alone: M Q, Mᵀ P, P Rᵀ and P Qᵀ, 8·m·n·r for each matrix."""
-    return float(sum(8 * m * n * rank((m, n), fraction) for m, n in shapes))
+    return float(sum(8 * m * n * update_rank((m, n), fraction) for m, n in shapes))
 
 
-def rank(shape: Shape, fraction: float) -> int:
+def update_rank(shape: Shape, fraction: float) -> int:
     """Return which part of the shorter side, rounded up."""
     return math.ceil(fraction * min(shape))
 
 
 def _flops(contender: Contender, shape: Shape) -> float:
     short, long = sorted(shape)
-    r = rank(shape, contender.fraction)
+    r = update_rank(shape, contender.fraction)
     if contender.rule == "adamw":
         return 0.0
     if contender.rule == "dion":  # the large products, and one pass of Cholesky QR: a Gram matrix and a solution
@@ -62,7 +62,7 @@ def _bytes(contender: Contender, case: Case, dtype: torch.dtype) -> float:
     kept = {"adamw": 2}.get(contender.rule, 1)  # moments, or the momentum
     numbers = (2 + 1 + 2 * kept) * case.numbers / case.ranks
     if contender.rule == "dion":  # Q
-        numbers += sum(2 * max(shape) * rank(shape, contender.fraction) for shape in case.shapes) / case.ranks
+        numbers += sum(2 * max(shape) * update_rank(shape, contender.fraction) for shape in case.shapes) / case.ranks
     of_rows = sum(m for m, _ in case.shapes) if contender.rule in ("normuon", "dion3") else 0
     return numbers * dtype.itemsize + 2 * 4 * of_rows / case.ranks  # moments of rows are in float32
 

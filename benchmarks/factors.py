@@ -14,7 +14,7 @@ from benchmarks.cases import Shape, fake_ranks
 from benchmarks.timing import in_a_row
 from orthon.linalg import polar, polar_flops, polar_on_shards, shards_cost
 from orthon.sharding import Ranks, Step, run
-from orthon.sharding.ranks import Line
+from orthon.sharding.line import Line
 
 Product = Callable[[Tensor], Tensor]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.counts import rank
+from benchmarks.counts import update_rank
 from benchmarks.timing import Work
 
 
@@ -19,7 +19,7 @@ def dion_products(params: Sequence[nn.Parameter], fraction: float) -> Work:
         params: matrices, each (m, n), whose shapes and dtypes count.
         fraction: of the rank.
     """
-    matrices = [_Products(param.detach(), rank((param.shape[0], param.shape[1]), fraction)) for param in params]
+    matrices = [_Products(param.detach(), update_rank((param.shape[0], param.shape[1]), fraction)) for param in params]
 
     def work() -> None:
         for each in matrices:

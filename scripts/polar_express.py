@@ -1,4 +1,4 @@
-"""Compute the table of polynomials of `orthon.linalg.polar`, and print it as it stands there.
+"""Compute the table of polynomials of `orthon.linalg.polynomials`, and print it as it stands there.
 
     python scripts/polar_express.py [--lowest 1e-3] [--steps 10]
 

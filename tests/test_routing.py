@@ -196,12 +196,12 @@ def test_explain_tells_what_the_optimizer_does() -> None:
     explanation = explain(optimizer)
     rows = {row.parameter: row for row in explanation.rows}
     down = rows["model.layers.0.mlp.down_proj.weight"]
-    assert (down.shape, down.rule, down.rank) == ((32, 64), "dion", 16)
+    assert (down.shape, down.rule, down.update_rank) == ((32, 64), "dion", 16)
     assert down.lr_factor == pytest.approx(0.5**0.5)
     assert down.state_bytes == 2 * (32 * 64 + 64 * 16)
     assert down.reason == "matrix inside the model"
     norm = rows["model.norm.weight"]
-    assert (norm.rule, norm.rank, norm.lr_factor, norm.state_bytes) == ("adamw", None, 1.0, 4 + 2 * 4 * 32)
+    assert (norm.rule, norm.update_rank, norm.lr_factor, norm.state_bytes) == ("adamw", None, 1.0, 4 + 2 * 4 * 32)
 
     for p in model.parameters():
         p.grad = torch.zeros_like(p)

@@ -120,13 +120,11 @@ class HalfWork(Work):
 
 
 class NoMatrixOptions(Work):
-    @property
-    def takes_matrices(self) -> bool:
-        return True
+    takes_matrices = True
 
 
 class RankOfNothing(Work):
-    def rank(self, *_: Any) -> int:
+    def update_rank(self, *_: Any) -> int:
         return 1
 
 
@@ -145,7 +143,11 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "NoMatrixOptions lacks the options 'lr_scale', 'state_dtype', 'seed', 'view'",
     ),
-    "a rank without matrices": (replace(STEEPEST, work=RankOfNothing()), ValueError, "RankOfNothing has rank, which"),
+    "a rank without matrices": (
+        replace(STEEPEST, work=RankOfNothing()),
+        ValueError,
+        "RankOfNothing has update_rank, which",
+    ),
     "a side without matrices": (
         replace(STEEPEST, entries={"moment": Entry(side=0)}),
         ValueError,

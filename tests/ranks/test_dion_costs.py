@@ -78,9 +78,9 @@ def memory(options: dict[str, Any]) -> tuple[list[int], orthon.Explanation]:
 
 
 def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """Return the collectives of a batch, as docs/design.md states them."""
+    """Return the collectives of a batch, as docs/communication.md states them."""
     kind = LAYOUTS[layout]
-    r = LowRank().rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     orthonormal = "right_factor" in options
     iterations = options.get("power_iterations", 1)
     left = 1 if shape[0] > shape[1] else 0  # the dim to which P belongs
@@ -177,7 +177,7 @@ def _check_numbers(layout: str, world: int, shape: tuple[int, int], options: dic
     """Compare with the bound: (what is local of both sides, where it is summed, + 3r)·r for each power iteration."""
     kind = LAYOUTS[layout]
     iterations = options.get("power_iterations", 1)
-    r = LowRank().rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     cut = [1, 1]
     for size, dim in zip(kind.meshes[world], kind.dims, strict=True):
         if dim is not None:

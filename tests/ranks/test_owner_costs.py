@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import orthon
 from orthon.linalg import polar
-from orthon.sharding import Extent, Layout, Share, deal
+from orthon.sharding import Extent, Job, Layout, deal
 from orthon.sharding.grid import Grid
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
@@ -65,7 +65,7 @@ def on_this_rank(layout: str, shape: tuple[int, int], rule: str) -> dict[str, An
 
 
 def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: str) -> Counted:
-    """Return the collectives of a batch on one rank, as docs/design.md states them."""
+    """Return the collectives of a batch on one rank, as docs/communication.md states them."""
     kind, name = LAYOUTS[layout], RULES[rule][0]
     sizes, place = kind.meshes[world], layouts.coordinates(layout, world)[rank]
     axes = [a for a in range(len(sizes)) if sizes[a] > 1]
@@ -221,15 +221,15 @@ def test_owners_are_even(world: int) -> None:
     grid = Grid(torch.arange(world), (0,), (None,))
     costs = {shape: 10.0 * min(shape) ** 2 * max(shape) for shape in set(LLAMA_8B)}
     grid._made[(0,)] = _Anyone(world)  # type: ignore[assignment]
-    work = [
-        Share(Layout((Extent(m), Extent(n)), grid, torch.device("cpu")), LLAMA_8B.count((m, n)), costs[m, n], False)
+    jobs = [
+        Job(Layout((Extent(m), Extent(n)), grid, torch.device("cpu")), LLAMA_8B.count((m, n)), costs[m, n], False)
         for m, n in dict.fromkeys(LLAMA_8B)
     ]
     loads = [0.0] * world
-    for share, owners in zip(work, deal(work), strict=True):
-        assert len(owners) == share.count
+    for job, owners in zip(jobs, deal(jobs), strict=True):
+        assert len(owners) == job.count
         for owner in owners:
-            loads[owner] += share.cost
+            loads[owner] += job.cost
     assert max(loads) <= 1.1 * sum(loads) / world
 
 

@@ -35,7 +35,7 @@ def counting() -> Iterator[Counted]:
     """Note every collective that is called."""
     seen: Counted = []
     kinds = {"all_reduce": "sum", "all_to_all_single": "scatter"}
-    from orthon.sharding import ranks as module
+    from orthon.sharding import line as module
 
     def spy(name: str, real: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -16,11 +16,11 @@ from orthon.train.model import attention_logits
 from orthon.train.model.attention_logits import clip_logits, record_logits
 from orthon.train.model.build import build_model
 from orthon.train.model.parallelize import parallelize
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 from orthon.train.settings.model import Shape
 from orthon.train.settings.run import TrainConfig
 
-ALONE = Ranks(torch.device("cpu"))
+ALONE = Processes(torch.device("cpu"))
 CLIP = "--qk-clip=0.05"  # of 2 at the start, and far below what training makes of it
 
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 from orthon.train.step.clipping import clip_gradients
 from orthon.train.step.optimizers import Optimizers
 
-ALONE = Ranks(torch.device("cpu"))
+ALONE = Processes(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

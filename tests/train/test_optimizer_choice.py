@@ -5,12 +5,12 @@ import torch
 
 from orthon.train.errors import UserError
 from orthon.train.model.build import build_model
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 from orthon.train.settings.model import ModelConfig
 from orthon.train.settings.optimizer import OptimizerConfig, OptimizerName
 from orthon.train.step.optimizers import DEFAULT_LR, build_optimizers, settle
 
-ALONE = Ranks(torch.device("cpu"))
+ALONE = Processes(torch.device("cpu"))
 
 NAMES = get_args(OptimizerName)
 OF_MATRICES = ("dion", "dion2", "dion3", "muon", "normuon", "torch-muon")

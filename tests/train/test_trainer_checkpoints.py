@@ -15,9 +15,9 @@ from orthon.train.checkpoints import saver
 from orthon.train.checkpoints.manifest import Digest
 from orthon.train.checkpoints.newest import Checkpoint, newest_checkpoint
 from orthon.train.commands.main import main
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 
-ALONE = Ranks(torch.device("cpu"))
+ALONE = Processes(torch.device("cpu"))
 NEWEST = "step-00000040"
 BEFORE = "step-00000030"
 FILES = [".metadata", "__0_0.distcp", "manifest.json"]

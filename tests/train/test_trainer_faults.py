@@ -15,7 +15,7 @@ from orthon.train.checkpoints.newest import newest_checkpoint
 from orthon.train.commands.main import main
 from orthon.train.errors import TrainingError
 from orthon.train.processes.launch import of_lost_process
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 
 FAULTY = Path(__file__).parent / "support" / "faulty_trainer.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
@@ -49,7 +49,7 @@ def suffer(fault: str, step: int, rank: int, place: Path, *words: object, launch
 def steps(run: Path) -> list[int]:
     """Those of the checkpoints; the newest is whole, and nothing else lies there."""
     said: list[str] = []
-    newest = newest_checkpoint(run, Ranks(torch.device("cpu")), said.append)
+    newest = newest_checkpoint(run, Processes(torch.device("cpu")), said.append)
     assert not said
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert newest is not None

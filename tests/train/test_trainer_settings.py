@@ -59,6 +59,8 @@ def test_yaml_leaves_out_and_converts(tmp_path: Path) -> None:
         ("optimizer: {options: 3}", "optimizer.options must be a mapping but is 3"),
         ("steps: [", "is not YAML"),
         ("3", "the file must hold settings by name"),
+        ("&a [*a]", "must hold settings by name"),
+        ("2026-01-01: 3", "must hold settings by name"),
     ],
 )
 def test_yaml_errors(tmp_path: Path, text: str, message: str) -> None:

@@ -32,7 +32,7 @@ class Batch:
         options: the param group.
         layout: how each of the matrices lies on the ranks, for a matrix rule; how one of the parameters lies, for
             another.
-        weights: X, this rank's part of each parameter, (m, n) for a matrix rule. To be read only.
+        weights: X, this rank's shard of each parameter, (m, n) for a matrix rule. To be read only.
         grads: G, one for each weight. All are finite.
         state: a dictionary for each weight.
         owners: for each matrix which of the ranks `layout.everyone` works on the whole of it in this step, for a rule
@@ -42,7 +42,8 @@ class Batch:
         gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
         reads_transposed: whether rows and columns have changed places in all of the above, but for the layout.
         scale: the factor of lr that follows from the shape of the matrices, by the option "lr_scale".
-        memo: what has been found about this batch in the steps before, and holds as long as the plan does.
+        memo: what has been found about this batch in the steps before and holds as long as the plan. It belongs to
+            whoever makes the batch, and a transposed batch uses the same.
         seal: tells whether somebody else has written to weights or state; None where there is no gate.
     """
 
@@ -58,7 +59,7 @@ class Batch:
     gate: Tensor | None = None
     reads_transposed: bool = False
     scale: float = 1.0
-    memo: dict[Any, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(kw_only=True)
     seal: Seal | None = None
 
     # How the matrices lie
@@ -73,13 +74,13 @@ class Batch:
         """The shape of each whole matrix, as it is read here; for other rules that of the first parameter."""
         return self.layout.shape[::-1] if self.reads_transposed else self.layout.shape
 
-    def rows(self, *, share: bool) -> Side:
-        """Return the rows as a side of the matrices; `share` divides work that copies would repeat."""
-        return self.layout.side(int(self.reads_transposed), share=share, unsynced=self.unsynced)
+    def rows(self, *, divide: bool) -> Side:
+        """Return the rows as a side of the matrices. With `divide`, copies divide work that each would do."""
+        return self.layout.side(int(self.reads_transposed), divide=divide, unsynced=self.unsynced)
 
-    def cols(self, *, share: bool) -> Side:
-        """Return the columns as a side of the matrices; `share` divides work that copies would repeat."""
-        return self.layout.side(1 - int(self.reads_transposed), share=share, unsynced=self.unsynced)
+    def cols(self, *, divide: bool) -> Side:
+        """Return the columns as a side of the matrices. With `divide`, copies divide work that each would do."""
+        return self.layout.side(1 - int(self.reads_transposed), divide=divide, unsynced=self.unsynced)
 
     def transposed(self) -> "Batch":
         """Return the batch of the transposed matrices, over the same storage."""
@@ -99,14 +100,14 @@ class Batch:
         return (yield from self.seen_layout.grid.along(self.seen_layout.cuts[0]).sum(x))
 
     def norms(self, x: Tensor) -> Step[Tensor]:
-        """Return the Frobenius norm of each whole matrix, (b, 1, 1), of this rank's parts x (b, m, n)."""
+        """Return the Frobenius norm of each whole matrix, (b, 1, 1), of this rank's shards x (b, m, n)."""
         squares = yield from self.sum_along_rows(x.square().sum((-2, -1), keepdim=True))
         return (yield from self.sum_along_cols(squares)).sqrt()
 
     # The state
 
     def kept(self, key: str) -> Kept:
-        """Return the state tensors named `key` with verbs to change them: this rank's part of each, as it is stored.
+        """Return the state tensors named `key` with verbs to change them: this rank's shard of each, as it is stored.
 
         For a matrix rule the value is one tensor (b, ...), for another a list of tensors.
         """
@@ -114,7 +115,7 @@ class Batch:
         return Kept(self, parts)
 
     def stacked(self, key: str) -> Tensor:
-        """Return this rank's part of the state tensors named `key` as one tensor (b, ...), over their own storage.
+        """Return this rank's shards of the state tensors named `key` as one tensor (b, ...), over their own storage.
 
         They are moved into one storage where they do not lie in one yet: at the first step, after a state has been
         loaded, and where other parameters have gradients than before.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,11 +30,13 @@ from orthon.linalg import (
     check_precision,
     compute_dtype,
     default_precision,
+    factor_dtype,
     orthonormalize_on_shards,
     overwrite_where_,
     rounding_noise,
     unit_columns_on_shards,
 )
+from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
 from orthon.linalg.precision import Noise
 from orthon.sharding import Layout, Side, Step, worth_sending
@@ -43,66 +46,55 @@ from orthon.sharding import Layout, Side, Step, worth_sending
 class LowRank(Work):
     """Momentum M (m, n) and a right factor Q (n, r), or (m, r) where rows and columns change places."""
 
-    @property
-    def takes_matrices(self) -> bool:
-        """Whether the rule takes matrices alone: it does."""
-        return True
-
-    @property
-    def options(self) -> Mapping[str, Option]:
-        """What every rule of this kind takes."""
-        return {
-            **MATRIX_OPTIONS,
-            "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
-            "rank_multiple_of": own(integer(1, at_least=1)),
-            "right_factor": choice("normalize", "orthonormalize"),
-            "orthonormal_side": structural(choice("short", "long")),
-            "power_iterations": integer(1, at_least=1),
-            "precision": own(choice_or_none(*PRECISIONS)),
-            "product_dtype": own(float_dtype_or_none(float16=False)),
-        }
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The keys of its state."""
-        return "momentum", "Q"
+    takes_matrices = True
+    options: ClassVar[Mapping[str, Option]] = {
+        **MATRIX_OPTIONS,
+        "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
+        "rank_multiple_of": own(integer(1, at_least=1)),
+        "right_factor": choice("normalize", "orthonormalize"),
+        "orthonormal_side": structural(choice("short", "long")),
+        "power_iterations": integer(1, at_least=1),
+        "precision": own(choice_or_none(*PRECISIONS)),
+        "product_dtype": own(float_dtype_or_none(float16=False)),
+    }
+    needs = "momentum", "Q"
 
     def entries(self, shape: tuple[int, ...], options: Group) -> Entries:
         """Return a zero momentum (m, n) and a random right factor (n, r), or (m, r) if P belongs to the columns."""
         side, dtype = 0 if is_transposed(shape, options) else 1, options["state_dtype"]
         return {
             "momentum": Entry(dtype=dtype, own=True),
-            "Q": Entry(side=side, width=self.rank(shape, options), dtype=dtype, std=1 / math.sqrt(shape[side])),
+            "Q": Entry(side=side, width=self.update_rank(shape, options), dtype=dtype, std=1 / math.sqrt(shape[side])),
         }
 
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError if the device does not have the arithmetic that is asked for."""
         check_precision(options["precision"], layout.device)
 
-    def rank(self, shape: tuple[int, ...], options: Group) -> int:
-        """Return the rank r of the factors."""
+    def update_rank(self, shape: tuple[int, ...], options: Group) -> int:
+        """Return r, the rank of Q and of the update."""
         short, multiple = min(shape), options["rank_multiple_of"]
         return min(short, int(multiple * math.ceil(portion(options["rank_fraction"], short) / multiple)))
 
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
         """Return the bytes of two pairs of factors in float32; in another dtype also those of as many, and of M."""
-        m, n = layout.largest
+        m, n = layout.largest_shard
         pairs = 2.05 if dtype.itemsize == 4 else 2.75
         if options["right_factor"] == "orthonormalize":
             pairs += 1
-        factors = pairs * (m + n) * self.rank(layout.shape, options) * max(4, dtype.itemsize)
+        factors = pairs * (m + n) * self.update_rank(layout.shape, options) * max(4, dtype.itemsize)
         if options["product_dtype"] not in (None, dtype):  # and of a product
             factors += 2.0 * m * n * options["product_dtype"].itemsize
         return factors + (m * n * dtype.itemsize if options["cautious_weight_decay"] else 0)
 
     def compresses(self, layout: Layout, options: Group) -> bool:
         """Return whether the factors of all power iterations have fewer numbers than the gradient."""
-        m, n = layout.largest
-        return bool(options["power_iterations"] * (m + n) * self.rank(layout.shape, options) < m * n)
+        m, n = layout.largest_shard
+        return bool(options["power_iterations"] * (m + n) * self.update_rank(layout.shape, options) < m * n)
 
 
 class LowRankMomentum:
-    """Momentum M (b, m, n) and its right factor Q (b, n, r), of which this rank holds parts.
+    """Momentum M (b, m, n) and its right factor Q (b, n, r), of which this rank holds shards.
 
     Rows and columns are those of the weights, or change places where the option "orthonormal_side" asks for that.
     The verbs below leave M and Q as they are in a step that is to be left out.
@@ -140,11 +132,11 @@ class LowRankMomentum:
         """Return P ← orthonormalize(M Q), (b, m, r)."""
         partial = self._MQ
         if partial is None:
-            partial = product(self._rows.part(self._M), self._Q.to(self._M.dtype))  # (b, part of m, r)
+            partial = product(self._rows.divided(self._M), self._Q.to(self._M.dtype))  # (b, m of this copy, r)
         self._MQ = None
         B = yield from self._rows.reduce(partial)  # (b, share of m, r)
         del partial  # where B is a share of it
-        precision, noise = self._way.precision, self._way.noise
+        precision, noise = self._way.arithmetic, self._way.noise
         self._left: Columns = yield from orthonormalize_on_shards(B, self._rows.ranks, precision=precision, noise=noise)
         P: Tensor = yield from self._rows.gather(self._left.vectors.to(self._sent))
         return P
@@ -152,10 +144,10 @@ class LowRankMomentum:
     def right(self, P: Tensor) -> Step[Tensor]:
         """Return Q ← R / column norms of R, or its orthonormal factor, with R ← Mᵀ P, (b, n, r). Q is kept."""
         cols = self._cols
-        R = yield from cols.reduce(product(cols.part(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
+        R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
         make, whole = (orthonormalize_on_shards, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
         right = yield from make(
-            whole, cols.ranks, left=self._left, precision=self._way.precision, noise=self._way.noise
+            whole, cols.ranks, left=self._left, precision=self._way.arithmetic, noise=self._way.noise
         )
         self._R, self._right = R, right
         found: Tensor = yield from cols.gather(right.vectors.to(self._sent))
@@ -191,7 +183,7 @@ class _Way:
     Attributes:
         transposed: whether rows and columns change places.
         dtype: of the large products.
-        precision: of the products that make P orthonormal.
+        arithmetic: of the products that make P orthonormal.
         noise: in M Q and Mᵀ P.
         rows: the side along which P lies.
         cols: the side along which Q lies.
@@ -199,7 +191,7 @@ class _Way:
 
     transposed: bool
     dtype: torch.dtype
-    precision: str
+    arithmetic: Arithmetic
     noise: Noise
     rows: Side
     cols: Side
@@ -211,14 +203,13 @@ class _Way:
         dtype = options["product_dtype"] or compute_dtype(stored.dtype)
         # M is as coarse as it is stored.
         noise = rounding_noise(max(dtype, stored.dtype, key=lambda d: torch.finfo(d).eps))
-        # Copies always share the work on P. That on R is little, unless it is orthonormalized or sums many rows.
-        rows, cols = batch.rows(share=True), batch.cols(share=False)
+        # Copies always divide the work on P. That on R is little, unless it is orthonormalized or sums many rows.
+        rows, cols = batch.rows(divide=True), batch.cols(divide=False)
         if options["right_factor"] == "orthonormalize" or worth_sending(2 * cols.opposite, batch.layout.device):
-            cols = batch.cols(share=True)
+            cols = batch.cols(divide=True)
         _check_rank(kept, cols, batch)
-        return cls(
-            transposed, dtype, options["precision"] or default_precision(dtype, stored.device), noise, rows, cols
-        )
+        precision = options["precision"] or default_precision(dtype, stored.device)
+        return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols)
 
 
 def is_transposed(shape: tuple[int, ...], options: Group) -> bool:
@@ -228,10 +219,10 @@ def is_transposed(shape: tuple[int, ...], options: Group) -> bool:
 
 
 def _check_rank(kept: Tensor, cols: Side, batch: Batch) -> None:
-    rank = LowRank().rank(batch.layout.shape, batch.options)
-    expected = (cols.pieces[cols.others.index] if cols.spreads(rank) else cols.size, rank)
+    r = LowRank().update_rank(batch.layout.shape, batch.options)
+    expected = (cols.kept_size(r), r)
     if kept.shape[1:] != expected:
         raise ValueError(
             f"parameter {batch.names[0]!r}: Q should be {expected} by the options of its group, but is "
-            f"{tuple(kept.shape[1:])}; rank and side cannot change once there is state"
+            f"{tuple(kept.shape[1:])}; its rank and side cannot change once there is state"
         )

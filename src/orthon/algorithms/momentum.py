@@ -63,7 +63,7 @@ def added_gradients(batch: Batch, *, norms: bool) -> tuple[Tensor, Tensor | None
     parts = []
     grads = [grad.mT for grad in batch.grads] if turned else batch.grads
     with batch.writing:  # the gradients are zero in a step that is to be left out
-        for M, G in in_cache(stored, grads, share=0.5):  # the norms are in float64
+        for M, G in in_cache(stored, grads, fraction=0.5):  # the norms are in float64
             add_each(M, G, sign)
             if M.dtype == torch.float16:  # whose range a sum may leave
                 M.clamp_(limits.min, limits.max)

@@ -45,7 +45,7 @@ class Rows:
             return cls(batch, selection, _take(M, selection.rows, dtype, keep))
 
     def polar(self) -> Step["Rows"]:
-        """Return this rank's part of the polar factors of the selected rows. May overwrite the values."""
+        """Return this rank's shards of the polar factors of the selected rows. May overwrite the values."""
         batch, selection, options = self.batch, self.selection, self.batch.options
         if selection.layout.everyone.size > 1:
             assert batch.owners is not None
@@ -112,7 +112,7 @@ class Rows:
 
     def _spread(self, x: Tensor | list[Tensor]) -> Tensor:
         """Return numbers for the selected rows (b, k) as numbers for all rows of this rank, (b, m); 0 elsewhere."""
-        whole = x[0].new_zeros(len(x), self.batch.layout.part_shape[0])
+        whole = x[0].new_zeros(len(x), self.batch.layout.shard_shape[0])
         if isinstance(x, Tensor) and isinstance(self.selection.rows, Tensor):
             return whole.scatter_(1, self.selection.rows, x)
         for into, rows, part in zip(whole, self.selection.rows, x, strict=True):

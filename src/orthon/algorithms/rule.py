@@ -110,7 +110,7 @@ def _check_work(work: Work, where: str) -> None:
         if getattr(kind, one) is not getattr(Work, one) and getattr(kind, other) is getattr(Work, other):
             raise ValueError(f"{where}: {kind.__name__} has a {one} without a {other}; both belong together")
     if not work.takes_matrices:
-        for answer in ("rank", "cost", "compresses", "check_layout", "polar_dtype"):
+        for answer in ("update_rank", "cost", "compresses", "check_layout", "polar_dtype"):
             if getattr(kind, answer) is not getattr(Work, answer):
                 raise ValueError(f"{where}: {kind.__name__} has {answer}, which is for work that takes matrices alone")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,25 +26,14 @@ class SelectedRows(Work):
 
     moments: bool = False
 
-    @property
-    def takes_matrices(self) -> bool:
-        """Whether the rule takes matrices alone: it does."""
-        return True
-
-    @property
-    def options(self) -> Mapping[str, Option]:
-        """What every rule of this kind takes."""
-        return {
-            **MATRIX_OPTIONS,
-            **POLAR_OPTIONS,
-            "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
-            "selection": choice("global", "local", "random"),
-        }
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The keys of its state."""
-        return ("momentum",)
+    takes_matrices = True
+    options: ClassVar[Mapping[str, Option]] = {
+        **MATRIX_OPTIONS,
+        **POLAR_OPTIONS,
+        "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
+        "selection": choice("global", "local", "random"),
+    }
+    needs = ("momentum",)
 
     def entries(self, shape: tuple[int, ...], options: Group) -> Entries:  # noqa: ARG002
         """Return a zero momentum (m, n), and for random rows the number of steps."""
@@ -53,12 +43,10 @@ class SelectedRows(Work):
 
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
         """Return the bytes of a polar factor of the selected rows alone; with moments, and of three in float32."""
-        m, n = layout.largest
-        moments = 12 * m * n if self.moments else 0
-        return (
-            float(options["fraction"] * WholeMatrix().temporaries(layout, options, dtype))
-            + float(options["fraction"]) * moments
-        )
+        m, n = layout.largest_shard
+        fraction = float(options["fraction"])
+        of_moments = fraction * 12 * m * n if self.moments else 0.0
+        return fraction * WholeMatrix().temporaries(layout, options, dtype) + of_moments
 
     def compresses(self, layout: Layout, options: Group) -> bool:  # noqa: ARG002
         """Return whether the rows are known without the gradients, so that only they need to be averaged."""
@@ -106,7 +94,7 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     """
     layout, options, device = batch.seen_layout, batch.options, batch.grads[0].device
     m = layout.shape[0]
-    start, stop = layout.part(0)
+    start, stop = layout.span(0)
     local = options["selection"] == "local"
     k = portion(options["fraction"], stop - start if local else m)
     if norms is None:
@@ -114,7 +102,7 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     else:
         norms = yield from batch.sum_along_rows(norms)
         if not local:
-            sizes = [last - first for first, last in layout.parts(0, layout.cuts[0])]
+            sizes = [span.length for span in layout.spans(0, layout.cuts[0])]
             norms = (yield from layout.grid.along(layout.cuts[0]).gather(norms.unsqueeze(-1), sizes)).squeeze(-1)
         chosen = norms.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
     chosen = chosen.sort(dim=-1).values  # (b, k)
@@ -122,8 +110,8 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     if not layout.cuts[0]:
         return Selection(chosen.to(device), k, replace(layout, extents=(Extent(k), layout.extents[1])))
     if local:
-        parts = layout.parts(0, layout.cuts[0])
-        counts = [(first, portion(options["fraction"], last - first)) for first, last in parts]
+        spans = layout.spans(0, layout.cuts[0])
+        counts = [(span.start, portion(options["fraction"], span.length)) for span in spans]
         as_many = sorted(row for first, count in counts for row in range(first, first + count))
         return Selection(chosen.to(device), len(as_many), layout, [as_many] * len(batch.names))
     # "global" waits for an accelerator: the lengths of what is sent depend on it. On "meta" any rows tell the cost.

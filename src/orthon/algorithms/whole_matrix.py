@@ -1,8 +1,9 @@
-"""Work on whole matrices, of which each rank holds a part: their polar factors."""
+"""Work on whole matrices, of which each rank holds a shard: their polar factors."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,15 +26,12 @@ POLAR_OPTIONS: Mapping[str, Option] = {
 class WholeMatrix(Work):
     """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards."""
 
-    @property
-    def takes_matrices(self) -> bool:
-        """Whether the rule takes matrices alone: it does."""
-        return True
-
-    @property
-    def options(self) -> Mapping[str, Option]:
-        """What every rule of this kind takes."""
-        return {**MATRIX_OPTIONS, **POLAR_OPTIONS, "polar_route": own(choice("auto", "owners", "shards"))}
+    takes_matrices = True
+    options: ClassVar[Mapping[str, Option]] = {
+        **MATRIX_OPTIONS,
+        **POLAR_OPTIONS,
+        "polar_route": own(choice("auto", "owners", "shards")),
+    }
 
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError if the group asks for work on shards where both sides of a matrix are cut, or none."""
@@ -46,7 +44,7 @@ class WholeMatrix(Work):
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
         """Return the bytes of five matrices: what is orthonormalized, and what a square one takes for that."""
         dtype = self.polar_dtype(options["state_dtype"] or dtype, layout, options)
-        return 5.0 * math.prod(layout.largest) * dtype.itemsize
+        return 5.0 * math.prod(layout.largest_shard) * dtype.itemsize
 
     def cost(self, shape: tuple[int, ...], options: Group) -> float:
         """Return the operations for the polar factor of one matrix."""
@@ -56,9 +54,9 @@ class WholeMatrix(Work):
     def route(self, layout: Layout, count: int, options: Group) -> str:
         """Return how polar factors are computed: "alone", by "owners", or on "shards".
 
-        An owner receives all parts of a matrix and sends back those of its polar factor: twice the numbers of this
-        rank's part. On shards, where one side alone is cut, the ranks sum the Gram matrix of the other side, and each
-        multiplies its part by a polynomial in it. The estimate weighs the operations of the busiest rank, and the
+        An owner receives all shards of a matrix and sends back those of its polar factor: twice the numbers of this
+        rank's shard. On shards, where one side alone is cut, the ranks sum the Gram matrix of the other side, and each
+        multiplies its shard by a polynomial in it. The estimate weighs the operations of the busiest rank, and the
         numbers that it sends with `flops_per_number`.
         """
         if layout.everyone.size == 1:
@@ -66,7 +64,7 @@ class WholeMatrix(Work):
         cuts = [dim for dim in (0, 1) if layout.cuts[dim]]
         if options["polar_route"] != "auto" or len(cuts) != 1:
             return "shards" if options["polar_route"] == "shards" else "owners"
-        long, short = layout.largest if cuts[0] == 0 else layout.largest[::-1]  # long is what is cut
+        long, short = layout.largest_shard if cuts[0] == 0 else layout.largest_shard[::-1]  # long is what is cut
         ranks = layout.grid.along(layout.cuts[cuts[0]]).size
         here, owned = -(-count * ranks // layout.everyone.size), -(-count // layout.everyone.size)
         sums, flops = shards_cost(long, short, method=options["polar"], steps=options["polar_steps"])
@@ -89,10 +87,10 @@ def dtype_of_polar(storage: torch.dtype, layout: Layout, options: Group) -> torc
 
 
 def polar_factor(U: Tensor, batch: Batch) -> Step[Tensor]:
-    """Return this rank's part (b, m, n) of the polar factors of matrices, in the dtype in which they are computed.
+    """Return this rank's shards (b, m, n) of the polar factors of matrices, in the dtype in which they are computed.
 
     Args:
-        U: this rank's part of the matrices, (b, m, n), in any floating dtype. May be overwritten.
+        U: this rank's shards of the matrices, (b, m, n), in any floating dtype. May be overwritten.
         batch: to which they belong, of a rule with the work `WholeMatrix`.
     """
     layout, options, b = batch.layout, batch.options, len(U)
@@ -102,8 +100,8 @@ def polar_factor(U: Tensor, batch: Batch) -> Step[Tensor]:
     assert batch.owners is not None
     owners = Owners(layout, batch.owners, unsynced=batch.unsynced)
     if WholeMatrix().route(layout, b, options) == "owners":
-        parts = yield from polar_by_owners(list(U.unbind()), owners, U, options)
-        return torch.stack(parts)
+        shards = yield from polar_by_owners(list(U.unbind()), owners, U, options)
+        return torch.stack(shards)
     mine = yield from owners.take(U.unbind())
     stacked = torch.stack(mine) if mine else U[:0]
     cut = 0 if layout.cuts[0] else 1
@@ -114,24 +112,24 @@ def polar_factor(U: Tensor, batch: Batch) -> Step[Tensor]:
         tall, ranks, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, most=b
     )
     found = found if cut == 0 else found.mT
-    return torch.stack((yield from owners.share(found.unbind(), [U.shape[1:]] * b, U)))
+    return torch.stack((yield from owners.send_to_copies(found.unbind(), [U.shape[1:]] * b, U)))
 
 
-def polar_by_owners(parts: Sequence[Tensor], owners: Owners, like: Tensor, options: Group) -> Step[list[Tensor]]:
-    """Return this rank's parts (m', n') of the polar factors of matrices, each computed by its owner.
+def polar_by_owners(shards: Sequence[Tensor], owners: Owners, like: Tensor, options: Group) -> Step[list[Tensor]]:
+    """Return this rank's shards (m', n') of the polar factors of matrices, each computed by its owner.
 
     Args:
-        parts: this rank's part of each matrix.
+        shards: this rank's shard of each matrix.
         owners: of the matrices.
-        like: any tensor of the dtype and on the device of the parts.
+        like: any tensor of the dtype and on the device of the shards.
         options: with `POLAR_OPTIONS`.
     """
-    shapes = [part.shape for part in parts]
-    taken = yield from owners.take(parts)
+    shapes = [shard.shape for shard in shards]
+    taken = yield from owners.take(shards)
     whole = yield from owners.bring(taken, like)
     found: Sequence[Tensor] = ()
     if whole:
         stacked, steps = torch.stack(whole), options["polar_steps"]
         found = polar(stacked, method=options["polar"], steps=steps, dtype=like.dtype, overwrite=True).unbind()
     returned = yield from owners.send_back(found, like)
-    return (yield from owners.share(returned, shapes, like))
+    return (yield from owners.send_to_copies(returned, shapes, like))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -48,28 +49,22 @@ MATRIX_OPTIONS: Mapping[str, Option] = {
 class Work:
     """What the step asks about a rule's work. The answers belong together, so that a rule takes one kind as a whole.
 
-    The answers here are those of `Elementwise`. `options` are always the values of one param group.
+    The answers here are those of `Elementwise`. The argument `options` is always one param group.
+
+    Attributes:
+        takes_matrices: whether the rule takes matrices alone, in batches of one shape.
+        options: what a param group may set for every rule of this kind.
+        needs: the keys of the state that this kind of work reads and writes by itself.
     """
 
-    @property
-    def takes_matrices(self) -> bool:
-        """Whether the rule takes matrices alone, in batches of one shape."""
-        return False
-
-    @property
-    def options(self) -> Mapping[str, Option]:
-        """What a param group may set for every rule of this kind."""
-        return COMMON_OPTIONS
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The keys of the state that this kind of work reads and writes by itself."""
-        return ()
+    takes_matrices: ClassVar[bool] = False
+    options: ClassVar[Mapping[str, Option]] = COMMON_OPTIONS
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError for matrices that lie so that the rule cannot update them."""
 
-    def rank(self, shape: tuple[int, ...], options: Group) -> int | None:  # noqa: ARG002
+    def update_rank(self, shape: tuple[int, ...], options: Group) -> int | None:  # noqa: ARG002
         """Return the rank of the update of a matrix, or None if it is not low."""
         return None
 
@@ -88,7 +83,7 @@ class Work:
         return False
 
     def cost(self, shape: tuple[int, ...], options: Group) -> float | None:  # noqa: ARG002
-        """Return the operations on one whole matrix if each is given to one of the ranks that hold parts of it.
+        """Return the operations on one whole matrix if each is given to one of the ranks that hold shards of it.
 
         None if no rank works on whole matrices.
         """

@@ -103,7 +103,7 @@ def _batch_row(batch: PlannedBatch, messages: tuple[Message, ...], temporary_byt
     names = dict.fromkeys(piece.member.name for piece in batch.pieces)
     count = sum(piece.count for piece in batch.pieces)
     sizes = [
-        piece.count * math.prod(piece.layout.part_shape) * piece.member.param.element_size() for piece in batch.pieces
+        piece.count * math.prod(piece.layout.shard_shape) * piece.member.param.element_size() for piece in batch.pieces
     ]
     return BatchRow(
         parameters=tuple(names),
@@ -143,7 +143,7 @@ def _row(member: Member, state: Mapping[str, Tensor]) -> Row:
         shape=member.layout.shape,
         matrices="" if plain else ", ".join(f"{count} of {'×'.join(map(str, s))}" for s, count in counts.items()),
         rule=rule.name,
-        rank=rule.work.rank(largest, group) if member.matrices is not None else None,
+        update_rank=rule.work.update_rank(largest, group) if member.matrices is not None else None,
         lr_factor=lr_factor(group["lr_scale"], largest[0], largest[1]) if rule.work.takes_matrices else 1.0,
         state_bytes=sum(local(value).nbytes for value in state.values()),
         group=group.get("name", ""),

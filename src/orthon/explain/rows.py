@@ -14,7 +14,7 @@ class Row:
         shape: its shape.
         matrices: how it is read as matrices, such as "32 of 128×4096"; "" for one plain matrix, and for what is none.
         rule: the algorithm that updates it.
-        rank: the rank of its update; None if that is not low. Of the largest matrix where they differ.
+        update_rank: the rank of its update; None if that is not low. Of the largest matrix where they differ.
         lr_factor: by which the group's lr is multiplied. Of the largest matrix where they differ.
         state_bytes: the size of its state on this process.
         group: the name of its param group.
@@ -25,7 +25,7 @@ class Row:
     shape: tuple[int, ...]
     matrices: str
     rule: str
-    rank: int | None
+    update_rank: int | None
     lr_factor: float
     state_bytes: int
     group: str
@@ -64,4 +64,4 @@ class BatchRow:
     @property
     def bytes(self) -> float:
         """What this process communicates; a reduce-scatter or an all-gather counts as half an all-reduce."""
-        return sum(message.share * message.bytes for message in self.messages)
+        return sum(message.counts_as * message.bytes for message in self.messages)

@@ -10,12 +10,12 @@ from orthon.explain.rows import BatchRow, Row
 
 def parameter_table(rows: Sequence[Row]) -> str:
     """Return a line for each parameter, or for each set of parameters that are alike, and totals for each rule."""
-    header = ("parameter", "shape", "matrices", "rule", "rank", "lr factor", "state bytes", "why")
+    header = ("parameter", "shape", "matrices", "rule", "rank of update", "lr factor", "state bytes", "why")
     alike: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         # Without their numbers, the names in all layers of a stack are the same.
         pattern = re.sub(r"(?<![^.\[])\d+(?![^.\]])", "#", row.parameter)
-        key = (pattern, row.shape, row.matrices, row.rule, row.rank, row.lr_factor, row.reason)
+        key = (pattern, row.shape, row.matrices, row.rule, row.update_rank, row.lr_factor, row.reason)
         alike.setdefault(key, []).append(row)
     lines = [_parameter_cells(same) for same in alike.values()]
     return "\n".join([*_table(header, lines, right={4, 5, 6}), "", *_totals(rows)])
@@ -55,7 +55,7 @@ def _parameter_cells(rows: Sequence[Row]) -> tuple[str, ...]:
         "×".join(map(str, first.shape)) or "scalar",
         first.matrices,
         first.rule,
-        "" if first.rank is None else str(first.rank),
+        "" if first.update_rank is None else str(first.update_rank),
         f"{first.lr_factor:.4g}",
         f"{sum(row.state_bytes for row in rows):,}",
         first.reason,

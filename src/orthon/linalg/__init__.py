@@ -2,7 +2,7 @@
 
 from orthon.linalg.arithmetic import PRECISIONS, check_precision, default_precision
 from orthon.linalg.columns import Columns, overwrite_where_, unit_columns, unit_columns_on_shards
-from orthon.linalg.in_cache import in_cache
+from orthon.linalg.in_cache import IN_CACHE, in_cache
 from orthon.linalg.orthonormalize import orthonormalize, orthonormalize_on_shards
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.precision import compute_dtype, factor_dtype, rounding_noise
@@ -10,6 +10,7 @@ from orthon.linalg.random import random_normal
 from orthon.linalg.row_ranks import Computation, RowRanks
 
 __all__ = [
+    "IN_CACHE",
     "PRECISIONS",
     "Columns",
     "Computation",

@@ -45,7 +45,12 @@ def unit_columns(
 
 
 def unit_columns_on_shards(
-    R: Tensor, ranks: RowRanks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+    R: Tensor,
+    ranks: RowRanks,
+    *,
+    left: Columns | None = None,
+    precision: str | Arithmetic = "float32",
+    noise: Noise | None = None,
 ) -> Computation[Columns]:
     """Return what `unit_columns` does, of matrices whose rows are spread over ranks.
 
@@ -53,16 +58,20 @@ def unit_columns_on_shards(
         R: this rank's rows of the matrices, (b, n/ranks, r).
         ranks: the ranks that together hold all n rows. They sum r numbers for each matrix.
         left: as for `unit_columns`.
-        precision: as for `unit_columns`.
+        precision: as for `unit_columns`, or the arithmetic itself.
         noise: as for `unit_columns`.
     """
     noise = noise or rounding_noise(R.dtype)
     R = R.to(factor_dtype(R.dtype))
-    by = arithmetic(precision, R.dtype)
+    by = precision if isinstance(precision, Arithmetic) else arithmetic(precision, R.dtype)
     dead = None if left is None else ~left.live
-    squares, scale = yield from in_range_(
-        R, ranks, lambda R: ranks.sum(_squares(R)), looks=host_decides(R, ranks, by), dead=dead
-    )  # (b, r), (b, r)
+
+    def squares_of(R: Tensor) -> Computation[Tensor]:
+        squares = _squares(R)
+        return squares if ranks.size == 1 else (yield from ranks.sum(squares))
+
+    looks = host_decides(R, ranks, by)
+    squares, scale = yield from in_range_(R, ranks, squares_of, looks=looks, dead=dead)  # (b, r), (b, r)
     norm = squares.sqrt()
     live = norm > noise_floor(norm, scale, noise.of_matrix, left, by)
     return Columns(R.mul_(inverse_row(norm, live)), live, norm * scale)

@@ -9,17 +9,17 @@ from orthon.linalg.device import device_type
 
 # How many numbers stay in the caches of two CPU cores. Passes over memory cost more than operations do: on one core of
 # a Sapphire Rapids, four operations on 64 MB, one after the other, took two and a half times as long as on parts.
-_NUMBERS = 1 << 17
+IN_CACHE = 1 << 17
 
 
-def in_cache(*batches: Tensor | Sequence[Tensor], share: float = 1.0) -> Iterator[Any]:
+def in_cache(*batches: Tensor | Sequence[Tensor], fraction: float = 1.0) -> Iterator[Any]:
     """Yield the same part of several batches, one part after the other.
 
     On a CPU a part is some matrices, or some rows of one matrix. Elsewhere the only part is the whole.
 
     Args:
         batches: tensors (b, m, n), or sequences of b matrices (m, n).
-        share: which fraction of the usual size a part has, for operations whose temporaries need the cache as well.
+        fraction: of the usual size that a part has, for operations whose temporaries need the cache as well.
 
     Yields:
         a part of each, (k, p, n), or a list of k matrices (p, n).
@@ -29,7 +29,7 @@ def in_cache(*batches: Tensor | Sequence[Tensor], share: float = 1.0) -> Iterato
     if device_type(first.device) != "cpu":
         yield batches
         return
-    numbers = int(share * _NUMBERS)
+    numbers = int(fraction * IN_CACHE)
     count = max(1, numbers // max(1, m * n))
     rows = max(1, numbers // max(1, n)) if count == 1 else max(1, m)
     for start in range(0, b, count):

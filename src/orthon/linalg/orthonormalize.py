@@ -45,7 +45,12 @@ def orthonormalize(
 
 
 def orthonormalize_on_shards(
-    B: Tensor, ranks: RowRanks, *, left: Columns | None = None, precision: str = "float32", noise: Noise | None = None
+    B: Tensor,
+    ranks: RowRanks,
+    *,
+    left: Columns | None = None,
+    precision: str | Arithmetic = "float32",
+    noise: Noise | None = None,
 ) -> Computation[Columns]:
     """Return what `orthonormalize` does, of matrices whose rows are spread over ranks.
 
@@ -55,12 +60,12 @@ def orthonormalize_on_shards(
         B: this rank's rows of the matrices, (b, m/ranks, r).
         ranks: the ranks that together hold all m rows.
         left: as for `orthonormalize`.
-        precision: as for `orthonormalize`.
+        precision: as for `orthonormalize`, or the arithmetic itself.
         noise: as for `orthonormalize`.
     """
     noise = noise or rounding_noise(B.dtype)
     B = B.to(factor_dtype(B.dtype))
-    by = arithmetic(precision, B.dtype)
+    by = precision if isinstance(precision, Arithmetic) else arithmetic(precision, B.dtype)
     shift, looks = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1] + by.shift, host_decides(B, ranks, by)
 
     # First pass. A column that is noise beside the whole matrix is dropped at once.

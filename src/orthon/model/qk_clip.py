@@ -96,7 +96,7 @@ def _parts(name: str, param: Tensor, factors: Tensor) -> Iterator[tuple[Tensor, 
     if not takes_part(param) or not local(param).numel():
         return
     try:
-        start, stop = Layouts(None)(param).part(0)
+        start, stop = Layouts(None).of(param).span(0)
     except NotImplementedError as error:
         raise NotImplementedError(f"qk_clip_: {name}: {error}") from error
     part = local(param)

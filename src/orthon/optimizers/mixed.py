@@ -16,8 +16,8 @@ from orthon.saving.loading import fit_state
 from orthon.sharding import Step, local, run
 from orthon.sharding.matrix_view import MatrixView
 from orthon.sharding.replicas import replica_group
-from orthon.step.capture import Capture, check_ranks, is_capturing
-from orthon.step.gates import Gates, refuse_nonfinite, shut_gates
+from orthon.step.capture import Capture, check_ranks
+from orthon.step.gates import Gates, nonfinite_error, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.plan import Plan, Planner
@@ -212,7 +212,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._begin_anew()
 
     def members(self) -> list[Member]:
-        """Return the parameters of which this rank holds a part, with gradients and layouts as they are now."""
+        """Return the parameters of which this rank holds a shard, with gradients and layouts as they are now."""
         return self._planner.members(self.param_groups)
 
     def _capture(self, members: list[Member]) -> Capture:
@@ -223,7 +223,11 @@ class MixedOptimizer(torch.optim.Optimizer):
     def _gates(self, plan: Plan, scale: LossScale) -> Gates:
         """Return for each device whether to make the step; raise where gradients with infinities or NaNs are errors."""
         if self.nonfinite == "raise" and scale.found_inf is None:
-            refuse_nonfinite(plan.members, plan.gradients, plan.agreement)
+            bad = plan.gradients.nonfinite()
+            if not plan.agreement.is_alone:
+                bad = plan.agreement.spread(plan.members, bad)
+            if bad:
+                raise nonfinite_error(bad, type(self).__name__)
             return {}
         gates, shut = shut_gates(plan.members, plan.gradients, plan.agreement, scale)
         if shut is not None:
@@ -231,6 +235,11 @@ class MixedOptimizer(torch.optim.Optimizer):
                 self._skipped = torch.zeros((), dtype=torch.int64, device=shut.device)
             self._skipped += shut
         return gates
+
+
+def is_capturing() -> bool:
+    """Return whether the current stream is captured into a CUDA graph."""
+    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 def _into(target: Tensor, step: Step[Tensor]) -> Step[None]:

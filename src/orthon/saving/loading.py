@@ -120,7 +120,7 @@ def _change(
 
 def _member(name: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
     """Return the parameter with these options, without storage."""
-    rule, layout = RULES[group["algorithm"]], layouts(param)
+    rule, layout = RULES[group["algorithm"]], layouts.of(param)
     matrices = layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
     return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False)
 

@@ -1,25 +1,29 @@
-"""Who holds which part of a parameter, and what they communicate."""
+"""Who holds which shard of a parameter, and what the ranks communicate."""
 
-from orthon.sharding.cost import flops_per_number, worth_sending
-from orthon.sharding.dtensor import is_dtensor
-from orthon.sharding.layout import Extent, Layout, check_placements, local, on_meta, relocated, takes_part
+from orthon.sharding.cost import Message, flops_per_number, record_messages, worth_sending
+from orthon.sharding.cuts import check_placements
+from orthon.sharding.deal import Job, deal
+from orthon.sharding.dtensor import is_dtensor, local, on_meta, relocated, takes_part
+from orthon.sharding.layout import Layout
 from orthon.sharding.layouts import Layouts, placed_like
 from orthon.sharding.matrices import Matrices, Stack
-from orthon.sharding.owners import Owners, Share, deal
-from orthon.sharding.ranks import Message, Ranks, record_messages
+from orthon.sharding.owners import Owners
+from orthon.sharding.ranks import Ranks
 from orthon.sharding.side import Side
+from orthon.sharding.spans import Extent, Span
 from orthon.sharding.step import Step, run
 
 __all__ = [
     "Extent",
+    "Job",
     "Layout",
     "Layouts",
     "Matrices",
     "Message",
     "Owners",
     "Ranks",
-    "Share",
     "Side",
+    "Span",
     "Stack",
     "Step",
     "check_placements",

@@ -1,4 +1,4 @@
-"""The layouts of all parameters, each kind made once."""
+"""The layouts of all parameters: parameters that lie alike have one layout."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from orthon.sharding.dtensor import is_dtensor
+from orthon.sharding.dtensor import is_dtensor, relocated
 from orthon.sharding.grid import Grid, make_grid
-from orthon.sharding.layout import Layout, make_layout, relocated
+from orthon.sharding.layout import Layout, make_layout
 from orthon.sharding.matrices import Matrices
 from orthon.sharding.matrix_view import PLAIN, MatrixView
 
@@ -20,10 +20,10 @@ _Kind = tuple[tuple[int, ...], torch.device, DeviceMesh | None, tuple["Placement
 
 
 class Layouts:
-    """Gives each parameter its layout, looked up by shape, device, mesh and placements as they are now.
+    """The layouts of parameters, by shape, device, mesh and placements.
 
     Args:
-        replicas: the ranks that train copies, if the meshes do not tell.
+        replicas: the ranks that train on other data, if the user names them.
     """
 
     def __init__(self, replicas: dist.ProcessGroup | None) -> None:
@@ -32,8 +32,8 @@ class Layouts:
         self._layouts: dict[_Kind, Layout] = {}
         self._matrices: dict[tuple[Layout, MatrixView], Matrices] = {}
 
-    def __call__(self, param: Tensor) -> Layout:
-        """Return the layout of a parameter. All ranks that hold a part of it must ask for it in the same order.
+    def of(self, param: Tensor) -> Layout:
+        """Return the layout of a parameter as it lies now. Ranks with shards of it must ask for it in the same order.
 
         Raises:
             ValueError, NotImplementedError: for a placement that cannot be served.
@@ -59,20 +59,21 @@ class Layouts:
 
 
 def placed_like(x: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor as it should lie.
+    """Return a tensor that lies as another one does.
 
-    A whole one is cut without any communication; one that lies otherwise is made whole before, on all ranks together.
+    A whole tensor is cut without any communication. One that lies in a third way is made whole before, on all ranks
+    together.
 
     Args:
-        x: the tensor; a plain one is whole.
-        like: a tensor of the same shape that lies as it should; its entries do not matter.
+        x: the tensor. A plain one is whole.
+        like: the other one, of the same shape. Its entries do not matter.
     """
     if is_dtensor(x) and is_dtensor(like) and (x.device_mesh, x.placements) == (like.device_mesh, like.placements):
         return x
     whole = x.full_tensor() if is_dtensor(x) else x
     if is_dtensor(like):
-        layout = Layouts(None)(like)
+        layout = Layouts(None).of(like)
         for dim in range(whole.ndim):
-            start, stop = layout.part(dim)
+            start, stop = layout.span(dim)
             whole = whole.narrow(dim, start, stop - start)
     return relocated(like, whole)

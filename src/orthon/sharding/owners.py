@@ -1,89 +1,37 @@
-"""Whole matrices on ranks that hold parts of them: who computes on which, and the ways there and back."""
+"""Whole matrices on the ranks that own them: the ways of shards to the owners, and of results back."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from heapq import heapify, heapreplace
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from orthon.sharding.layout import Layout
-from orthon.sharding.ranks import Line
+from orthon.sharding.line import Line
+from orthon.sharding.spans import Span
 from orthon.sharding.step import Step
 
 
-@dataclass(frozen=True)
-class Share:
-    """What there is to deal out of one batch.
-
-    Attributes:
-        layout: of the matrices.
-        count: how many there are.
-        cost: of the work on one of them.
-        is_joint: whether all ranks of a copy work together on a matrix.
-    """
-
-    layout: Layout
-    count: int
-    cost: float
-    is_joint: bool
-
-
-def deal(work: Sequence[Share]) -> list[list[int]]:
-    """Return for each matrix which of the ranks that hold parts of it, `layout.everyone`, owns it in this step.
-
-    The longest work is dealt out first, each to the rank with the least so far (Graham, "Bounds on multiprocessing
-    timing anomalies", SIAM J. Appl. Math. 17, 1969), or to the copy whose busiest rank has the least, of which then
-    any rank stands for all. Only what the same ranks hold is weighed together, so that all of them come to the same
-    result.
-    """
-    loads: dict[tuple[int, ...], list[float]] = {}
-    owners: list[list[int]] = [[] for _ in work]
-    for i in sorted(range(len(work)), key=lambda i: -work[i].cost):
-        share = work[i]
-        ranks = share.layout.everyone
-        load = loads.setdefault(ranks.ranks, [0.0] * ranks.size)
-        teams = _copies(share.layout) if share.is_joint else [[rank] for rank in range(ranks.size)]
-        heap = [(max(load[rank] for rank in team), place) for place, team in enumerate(teams)]
-        heapify(heap)
-        for _ in range(share.count):
-            most, place = heap[0]
-            heapreplace(heap, (most + share.cost / len(teams[place]), place))
-            owners[i].append(teams[place][0])
-            for rank in teams[place]:
-                load[rank] += share.cost / len(teams[place])
-    return owners
-
-
-def _copies(layout: Layout) -> list[list[int]]:
-    """Return the ranks of each copy of the matrices, as indices among `layout.everyone`."""
-    shape, axes = layout.grid.ranks.shape, _axes(layout)
-    cut = {axis for cuts in layout.cuts for axis in cuts}
-    copies: dict[tuple[int, ...], list[int]] = {}
-    for index in range(layout.everyone.size):
-        place = _coordinates(index, axes, shape)
-        copies.setdefault(tuple(place[axis] for axis in axes if axis not in cut), []).append(index)
-    return list(copies.values())
-
-
-def _axes(layout: Layout) -> list[int]:
-    """Return the axes along which ranks hold parts of the same matrices."""
-    shape = layout.grid.ranks.shape
-    return [axis for axis in range(len(shape)) if axis not in layout.apart and shape[axis] > 1]
-
-
 class Owners:
-    """Who owns which matrix of a batch, for the way of its parts to the owner, and of what it computes back.
+    """Who owns each matrix of a batch, and the ways of its shards to the owner and back.
 
-    Of copies, only the one to which the owner belongs sends parts; where the gradients of replicas are yet to be
-    averaged, each adds its own. The result goes to all of them.
+    There are four steps. Each leaves out what the layout does not need.
+
+    1. `take`: of several copies, that of the owner is chosen. The gradients of replicas may be yet to be averaged: then
+       each replica adds its own.
+    2. `bring`: the ranks of that copy send their shards to the owner.
+    3. `send_back`: the owner sends each of them its shard of the result.
+    4. `send_to_copies`: they send it to the ranks that hold the same shard.
+
+    A rank deals with three lists of matrices: all of them, those whose owners belong to its copy (`of_copy`), and those
+    that it owns itself (`mine`).
 
     Args:
         layout: of the matrices.
         owners: of each matrix, as `deal` returns them.
-        unsynced: whether the parts of the user's replicas are to be averaged on the way.
+        unsynced: whether the shards of the user's replicas are to be averaged on the way.
         rows: for each matrix which of its rows are sent, in ascending order, where that differs from rank to rank;
             None for all.
     """
@@ -92,61 +40,55 @@ class Owners:
         self, layout: Layout, owners: Sequence[int], *, unsynced: bool, rows: Sequence[Sequence[int]] | None = None
     ) -> None:
         self.layout, self._rows = layout, rows
-        grid = layout.grid
-        axes = _axes(layout)
-        self._places = [_coordinates(owner, axes, grid.ranks.shape) for owner in owners]
-        replicas = () if grid.replicas is None else (grid.replicas,)
+        axes = layout.joint_axes
+        # The place of each owner in the grid, by axis.
+        self._places = [layout.grid.coordinates(owner, axes) for owner in owners]
+        replicas = layout.replicated_axes
         self._averaged = tuple(a for a in replicas if unsynced and a in axes)
-        self._copies = tuple(a for a in axes if a in (*layout.copies, *replicas))
+        self._copied = tuple(a for a in axes if a in (*layout.copied_axes, *replicas))
+        # On the way to the owner, matrices become whole along one axis after the other, the last to cut first. A stage
+        # (dim, k) does that along axis k of those that cut the dim.
         self._stages = [
             (dim, k) for dim in (0, 1) for k in reversed(range(len(layout.cuts[dim]))) if layout.cuts[dim][k] in axes
         ]
-        # For each dim the ranges that it falls into when the first of its axes cut it, and which is this rank's.
-        self._ranges = {(dim, k): self._cut_by(dim, k + 1).parts(0, (layout.cuts[dim][k],)) for dim, k in self._stages}
-        self._range = {
-            (dim, k): self._cut_by(dim, k).part(0) for dim in (0, 1) for k in range(len(layout.cuts[dim]) + 1)
+        # For each stage the spans of the dim that the ranks along its axis have just before.
+        self._spans = {(dim, k): self._cut_by(dim, k + 1).spans(0, (layout.cuts[dim][k],)) for dim, k in self._stages}
+        # For a dim that only the first k of its axes cut, the span that this rank has.
+        self._span = {
+            (dim, k): self._cut_by(dim, k).span(0) for dim in (0, 1) for k in range(len(layout.cuts[dim]) + 1)
         }
-        selecting = [a for a in self._copies if a not in self._averaged]
+        selecting = [a for a in self._copied if a not in self._averaged]
         self._sending = self._with_mine(range(len(owners)), selecting)
-        self.of_copies = self._with_mine(self._sending, self._averaged)
-        self.mine = self._with_mine(self.of_copies, [layout.cuts[dim][k] for dim, k in self._stages])
+        self.of_copy = self._with_mine(self._sending, self._averaged)
+        self.mine = self._with_mine(self.of_copy, [layout.cuts[dim][k] for dim, k in self._stages])
 
-    def take(self, parts: Sequence[Tensor]) -> Step[list[Tensor]]:
-        """Return of the parts (m', n') of all matrices those whose owners are along with this copy: `of_copies`."""
-        chosen = [parts[j] for j in self._sending]
-        if not self._averaged or not parts:
+    def take(self, shards: Sequence[Tensor]) -> Step[list[Tensor]]:
+        """Return this rank's shards of the matrices `of_copy`, with the mean over replicas if these are to be averaged.
+
+        Args:
+            shards: this rank's shards of all matrices, (m', n').
+        """
+        chosen = [shards[j] for j in self._sending]
+        if not self._averaged or not shards:
             return chosen
         ranks = self.layout.grid.along(self._averaged)
         dealt = self._dealt(self._sending, self._averaged)
-        flat = [parts[j].reshape(-1) for js in dealt for j in js]
-        sizes = [sum(parts[j].numel() for j in js) for js in dealt]
-        whole = parts[0].new_empty(sum(sizes))
+        flat = [shards[j].reshape(-1) for js in dealt for j in js]
+        sizes = [sum(shards[j].numel() for j in js) for js in dealt]
+        whole = shards[0].new_empty(sum(sizes))
         if flat:
             whole = torch.cat(flat)
-        share = yield from ranks.scatter_sum(whole.view(1, -1, 1), sizes)
-        return _split(share.view(-1).div_(ranks.size), [parts[j].shape for j in self.of_copies])
+        mine = yield from ranks.scatter_sum(whole.view(1, -1, 1), sizes)
+        return _split(mine.view(-1).div_(ranks.size), [shards[j].shape for j in self.of_copy])
 
-    def share(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]], like: Tensor) -> Step[list[Tensor]]:
-        """Return the parts of all matrices, of which each copy has those of its `of_copies`.
+    def bring(self, shards: Sequence[Tensor], like: Tensor) -> Step[list[Tensor]]:
+        """Return the whole matrices that this rank owns: `mine`.
 
         Args:
-            parts: of this copy's.
-            shapes: of the parts of all.
-            like: any tensor of the dtype and on the device of all of them.
+            shards: this rank's shards of the matrices `of_copy`.
+            like: any tensor with the dtype and the device of all of them.
         """
-        if not self._copies:
-            return list(parts)
-        dealt = self._dealt(range(len(self._places)), self._copies)
-        sizes = [sum(prod(shapes[j]) for j in js) for js in dealt]
-        flat = torch.cat([like.new_empty(0), *(part.reshape(-1) for part in parts)])
-        whole = yield from self.layout.grid.along(self._copies).gather_flat(flat, sizes, list(map(len, dealt)))
-        order = [j for js in dealt for j in js]
-        found = dict(zip(order, _split(whole, [shapes[j] for j in order]), strict=True))
-        return [found[j] for j in range(len(self._places))]
-
-    def bring(self, parts: Sequence[Tensor], like: Tensor) -> Step[list[Tensor]]:
-        """Return the whole matrices that this rank owns, `mine`, of the parts of those of this copy, `of_copies`."""
-        held = dict(zip(self.of_copies, parts, strict=True))
+        held = dict(zip(self.of_copy, shards, strict=True))
         for dim, k in self._stages:
             line, dealt = self._stage(dim, k, held)
             mine = dealt[line.index]
@@ -157,49 +99,72 @@ class Owners:
         return list(held.values())
 
     def send_back(self, wholes: Sequence[Tensor], like: Tensor) -> Step[list[Tensor]]:
-        """Return the parts of the matrices of this copy, `of_copies`, of the whole ones of their owners."""
-        before = [self.of_copies]
+        """Return this rank's shards of the results for the matrices `of_copy`.
+
+        Args:
+            wholes: the whole results for the matrices that this rank owns, `mine`.
+            like: any tensor with the dtype and the device of all of them.
+        """
+        before = [self.of_copy]
         for dim, k in self._stages:
             line, dealt = self._stage(dim, k, before[-1])
             before.append(dealt[line.index])
         held = dict(zip(self.mine, wholes, strict=True))
         for place, (dim, k) in reversed(list(enumerate(self._stages))):
             line, dealt = self._stage(dim, k, before[place])
-            mine = dealt[line.index]  # in the order in which the others expect their parts; `held` may have another
+            mine = dealt[line.index]  # in the order that the other ranks expect; `held` may have another
             split = [torch.split(held[j], self._sizes(j, dim, k), dim) for j in mine]
             incoming = [[self._shape_at(j, place) for j in js] for js in dealt]
             pieces = yield from line.exchange([[each[i] for each in split] for i in range(line.size)], incoming, like)
             held = {j: piece for js, own in zip(dealt, pieces, strict=True) for j, piece in zip(js, own, strict=True)}
-        return [held[j] for j in self.of_copies]
+        return [held[j] for j in self.of_copy]
 
-    def shape(self, j: int) -> tuple[int, int]:
-        """Return the shape of this rank's part of a matrix, or of the rows of it that are sent."""
-        return self._shape_at(j, 0)
+    def send_to_copies(
+        self, shards: Sequence[Tensor], shapes: Sequence[Sequence[int]], like: Tensor
+    ) -> Step[list[Tensor]]:
+        """Return this rank's shards of the results for all matrices, each from the copy of its owner.
+
+        Args:
+            shards: this rank's shards of the results for the matrices `of_copy`.
+            shapes: of this rank's shards of all matrices.
+            like: any tensor with the dtype and the device of all of them.
+        """
+        if not self._copied:
+            return list(shards)
+        dealt = self._dealt(range(len(self._places)), self._copied)
+        sizes = [sum(prod(shapes[j]) for j in js) for js in dealt]
+        flat = torch.cat([like.new_empty(0), *(shard.reshape(-1) for shard in shards)])
+        whole = yield from self.layout.grid.along(self._copied).gather_flat(flat, sizes, list(map(len, dealt)))
+        order = [j for js in dealt for j in js]
+        found = dict(zip(order, _split(whole, [shapes[j] for j in order]), strict=True))
+        return [found[j] for j in range(len(self._places))]
 
     def _shape_at(self, j: int, stages: int) -> tuple[int, int]:
-        """Return the shape of this rank's part of a matrix after some of the stages."""
+        """Return the shape of what this rank has of matrix j after some of the stages."""
         done = set(self._stages[:stages])
         sizes = []
         for dim in (0, 1):
             left = [k for k in range(len(self.layout.cuts[dim])) if (dim, k) not in done]
-            sizes.append(self._count(j, dim, self._range[dim, len(left)]))
+            sizes.append(self._count(j, dim, self._span[dim, len(left)]))
         return sizes[0], sizes[1]
 
     def _sizes(self, j: int, dim: int, k: int) -> list[int]:
-        """Return how many indices of a matrix each rank along an axis has, after the axes that cut later."""
-        return [self._count(j, dim, part) for part in self._ranges[dim, k]]
+        """Return how many indices of matrix j each rank along the axis of a stage has before the stage."""
+        return [self._count(j, dim, span) for span in self._spans[dim, k]]
 
-    def _count(self, j: int, dim: int, part: tuple[int, int]) -> int:
+    def _count(self, j: int, dim: int, span: Span) -> int:
+        """Return how many indices of matrix j are sent of those in a span."""
         if dim == 1 or self._rows is None:
-            return part[1] - part[0]
-        return bisect_left(self._rows[j], part[1]) - bisect_left(self._rows[j], part[0])
+            return span.length
+        return bisect_left(self._rows[j], span.stop) - bisect_left(self._rows[j], span.start)
 
     def _cut_by(self, dim: int, axes: int) -> Layout:
+        """Return a layout of one dim alone, cut by the first of its axes."""
         extent = self.layout.extents[dim]
         return replace(self.layout, extents=(replace(extent, axes=extent.axes[:axes]),))
 
     def _stage(self, dim: int, k: int, held: Iterable[int]) -> tuple[Line, list[list[int]]]:
-        """Return the ranks along an axis, and which matrices go to each."""
+        """Return the ranks along the axis of a stage, and which matrices go to each."""
         axis = self.layout.cuts[dim][k]
         (line,) = self.layout.grid.along((axis,)).lines
         return line, self._dealt(held, (axis,))
@@ -219,14 +184,6 @@ class Owners:
         """Return the matrices whose owners are where this rank is along some axes."""
         here = {axis: self.layout.grid.coordinate[axis] for axis in axes}
         return [j for j in held if all(self._places[j][axis] == place for axis, place in here.items())]
-
-
-def _coordinates(index: int, axes: Sequence[int], shape: Sequence[int]) -> dict[int, int]:
-    """Return where the rank of this index is along the axes, of which the first is slowest."""
-    place = {}
-    for axis in reversed(axes):
-        index, place[axis] = divmod(index, shape[axis])
-    return place
 
 
 def _shape(dim: int, size: int, other: int) -> tuple[int, int]:

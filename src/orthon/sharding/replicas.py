@@ -1,4 +1,4 @@
-"""The ranks that train copies, as the user names them."""
+"""The replicas: ranks that train on other data, as the user names them."""
 
 from typing import cast
 
@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 
 def replica_group(replicas: ProcessGroup | DeviceMesh | None, owner: str) -> ProcessGroup | None:
-    """Return the process group of the ranks that train copies.
+    """Return the process group of the replicas, or None if there are none.
 
     Args:
         replicas: a process group, or a device mesh with one axis.

@@ -11,13 +11,13 @@ Step = Generator[None, None, T]
 
 
 def run(steps: Iterable[Step[None]], *, at_once: int) -> None:
-    """Run computations to their ends, in turn, so that one computes while the collectives of others are in flight.
+    """Run computations in turn to their ends, so that one computes while the collectives of others are in flight.
 
-    Whose turn it is depends on how often each has paused, never on which collective has arrived: the order of
+    Whose turn it is depends on how often each has paused, never on which collective has arrived. So the order of
     collectives is the same on every rank.
 
     Args:
-        steps: the computations; each is asked for only when it can start.
+        steps: the computations. The next is taken only when it can start.
         at_once: how many are under way at the same time, each with its temporaries.
     """
     under_way: deque[Step[None]] = deque()

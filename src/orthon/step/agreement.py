@@ -76,7 +76,7 @@ class Agreement:
         """
         copies: dict[tuple[int, ...], tuple[Ranks, list[Member]]] = {}
         for member in members:
-            ranks = member.layout.alike(averages=member.averages)
+            ranks = member.layout.copies(unsynced=member.averages)
             copies.setdefault(ranks.ranks, (ranks, []))[1].append(member)
         names = [name for ranks, alike in copies.values() if ranks.size > 1 for name in _unequal(alike, ranks)]
         if self._sets:

@@ -3,14 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 
 from orthon.algorithms.lr_scale import lr_factor
-from orthon.sharding import Layout, Share, Stack, deal
+from orthon.sharding import Job, Layout, Stack, deal
 from orthon.step.member import Member
 
 # One batch holds at most this many bytes of gradients, or a single parameter, and so few that its update takes at most
@@ -58,12 +58,15 @@ class PlannedBatch:
     Attributes:
         pieces: of the batch.
         owners: for each matrix who works on the whole of it, for a rule that gives each to one of the ranks.
-        memo: what is found about the batch in a step, and holds in the next ones.
     """
 
     pieces: list[Piece]
     owners: list[int] | None = None
-    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What is found about the batch in a step, and holds in the next ones. No field, so that none is shared."""
+        return {}
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -112,8 +115,8 @@ def batches(members: Iterable[Member]) -> list[PlannedBatch]:
                 alike[(*kind, id(stack.layout), together)].append(Piece(member, stack))
     parts = [part for together in alike.values() for part in _capped(together)]
     # Alone, a rank has nothing to deal out.
-    whole = {i: share for i, part in enumerate(parts) if (share := _share(part)) is not None}
-    owners = dict(zip(whole, deal(list(whole.values())), strict=True))
+    jobs = {i: job for i, part in enumerate(parts) if (job := _job(part)) is not None}
+    owners = dict(zip(jobs, deal(list(jobs.values())), strict=True))
     return [PlannedBatch(part, owners.get(i)) for i, part in enumerate(parts)]
 
 
@@ -147,12 +150,12 @@ def _capped(together: list[Piece]) -> Iterator[list[Piece]]:
 
 
 def _bytes(layout: Layout, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest part that a rank has."""
-    return math.prod(layout.largest) * dtype.itemsize
+    """Return the bytes of the largest shard that a rank has."""
+    return math.prod(layout.largest_shard) * dtype.itemsize
 
 
-def _share(pieces: list[Piece]) -> Share | None:
-    """Return what there is to deal out of a batch; None if there is nothing."""
+def _job(pieces: list[Piece]) -> Job | None:
+    """Return the work on the matrices of a batch that is dealt out to owners; None if there is none."""
     layout, group, work = pieces[0].layout, pieces[0].member.group, pieces[0].member.rule.work
     if not work.takes_matrices or layout.everyone.size == 1:
         return None
@@ -160,4 +163,4 @@ def _share(pieces: list[Piece]) -> Share | None:
     if cost is None:
         return None
     count = sum(piece.count for piece in pieces)
-    return Share(layout, count, cost, is_joint=work.route(layout, count, group) == "shards")
+    return Job(layout, count, cost, is_joint=work.route(layout, count, group) == "shards")

@@ -37,14 +37,10 @@ def shut_gates(
     return {device: finite.to(device, torch.float32) for device in devices}, ~finite
 
 
-def refuse_nonfinite(members: list[Member], gradients: Gradients, agreement: Agreement) -> None:
-    """Raise a FloatingPointError on all ranks if a gradient of any of them is not finite."""
-    bad = gradients.nonfinite()
-    if not agreement.is_alone:
-        bad = agreement.spread(members, bad)
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise FloatingPointError(
-            f"{agreement.owner}: the gradient of {', '.join(map(repr, bad[:3]))}{more} has infinities or "
-            'NaNs; weights and state are as before (nonfinite="skip" leaves such steps out)'
-        )
+def nonfinite_error(names: list[str], owner: str) -> FloatingPointError:
+    """Return the error for gradients with infinities or NaNs, which names their parameters."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return FloatingPointError(
+        f"{owner}: the gradient of {', '.join(map(repr, names[:3]))}{more} has infinities or "
+        'NaNs; weights and state are as before (nonfinite="skip" leaves such steps out)'
+    )

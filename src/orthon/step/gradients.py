@@ -1,4 +1,4 @@
-"""This rank's part of the gradients: brought to how the parameters lie, and whether they are finite."""
+"""This rank's shards of the gradients: brought to how the parameters lie, and whether they are finite."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -15,12 +15,12 @@ from orthon.step.state import new_matrix_state, new_plain_state
 
 @dataclass(eq=False)
 class Member:
-    """A parameter of which this rank holds a part, or all. From one step to the next, its gradient alone changes.
+    """A parameter of which this rank holds a shard, or all. From one step to the next, its gradient alone changes.
 
     Attributes:
         name: for errors, and as a seed.
         param: the parameter.
-        grad: this rank's part of its gradient; None if there is none.
+        grad: this rank's shard of its gradient; None if there is none.
         group: its param group.
         rule: that updates it.
         layout: how it lies.
@@ -38,18 +38,10 @@ class Member:
     averages: bool
 
     def __post_init__(self) -> None:
-        self._type: Any = type(self.param)
+        """Remember what tells quickly that the parameter lies as before."""
+        self.type: Any = type(self.param)
         param: Any = self.param
-        self._spec = param._spec if is_dtensor(param) else None
-
-    def lies_as_before(self) -> bool:
-        """Return whether the parameter surely lies as its layout says. It is quick, and may miss some that do."""
-        param: Any = self.param
-        if type(param) is not self._type or param.device != self.layout.device:
-            return False
-        if self._spec is not None:
-            return bool(param._spec is self._spec)
-        return bool(param.shape == self.layout.shape)
+        self.spec: Any = param._spec if is_dtensor(param) else None
 
     def compresses(self, stack: Stack) -> bool:
         """Return whether the rule averages over the replicas with less than the gradients of these matrices."""

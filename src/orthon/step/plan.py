@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch.distributed as dist
@@ -33,7 +34,7 @@ class Plan:
     """What a step does.
 
     Attributes:
-        members: the parameters of which this rank holds a part, with the gradients of this step.
+        members: the parameters of which this rank holds a shard, with the gradients of this step.
         agreement: what the ranks must agree on.
         is_new: whether there has been no step yet on these layouts.
         gradients: of the members.
@@ -51,7 +52,7 @@ class Planner:
     """Makes the plan of a step, anew where something that it depends on has changed. `plan` decides that alone.
 
     Args:
-        replicas: the ranks that train copies, if the meshes do not tell.
+        replicas: the ranks that train on other data, if the user names them.
         sync_gradients: whether each rank's gradients are its own. A missing one counts as zero then.
         owner: the optimizer, for errors.
     """
@@ -70,7 +71,7 @@ class Planner:
         self._named: dict[str, Tensor] = {}
 
     def members(self, groups: Sequence[dict[str, Any]]) -> list[Member]:
-        """Return the parameters of which this rank holds a part, with gradients and layouts as they are now.
+        """Return the parameters of which this rank holds a shard, with gradients and layouts as they are now.
 
         It is the same list as before while nothing but gradients has changed.
 
@@ -128,7 +129,7 @@ class Planner:
         # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
         for together in plan.sets:
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
-            kinds = {batch.kind for batch in together}
+            kinds = set(map(attrgetter("kind"), together))
             at_once = AT_ONCE if kinds <= self._been_through else 1
             run((update(batch, states, gates, scale) for batch in together), at_once=at_once)
             self._been_through |= kinds
@@ -142,7 +143,7 @@ class Planner:
             if not takes_part(param):
                 continue
             try:
-                layout = self.layouts(param)
+                layout = self.layouts.of(param)
                 matrices = self.layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
                 for stack in () if matrices is None else matrices.stacks:
                     rule.work.check_layout(stack.layout, group)
@@ -198,6 +199,14 @@ class _KnownGroup:
             if old is not new:
                 return False
         for member in self.members:
-            if not member.lies_as_before() and layouts(member.param) is not member.layout:
+            if not _lies_as_before(member) and layouts.of(member.param) is not member.layout:
                 return False
         return True
+
+
+def _lies_as_before(member: Member) -> bool:
+    """Return whether a parameter surely lies as its layout says. That is quick, and may miss some that do."""
+    param: Any = member.param
+    if type(param) is not member.type or param.device != member.layout.device:
+        return False
+    return bool(param.shape == member.layout.shape if member.spec is None else param._spec is member.spec)

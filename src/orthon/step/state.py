@@ -53,7 +53,7 @@ def _in_one_storage(batch: "PlannedBatch", new: Sequence["Member"]) -> list[dict
     for key, entry in first.entries[stack].items():
         if isinstance(entry, Entry) and entry.side is None:
             like = local(first.param)
-            shape = len(new), *first.layout.part_shape
+            shape = len(new), *first.layout.shard_shape
             whole = torch.zeros(shape, dtype=entry.dtype or like.dtype, device=like.device)
             for member, own, zeros in zip(new, given, whole.unbind(), strict=True):
                 own[key] = relocated(member.param, zeros)

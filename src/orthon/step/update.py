@@ -140,7 +140,7 @@ class _Viewed:
                 each[key] = of_matrix
 
     def open(self, grad: Tensor) -> list[Tensor]:
-        """Return this rank's part of the gradient as matrices."""
+        """Return this rank's shard of the gradient as matrices."""
         return list(self._matrices.open(grad, self._stack).unbind())
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from orthon.saving import SafeReader
 from orthon.train.checkpoints.manifest import NAME, Digest, Manifest
 from orthon.train.errors import UserError
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 
 METADATA = ".metadata"
 
@@ -35,7 +35,7 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_checkpoint(
-    directory: Path, ranks: Ranks, say: Callable[[str], None], *, required: bool = False
+    directory: Path, ranks: Processes, say: Callable[[str], None], *, required: bool = False
 ) -> Checkpoint | None:
     """The newest checkpoint of a run that is whole. All ranks call it together, and each reads a part of the files.
 

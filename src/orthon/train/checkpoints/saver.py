@@ -14,7 +14,7 @@ from orthon.train.checkpoints.manifest import Manifest
 from orthon.train.checkpoints.state import first_failure, run_state
 from orthon.train.checkpoints.writer import CheckpointWriter, remove
 from orthon.train.errors import TrainingError
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 from orthon.train.settings.file import as_plain, flatten
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.training import Training
@@ -35,7 +35,7 @@ class Saver:
     """
 
     def __init__(
-        self, directory: Path, config: TrainConfig, corpus: str, ranks: Ranks, say: Callable[[str], None]
+        self, directory: Path, config: TrainConfig, corpus: str, ranks: Processes, say: Callable[[str], None]
     ) -> None:
         self.directory, self.config, self.corpus, self.ranks, self.say = directory, config, corpus, ranks, say
         self._running: tuple[CheckpointWriter, Future[Any]] | None = None

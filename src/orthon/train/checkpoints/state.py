@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from orthon.saving import LoadPlanner, SafeReader
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 from orthon.train.step.training import Training
 
 
@@ -80,7 +80,7 @@ def _of_all_ranks(training: Training) -> dict[str, Any]:
     return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizers.each)}
 
 
-def _rng(ranks: Ranks) -> dict[str, torch.Tensor]:
+def _rng(ranks: Processes) -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if ranks.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(ranks.device)

@@ -20,7 +20,7 @@ from orthon.train.commands.comparison_report import (
     write_markdown,
 )
 from orthon.train.errors import DivergedError, UserError
-from orthon.train.processes.ranks import Ranks, join_ranks
+from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, Summary, read_summary, write_summary
 from orthon.train.results.metrics import read_metrics
 from orthon.train.run.run import Run
@@ -101,7 +101,7 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
     return summary
 
 
-def _train(one: Planned, corpus: Corpus, ranks: Ranks, console: Console) -> Summary | None:
+def _train(one: Planned, corpus: Corpus, ranks: Processes, console: Console) -> Summary | None:
     checkpoint = newest_checkpoint(one.directory, ranks, partial(console.print, markup=False, soft_wrap=True))
     run = Run(one.config, one.directory, corpus, checkpoint, ranks)
     try:

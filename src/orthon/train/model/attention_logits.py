@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM
 
 from orthon.model.qk_clip import qk_clip_
-from orthon.train.processes.ranks import TENSOR, Ranks
+from orthon.train.processes.ranks import TENSOR, Processes
 
 NAME = "orthon_sdpa_max_logits"  # of our attention function in transformers
 
@@ -61,7 +61,7 @@ def max_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     return found * scaling
 
 
-def clip_logits(model: LlamaForCausalLM, threshold: float, ranks: Ranks) -> Tensor:
+def clip_logits(model: LlamaForCausalLM, threshold: float, ranks: Processes) -> Tensor:
     """Clip the query and key weights of all layers, by the largest logits since the last call.
 
     All ranks call it together, after the optimizer's step.

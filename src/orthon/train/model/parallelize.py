@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM
 
 from orthon.train.errors import UserError
-from orthon.train.processes.ranks import REPLICATE, SHARD, TENSOR, Ranks
+from orthon.train.processes.ranks import REPLICATE, SHARD, TENSOR, Processes
 from orthon.train.settings.run import RunConfig
 
 # The styles that transformers' plans name. Between the modules of a plan, every rank has the whole activations.
@@ -24,7 +24,7 @@ STYLES = {
 }
 
 
-def parallelize(model: LlamaForCausalLM, config: RunConfig, ranks: Ranks, average: bool) -> nn.Module:
+def parallelize(model: LlamaForCausalLM, config: RunConfig, ranks: Processes, average: bool) -> nn.Module:
     """Divide a model among the ranks, and put it on its device.
 
     Every rank brings the same whole weights and keeps its part of them, so nothing is sent. Modules and parameters
@@ -78,7 +78,7 @@ def gradient_sync(model: nn.Module, wanted: bool) -> Iterator[None]:
     yield
 
 
-def _divide_products(model: LlamaForCausalLM, config: RunConfig, ranks: Ranks) -> None:
+def _divide_products(model: LlamaForCausalLM, config: RunConfig, ranks: Processes) -> None:
     assert ranks.mesh is not None
     shape, tp = config.model.shape, ranks.size(TENSOR)
     divided = {
@@ -94,7 +94,7 @@ def _divide_products(model: LlamaForCausalLM, config: RunConfig, ranks: Ranks) -
     parallelize_module(model, ranks.mesh[TENSOR], plan, src_data_rank=None)
 
 
-def _divide_weights(model: LlamaForCausalLM, ranks: Ranks, replicate: bool) -> None:
+def _divide_weights(model: LlamaForCausalLM, ranks: Processes, replicate: bool) -> None:
     assert ranks.mesh is not None
     mesh = ranks.mesh[REPLICATE, SHARD] if replicate else ranks.mesh[SHARD]
     for layer in model.model.layers:

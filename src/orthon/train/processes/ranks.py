@@ -21,7 +21,7 @@ REPLICATE, SHARD, TENSOR = AXES = ("dp_replicate", "dp_shard", "tp")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """This process among the others. If it is the only one, it has no mesh and waits for nobody."""
 
     device: torch.device
@@ -108,7 +108,7 @@ class Ranks:
         return box[0]  # type: ignore[return-value]
 
 
-def join_ranks(config: RunConfig) -> Ranks:
+def join_ranks(config: RunConfig) -> Processes:
     """Make the mesh that the settings ask for.
 
     Raises:
@@ -126,10 +126,10 @@ def join_ranks(config: RunConfig) -> Ranks:
     if world == 1:
         # PyTorch would warn at every save and load.
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
-        return Ranks(device)
+        return Processes(device)
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
     # Always gloo: what it sends is in main memory, and two NCCL collectives must not run at once.
-    return Ranks(device, mesh, process_rank(), world, dist.new_group(backend="gloo"))
+    return Processes(device, mesh, process_rank(), world, dist.new_group(backend="gloo"))
 
 
 def _device(name: DeviceName) -> torch.device:

@@ -14,7 +14,7 @@ from orthon.train.model.attention_logits import record_logits
 from orthon.train.model.build import build_model
 from orthon.train.model.parallelize import parallelize
 from orthon.train.model.sample import generate
-from orthon.train.processes.ranks import AXES, Ranks
+from orthon.train.processes.ranks import AXES, Processes
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, write_summary
 from orthon.train.results.metrics import MetricsLog, Record, read_metrics
 from orthon.train.results.progress import make_progress
@@ -51,7 +51,7 @@ class Run:
         directory: Path,
         corpus: Corpus,
         checkpoint: Checkpoint | None,
-        ranks: Ranks,
+        ranks: Processes,
     ) -> None:
         self.config, self.directory, self.corpus, self.ranks = config, directory, corpus, ranks
         context = config.model.shape.context

@@ -77,6 +77,8 @@ def _checked(content: Any, path: Path, kind: type[S]) -> S:
         return kind.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
         raise UserError(f"{path}: {in_words(error, kind)}") from error
+    except (TypeError, ValueError) as error:  # YAML allows dates as keys, and lists that contain themselves
+        raise UserError(f"{path} must hold settings by name: {error}") from error
 
 
 def _lay_over(given: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:

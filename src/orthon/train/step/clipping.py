@@ -10,11 +10,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from orthon.sharding import local
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 from orthon.train.step.optimizers import Optimizers
 
 
-def clip_gradients(optimizers: Optimizers, limit: float, matrices_too: bool, ranks: Ranks) -> Tensor:
+def clip_gradients(optimizers: Optimizers, limit: float, matrices_too: bool, ranks: Processes) -> Tensor:
     """Scale gradients down to a norm of at most `limit`, and return the norm of all gradients before that.
 
     By default only the parameters are clipped that are not orthonormalized matrices, by their own norm. The size of
@@ -56,7 +56,7 @@ def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
     return grads
 
 
-def _norms(matrices: list[Tensor], others: list[Tensor], ranks: Ranks) -> list[Tensor]:
+def _norms(matrices: list[Tensor], others: list[Tensor], ranks: Processes) -> list[Tensor]:
     """The norm of each list, over all ranks."""
     if ranks.mesh is None:
         return [get_total_norm(part) for part in (matrices, others)]
@@ -64,7 +64,7 @@ def _norms(matrices: list[Tensor], others: list[Tensor], ranks: Ranks) -> list[T
     return list(ranks.sum_(squares).sqrt())
 
 
-def _mean_square(grads: list[Tensor], ranks: Ranks) -> Tensor:
+def _mean_square(grads: list[Tensor], ranks: Processes) -> Tensor:
     """The sum of squares on this rank. Each square is divided by the number of ranks that hold the same number."""
     by_copies = defaultdict(list)
     for grad in grads:

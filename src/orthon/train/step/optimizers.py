@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 import orthon
 from orthon.algorithms import RULES
 from orthon.train.errors import UserError
-from orthon.train.processes.ranks import REPLICATE, SHARD, TENSOR, Ranks
+from orthon.train.processes.ranks import REPLICATE, SHARD, TENSOR, Processes
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
 
 # Learning rates of the hidden matrices, tuned for the default run by factors of two.
@@ -73,7 +73,7 @@ class Optimizers:
         return [group for optimizer in self.each for group in optimizer.param_groups]
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:
+def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:
     """The optimizers that the settings name.
 
     Args:
@@ -107,7 +107,7 @@ def full_lr(config: OptimizerConfig) -> float:
     return DEFAULT_LR[config.name] if config.lr is None else config.lr
 
 
-def _orthon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:
+def _orthon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:
     options: dict[str, Any] = _adam_options(config) | {"seed": seed, "momentum": config.momentum}
     if config.name in FRACTIONS:
         setting = FRACTIONS[config.name]
@@ -122,19 +122,19 @@ def _orthon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) 
     return _collect(optimizer, unsynchronized=replicas if config.compressed_sync else None)
 
 
-def _lion(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:  # noqa: ARG001
+def _lion(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:  # noqa: ARG001
     groups = orthon.param_groups(model, "lion", "adamw", **_rates(config))
     options = _adam_options(config) | {"seed": seed} | config.options
     return _collect(orthon.Dion(groups, **options))
 
 
-def _adamw(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:  # noqa: ARG001
+def _adamw(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:  # noqa: ARG001
     groups = orthon.param_groups(model, "adamw", "adamw", **_rates(config))
     options = _adam_options(config) | config.options
     return _collect(torch.optim.AdamW(groups, **options))
 
 
-def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Ranks) -> Optimizers:  # noqa: ARG001
+def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:  # noqa: ARG001
     # Grouped as for Orthon's own rules: the same matrices for Muon, and the same AdamW for the rest.
     groups = orthon.param_groups(model, "muon", "adamw", **_rates(config))
     matrices = [group for group in groups if group["algorithm"] == "muon"]

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from orthon.train.errors import DivergedError
 from orthon.train.model.attention_logits import clip_logits
 from orthon.train.model.parallelize import gradient_sync
-from orthon.train.processes.ranks import Ranks
+from orthon.train.processes.ranks import Processes
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.clipping import clip_gradients
 from orthon.train.step.clock import StepClock
@@ -26,7 +26,7 @@ class Training:
     replica: nn.Module  # the model, or the wrapper that averages its gradients
     optimizers: Optimizers
     clock: StepClock
-    ranks: Ranks
+    ranks: Processes
     step: int = 0  # number of steps done
 
     def advance(self, sequences: Tensor, config: TrainConfig, report: bool) -> "StepReport | None":
@@ -91,7 +91,7 @@ class StepReport:
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, ranks: Ranks) -> float:
+def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, ranks: Processes) -> float:
     """Mean loss over sequences, in nats per token. All ranks call it together, and all get the same number.
 
     Args:
