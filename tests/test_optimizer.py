@@ -241,7 +241,7 @@ def test_a_new_rule_needs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) ->
     """A rule is data: once it is known, groups, state, steps, state dicts and explanations serve it."""
 
     def sign_descent(batch: Batch) -> None:
-        batch.descend([G.sign() for G in batch.grads])
+        batch.descend([G.sign() for G in batch.G])
 
     monkeypatch.setitem(RULES, "sign", Rule("sign", sign_descent, {}, Elementwise(), {}))
     model = small_model()

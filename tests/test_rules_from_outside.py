@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from orthon.algorithms import (
     register_rule,
 )
 from orthon.testing import check_rule
+from tests.support.capture import accelerated
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "adamuon.py"
 
@@ -43,8 +45,17 @@ def steepest(batch: Batch) -> None:
     """The four lines of somebody who has never heard of steps that are left out."""
     M = batch.kept("momentum")
     M.mul_(0.9)
-    M.add_(batch.grads if not batch.of_matrices else torch.stack(batch.grads))
+    M.add_(batch.G if not batch.of_matrices else torch.stack(list(batch.G)))
     batch.descend(M.value if batch.of_matrices else M.parts)
+
+
+def dividing(batch: Batch) -> None:
+    """Without a gradient this divides zero by zero."""
+    directions = [G / G.norm() for G in batch.G]
+    M = batch.kept("momentum")
+    M.lerp_(directions if not batch.of_matrices else torch.stack(directions), 0.1)
+    M.add_(directions if not batch.of_matrices else torch.stack(directions), 0.1)
+    batch.descend(directions)
 
 
 def sloppy(batch: Batch) -> None:
@@ -55,7 +66,7 @@ def sloppy(batch: Batch) -> None:
 def sloppy_with_state(batch: Batch) -> None:
     for state in batch.state:
         state["momentum"].add_(1)
-    batch.descend(batch.grads)
+    batch.descend(batch.G)
 
 
 MOMENTUM = {"momentum": Entry()}
@@ -79,25 +90,33 @@ def contents(to: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[T
     return [p.detach().clone() for p in to] + [v.clone() for p in to for v in optimizer.state[p].values()]
 
 
-@pytest.mark.parametrize("work", [Elementwise(), WholeMatrix()], ids=str)
+@pytest.mark.parametrize("where", [nullcontext, accelerated], ids=["CPU", "accelerator"])
+@pytest.mark.parametrize("work", [Elementwise(), WholeMatrix()], ids=lambda work: type(work).__name__)
+@pytest.mark.parametrize("rule", [steepest, dividing])
+@pytest.mark.parametrize("cautious", [False, True])
 @pytest.mark.parametrize("earlier", [0, 2])
-def test_a_naive_rule_changes_nothing_in_a_step_that_is_left_out(work: Work, earlier: int) -> None:
-    register_rule(replace(STEEPEST, work=work, options={}))
+def test_a_naive_rule_changes_nothing_in_a_step_that_is_left_out(
+    rule: Any, work: Work, where: Any, cautious: bool, earlier: int
+) -> None:
+    register_rule(Rule("naive", rule, MOMENTUM, work, {}))
     to = params()
-    optimizer = orthon.MixedOptimizer(to, algorithm="steepest", options={}, nonfinite="skip")
-    for _ in range(earlier):
+    options = {"cautious_weight_decay": cautious}
+    optimizer = orthon.MixedOptimizer(to, algorithm="naive", options=options, nonfinite="skip")
+    with where():
+        for _ in range(earlier):
+            give_gradients(to)
+            optimizer.step()
+        before = contents(to, optimizer)
+        give_gradients(to, bad=True)
+        optimizer.step()
+        after = contents(to, optimizer)
+        assert optimizer.skipped_steps == 1
+        for old, new in zip(before, after, strict=False):
+            assert torch.equal(old, new)
         give_gradients(to)
         optimizer.step()
-    before = contents(to, optimizer)
-    give_gradients(to, bad=True)
-    optimizer.step()
-    after = contents(to, optimizer)
-    assert optimizer.skipped_steps == 1
-    for old, new in zip(before, after, strict=False):
-        assert torch.equal(old, new)
-    give_gradients(to)
-    optimizer.step()
     assert not torch.equal(before[0], to[0])
+    assert all(value.isfinite().all() for value in contents(to, optimizer))
 
 
 @pytest.mark.parametrize("rule", [sloppy, sloppy_with_state])
@@ -222,10 +241,10 @@ def test_the_example_of_a_rule_keeps_what_is_promised_of_rules(monkeypatch: pyte
 def test_a_step_of_a_rule_may_be_a_generator_or_not() -> None:
     def pausing(batch: Batch) -> Step[None]:
         yield from ()
-        batch.descend(batch.grads)
+        batch.descend(batch.G)
 
     def at_once(batch: Batch) -> None:
-        batch.descend(batch.grads)
+        batch.descend(batch.G)
 
     found = []
     for name, rule in (("pausing", pausing), ("at_once", at_once)):

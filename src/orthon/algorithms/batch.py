@@ -23,7 +23,7 @@ _FREELY = nullcontext()
 class Batch:
     """Parameters of one param group that a rule updates together. For a matrix rule, all have one shape (m, n).
 
-    A rule reads `grads`, `options` and what `kept` returns. It writes by verbs alone: `descend` and its kin for the
+    A rule reads `G`, `options` and what `kept` returns. It writes by verbs alone: `descend` and its kin for the
     weights, and the verbs of `Kept` for the state. The verbs know whether this step is to be left out, so that a rule
     need not. A rule that writes otherwise is refused with a RuntimeError as soon as `nonfinite="skip"` asks for that.
 
@@ -33,7 +33,7 @@ class Batch:
         layout: how each of the matrices lies on the ranks, for a matrix rule; how one of the parameters lies, for
             another.
         weights: X, this rank's shard of each parameter, (m, n) for a matrix rule. To be read only.
-        grads: G, one for each weight. All are finite.
+        grads: the gradients, one for each weight. All are finite.
         state: a dictionary for each weight.
         owners: for each matrix which of the ranks `layout.everyone` works on the whole of it in this step, for a rule
             that works on whole matrices on several ranks.
@@ -61,6 +61,11 @@ class Batch:
     scale: float = 1.0
     memo: dict[Any, Any] = field(kw_only=True)
     seal: Seal | None = None
+
+    @property
+    def G(self) -> list[Tensor]:  # noqa: N802
+        """The gradients, one for each weight, with the sign that is to be descended: negated with "maximize"."""
+        return list(torch._foreach_neg(self.grads)) if self.options["maximize"] else self.grads
 
     # How the matrices lie
 
@@ -160,8 +165,10 @@ class Batch:
     def gated(self, x: float | Tensor) -> float | Tensor: ...
 
     def gated(self, x: float | Tensor) -> float | Tensor:
-        """Return `x`, or zero where this step is to be left out."""
-        return x if self.gate is None else x * self.gate
+        """Return `x`, or zeros where this step is to be left out, whatever `x` is then."""
+        if self.gate is None:
+            return x
+        return torch.where(self.gate > 0, x, 0) if isinstance(x, Tensor) else x * self.gate
 
     def gated_mask(self, mask: Tensor) -> Tensor:
         """Return `mask`, or False where this step is to be left out."""
@@ -194,21 +201,28 @@ class Batch:
         Args:
             updates: one for each weight, of its shape: (b, m, n) or a sequence, in any floating dtype.
         """
+        if self.gate is not None:
+            updates = self.gated(updates) if isinstance(updates, Tensor) else [self.gated(each) for each in updates]
         each = updates.unbind() if isinstance(updates, Tensor) else updates
         by, rate = self.rates()
         cautious = self.options["cautious_weight_decay"]
         with self.writing:
             descend_(self.weights, each, rate=rate, by=by, cautious=cautious, alike=self.of_matrices)
 
-    def descend_product(self, P: Tensor, Q: Tensor, *, dtype: torch.dtype | None = None) -> None:
+    def descend_product(
+        self, P: Tensor, Q: Tensor, *, dtype: torch.dtype | None = None, always_finite: bool = False
+    ) -> None:
         """Make the step with a product of low rank: X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ, as `descend` does.
 
         Args:
             P: (b, m, r).
             Q: (b, n, r).
             dtype: in which the product is computed; None for that of the weights.
+            always_finite: whether P and Q are finite also in a step that is left out, where all gradients are zero.
         """
         by, rate = self.rates()
+        if not always_finite:
+            P, Q = self.gated(P), self.gated(Q)
         cautious = self.options["cautious_weight_decay"]
         with self.writing:
             descend_product_(self.weights, P, Q, rate=rate, by=by, cautious=cautious, dtype=dtype)

@@ -29,15 +29,17 @@ class Kept:
 
     def lerp_(self, x: Tensor | Sequence[Tensor], weight: float) -> None:
         """Go a part of the way to `x`: kept ← kept + weight·(x − kept)."""
-        news = torch._foreach_sub(_listed(x), self.parts)
-        torch._foreach_mul_(news, self._batch.gated(weight))
-        with self._batch.writing:
-            torch._foreach_add_(self.parts, news)
+        self.add_(torch._foreach_sub(_listed(x), self.parts), weight, overwrite=True)
 
-    def add_(self, x: Tensor | Sequence[Tensor], weight: float = 1.0) -> None:
-        """Add a multiple of `x`: kept ← kept + weight·x."""
+    def add_(self, x: Tensor | Sequence[Tensor], weight: float = 1.0, *, overwrite: bool = False) -> None:
+        """Add a multiple of `x`: kept ← kept + weight·x. With `overwrite`, x may be overwritten, which saves memory."""
+        news = _listed(x)
+        if overwrite:
+            torch._foreach_mul_(news, weight)
+        elif weight != 1:
+            news = list(torch._foreach_mul(news, weight))
         with self._batch.writing:
-            torch._foreach_add_(self.parts, torch._foreach_mul(_listed(x), self._batch.gated(weight)))
+            torch._foreach_add_(self.parts, self._gated(news))
 
     def mul_(self, factor: float) -> None:
         """Multiply by a number: kept ← factor·kept."""
@@ -50,6 +52,9 @@ class Kept:
         with self._batch.writing:
             for part, new in zip(self.parts, _listed(x), strict=True):
                 part.copy_(new if gate is None else torch.where(gate > 0, new, part))
+
+    def _gated(self, news: list[Tensor]) -> list[Tensor]:
+        return news if self._batch.gate is None else [self._batch.gated(new) for new in news]
 
 
 def _listed(x: Tensor | Sequence[Tensor]) -> list[Tensor]:

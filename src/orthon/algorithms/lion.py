@@ -17,11 +17,11 @@ def lion(batch: Batch) -> None:
     """
     beta1, beta2 = batch.options["betas"]
     M = batch.kept("exp_avg")
-    G = torch._foreach_neg(batch.grads) if batch.options["maximize"] else batch.grads
-    update = torch._foreach_add(M.parts, torch._foreach_sub(G, M.parts), alpha=1 - beta1)
+    news = torch._foreach_sub(batch.G, M.parts)  # G − M
+    update = torch._foreach_add(M.parts, news, alpha=1 - beta1)
     torch._foreach_sign_(update)
     batch.descend(update)
-    M.lerp_(G, 1 - beta2)
+    M.add_(news, 1 - beta2, overwrite=True)
 
 
 RULE = Rule("lion", lion, {"exp_avg": Entry()}, work=Elementwise(), options={"betas": betas((0.9, 0.95))})

@@ -173,7 +173,7 @@ class LowRankMomentum:
 
     def descend(self, P: Tensor, Q: Tensor) -> None:
         """X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ."""
-        self._batch.descend_product(P, Q, dtype=self._batch.options["product_dtype"])
+        self._batch.descend_product(P, Q, dtype=self._batch.options["product_dtype"], always_finite=True)
 
 
 @dataclass(frozen=True)

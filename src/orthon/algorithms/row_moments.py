@@ -40,9 +40,9 @@ def row_gains(
     length = layout.shape[1] if length is None else length
     v = batch.stacked("row_moment").squeeze(-1)  # (b, m)
     squares = yield from layout.grid.along(layout.cuts[1]).sum(squares)
-    news = (squares / length).to(v.dtype).sub_(v).mul_(batch.gated(1 - options["beta2"]))
+    news = (squares / length).to(v.dtype).sub_(v).mul_(1 - options["beta2"])
     with batch.writing:
-        v.add_(news if chosen is None else news.mul_(chosen))
+        v.add_(batch.gated(news if chosen is None else news.mul_(chosen)))
     gains = 1 / (v.to(squares.dtype).sqrt() + options["eps"])
     norms = torch.stack([squares.sum(-1), (squares.sqrt() * gains).square().sum(-1)], dim=-1)  # (b, 2)
     before, after = (yield from layout.grid.along(layout.cuts[0]).sum(norms)).unbind(-1)

@@ -101,8 +101,9 @@ class Rows:
         """
         by, rate = self.batch.rates(divided_by=divided_by)
         cautious = self.batch.options["cautious_weight_decay"]
+        values = self.values if self.batch.gate is None else self._mapped(self.batch.gated).values
         with self.batch.writing:
-            _descend_rows_(self.batch.weights, self.selection.rows, self.values, rate=rate, by=by, cautious=cautious)
+            _descend_rows_(self.batch.weights, self.selection.rows, values, rate=rate, by=by, cautious=cautious)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Rows":
         """Return what a function makes of the last dims of the values."""

@@ -1,22 +1,26 @@
 """Whether anything has been written to weights or state other than by the verbs that know the gate."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 
 from torch import Tensor
 
+from orthon.sharding import local
+
 
 class Seal:
-    """Remembers how often torch has written to some tensors. Torch counts that for each storage.
+    """Remembers how often torch has written to the first weight of a batch and its state. Torch itself counts that.
 
-    What is written within `with seal:` may be written.
+    A rule treats all weights of a batch alike, and to look at all would take longer than many a step. What is written
+    within `with seal:` may be written.
 
     Args:
-        tensors: returns them, as they are now.
+        weight: the first weight of the batch.
+        state: of that weight, whose tensors may be replaced by others.
         rule: the name of the rule that works on them, for the error.
     """
 
-    def __init__(self, tensors: Callable[[], Iterable[Tensor]], rule: str) -> None:
-        self._tensors, self._rule = tensors, rule
+    def __init__(self, weight: Tensor, state: Mapping[str, Tensor], rule: str) -> None:
+        self._weight, self._state, self._rule = weight, state, rule
         self._count = self._count_now()
 
     def __enter__(self) -> None:
@@ -40,4 +44,5 @@ class Seal:
 
     def _count_now(self) -> int:
         # Tensors made in inference mode are not counted.
-        return sum(tensor._version for tensor in self._tensors() if not tensor.is_inference())
+        tensors = (self._weight, *map(local, self._state.values()))
+        return sum(tensor._version for tensor in tensors if not tensor.is_inference())

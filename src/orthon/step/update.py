@@ -50,7 +50,7 @@ def update(
         gate=gate,
         scale=planned.scale,
         memo=planned.memo,
-        seal=None if gate is None else Seal(opened.written, rule.name),
+        seal=None if gate is None else Seal(opened.weights[0], opened.states[0], rule.name),
     )
     steps = rule.update(batch)
     if steps is not None:
@@ -94,10 +94,6 @@ class _Opened:
             self.weights += view.weights
             self.grads += view.open(grad)
             self.states += view.states
-
-    def written(self) -> list[Tensor]:
-        """Return all that a rule may write to by the verbs of its batch."""
-        return [*self.weights, *(local(value) for state in self.states for value in state.values())]
 
     def close(self) -> None:
         """Bring what lies elsewhere back into the parameters and their state."""
