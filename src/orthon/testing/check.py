@@ -14,7 +14,7 @@ from orthon.testing import parity
 from orthon.testing.failures import RankError
 from orthon.testing.formulas import MATRICES, OTHERS, FormulaCase, check_formulas
 from orthon.testing.gradients import KINDS, ON_RANKS
-from orthon.testing.invariants import check_saved, check_skipped
+from orthon.testing.invariants import check_maximize, check_saved, check_skipped
 from orthon.testing.layouts import LAYOUTS, layouts_on
 from orthon.testing.pool import MAX_WORLD, Pool
 from orthon.testing.problems import OTHER_SHAPES, SHAPES, VIEWS, Case, Problem, takes_matrices
@@ -71,8 +71,9 @@ def check_rule(
     On every layout of each number of ranks, weights and state after five steps are those of one process, and replicas
     are equal bit by bit. With a reference, weight and state are those of the formulas, for many kinds of gradients and
     shapes. A step that nonfinite="skip" leaves out changes no bit, on the CPU and as on an accelerator, and a state
-    that is saved and loaded goes on with the same bits. How large an error may be is measured: as large as what
-    rounding of the gradients makes of one process, or of the reference.
+    that is saved and loaded goes on with the same bits. With `maximize`, negated gradients make the same steps. How
+    large an error may be is measured: as large as what rounding of the gradients makes of one process, or of the
+    reference.
 
     Args:
         name: of the rule, such as "dion", or one that `orthon.register_rule` knows.
@@ -138,6 +139,8 @@ def _all_checks(
             yield None, "skipped steps", label
         check_saved(name, options, label)
         yield None, "saved state", label
+        check_maximize(name, options, label)
+        yield None, "maximize", label
         for case in _formula_cases(name, label, options) if reference is not None else ():
             assert reference is not None
             yield check_formulas(case, reference), "against the reference", case

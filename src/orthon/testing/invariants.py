@@ -1,4 +1,4 @@
-"""What holds of every rule, bit by bit: a step that is left out changes nothing, and a loaded state goes on."""
+"""What holds of every rule: of steps that are left out and of loaded states bit by bit, and of `maximize`."""
 
 import io
 import math
@@ -72,6 +72,22 @@ def check_saved(rule: str, options: Mapping[str, Any], label: str) -> None:
     _assert_equal(_snapshot(second), _snapshot(first), f"{case}: after loading, steps change")
 
 
+def check_maximize(rule: str, options: Mapping[str, Any], label: str) -> None:
+    """Raise an AssertionError if `maximize` does not change the sign of the gradients, and nothing else."""
+    descending, ascending = (_begin(rule, {**options, "maximize": maximize}) for maximize in (False, True))
+    for step in range(3):
+        _step(descending, step)
+        _step(ascending, step, sign=-1.0)
+    found = _snapshot(ascending)
+    for what, expected in _snapshot(descending).items():
+        scale = max(1e-30, expected.abs().max().item())
+        error = (found[what] - expected).abs().max().item() / scale
+        # Sums of the same numbers, perhaps in another order: rounding, which small singular values amplify.
+        assert error <= 1e-3, (
+            f"maximize, {label}, float32: negated gradients change {what} by {error:.1e}, allowed 1e-3"
+        )
+
+
 def _begin(rule: str, options: Mapping[str, Any]) -> Training:
     generator = torch.Generator().manual_seed(0)
     shapes = _SHAPES if takes_matrices(rule) else {**_SHAPES, **_OTHER_SHAPES}
@@ -84,11 +100,11 @@ def _begin(rule: str, options: Mapping[str, Any]) -> Training:
     return params, MixedOptimizer(groups, algorithm=rule, options={"lr": LR, **options}, nonfinite="skip")
 
 
-def _step(training: Training, seed: int, bad: float | None = None) -> None:
+def _step(training: Training, seed: int, bad: float | None = None, *, sign: float = 1.0) -> None:
     params, optimizer = training
     generator = torch.Generator().manual_seed(seed)
     for param in params.values():
-        param.grad = torch.randn(param.shape, generator=generator)
+        param.grad = sign * torch.randn(param.shape, generator=generator)
     if bad is not None:
         grad = params["b"].grad
         assert grad is not None
