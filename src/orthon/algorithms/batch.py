@@ -9,9 +9,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from orthon.algorithms.gate import Seal, gated
 from orthon.algorithms.kept import Kept
 from orthon.algorithms.options import Group
-from orthon.algorithms.seal import Seal
 from orthon.algorithms.weights import descend_, descend_product_
 from orthon.linalg.device import is_readable
 from orthon.sharding import Layout, Side, Step, local, relocated
@@ -117,7 +117,7 @@ class Batch:
         For a matrix rule the value is one tensor (b, ...), for another a list of tensors.
         """
         parts = [self.stacked(key)] if self.of_matrices else [local(state[key]) for state in self.state]
-        return Kept(self, parts)
+        return Kept(parts, gate=self.gate, writing=self.writing)
 
     def stacked(self, key: str) -> Tensor:
         """Return this rank's shards of the state tensors named `key` as one tensor (b, ...), over their own storage.
@@ -166,9 +166,9 @@ class Batch:
 
     def gated(self, x: float | Tensor) -> float | Tensor:
         """Return `x`, or zeros where this step is to be left out, whatever `x` is then."""
-        if self.gate is None:
-            return x
-        return torch.where(self.gate > 0, x, 0) if isinstance(x, Tensor) else x * self.gate
+        if isinstance(x, Tensor):
+            return gated(x, self.gate)
+        return x if self.gate is None else x * self.gate
 
     def gated_mask(self, mask: Tensor) -> Tensor:
         """Return `mask`, or False where this step is to be left out."""

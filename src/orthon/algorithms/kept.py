@@ -1,25 +1,27 @@
 """A tensor that a rule keeps between steps, with verbs that leave it as it is in a step that is to be left out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from orthon.algorithms.batch import Batch
+from orthon.algorithms.gate import gated
 
 
 class Kept:
     """What a batch keeps under one key.
 
     Args:
-        batch: to which it belongs.
         parts: its tensors, which the verbs change in place.
+        gate: of the batch.
+        writing: in which block the verbs write, see `Batch.writing`.
     """
 
-    def __init__(self, batch: "Batch", parts: Sequence[Tensor]) -> None:
-        self._batch, self.parts = batch, list(parts)
+    def __init__(
+        self, parts: Sequence[Tensor], *, gate: Tensor | None, writing: AbstractContextManager[object]
+    ) -> None:
+        self.parts, self._gate, self._writing = list(parts), gate, writing
 
     @property
     def value(self) -> Tensor:
@@ -38,23 +40,19 @@ class Kept:
             torch._foreach_mul_(news, weight)
         elif weight != 1:
             news = list(torch._foreach_mul(news, weight))
-        with self._batch.writing:
-            torch._foreach_add_(self.parts, self._gated(news))
+        with self._writing:
+            torch._foreach_add_(self.parts, [gated(new, self._gate) for new in news])
 
     def mul_(self, factor: float) -> None:
         """Multiply by a number: kept ← factor·kept."""
-        with self._batch.writing:
-            torch._foreach_mul_(self.parts, 1 - self._batch.gated(1 - factor))
+        with self._writing:
+            torch._foreach_mul_(self.parts, factor if self._gate is None else 1 - (1 - factor) * self._gate)
 
     def copy_(self, x: Tensor | Sequence[Tensor]) -> None:
         """Take over the values of `x`."""
-        gate = self._batch.gate
-        with self._batch.writing:
+        with self._writing:
             for part, new in zip(self.parts, _listed(x), strict=True):
-                part.copy_(new if gate is None else torch.where(gate > 0, new, part))
-
-    def _gated(self, news: list[Tensor]) -> list[Tensor]:
-        return news if self._batch.gate is None else [self._batch.gated(new) for new in news]
+                part.copy_(new if self._gate is None else torch.where(self._gate > 0, new, part))
 
 
 def _listed(x: Tensor | Sequence[Tensor]) -> list[Tensor]:

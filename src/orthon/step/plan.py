@@ -17,7 +17,7 @@ from orthon.step.gradients import Gradients, take_gradients
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.names import parameter_names
-from orthon.step.state import make_states
+from orthon.step.prepare import make_states
 from orthon.step.update import update
 
 States = MutableMapping[Tensor, dict[str, Any]]

@@ -1,63 +1,13 @@
 """The state of parameters before their first step, made from what their rule declares."""
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.linalg import random_normal
-from orthon.sharding import Layout, Matrices, Stack, local, relocated
-
-if TYPE_CHECKING:
-    from orthon.step.batches import PlannedBatch
-    from orthon.step.member import Member
-
-
-def make_states(
-    planned: Iterable["PlannedBatch"], members: Iterable["Member"], states: MutableMapping[Tensor, dict[str, Any]]
-) -> None:
-    """Make the state of all parameters with gradients that have none yet, or lack a counter.
-
-    Zeros that lie as the parameters do get one storage for each batch, as `Batch.stacked` would move them to.
-
-    Args:
-        planned: the batches.
-        members: all parameters.
-        states: of all parameters.
-    """
-    for batch in planned:
-        new = list(dict.fromkeys(piece.member for piece in batch.pieces if not states[piece.member.param]))
-        for member, given in zip(new, _in_one_storage(batch, new), strict=True):
-            states[member.param].update(member.new_state(given))
-    for member in members:
-        if member.grad is None:
-            continue
-        state = states[member.param]
-        if not state:  # this rank has none of its matrices
-            state.update(member.new_state())
-        for key in member.counted:
-            if key not in state:  # where the group did not ask for it before
-                state[key] = member.new_state()[key]
-
-
-def _in_one_storage(batch: "PlannedBatch", new: Sequence["Member"]) -> list[dict[str, Tensor]]:
-    """Return for each new parameter of a batch the zeros that are parts of one tensor for all of them."""
-    given: list[dict[str, Tensor]] = [{} for _ in new]
-    if not new or not batch.is_plain or not all(local(member.param).is_contiguous() for member in new):
-        return given
-    first, stack = new[0], batch.pieces[0].stack
-    if stack is None:
-        return given
-    for key, entry in first.entries[stack].items():
-        if isinstance(entry, Entry) and entry.side is None:
-            like = local(first.param)
-            shape = len(new), *first.layout.shard_shape
-            whole = torch.zeros(shape, dtype=entry.dtype or like.dtype, device=like.device)
-            for member, own, zeros in zip(new, given, whole.unbind(), strict=True):
-                own[key] = relocated(member.param, zeros)
-    return given
+from orthon.sharding import Layout, Matrices, Stack, local
 
 
 def matrix_name(name: str, matrices: Matrices, number: int) -> str:

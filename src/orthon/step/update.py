@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms import Batch, Entry
-from orthon.algorithms.seal import Seal
+from orthon.algorithms.gate import Seal
 from orthon.sharding import Ranks, Step, local
 from orthon.step.batches import Piece, PlannedBatch
 from orthon.step.loss_scale import LossScale

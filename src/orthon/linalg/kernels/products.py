@@ -92,7 +92,8 @@ def add_and_multiply_(M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: fl
     Returns:
         (b, m, r), in the dtype of M.
     """
-    if Q.shape[-1] <= MOST_COLUMNS and in_triton("add_and_multiply_", M, M[0].numel()):
+    few, some = Q.shape[-1] <= MOST_COLUMNS, M.numel() and Q.numel()
+    if few and some and in_triton("add_and_multiply_", M, M[0].numel()):
         from orthon.linalg.kernels.triton import add_and_multiply as kernel
 
         return kernel.launch(M, grads, Q, gain)

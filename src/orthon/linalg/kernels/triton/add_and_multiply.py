@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from orthon.linalg.kernels.products import add_each
 from orthon.linalg.kernels.triton.tiles import dot_precision
 
 # One program computes this many rows of the product, which stay in registers. It reads this many bytes of each row of M
@@ -41,11 +40,8 @@ def _kernel(
 
 
 def launch(M: Tensor, grads: Sequence[Tensor], Q: Tensor, gain: float) -> Tensor:
-    """Do what `orthon.linalg.kernels.add_and_multiply_` does."""
+    """Do what `orthon.linalg.kernels.add_and_multiply_` does, for matrices that are not empty."""
     (b, m, n), r = M.shape, Q.shape[-1]
-    if 0 in (b, m, n, r):
-        add_each(M, grads, gain)
-        return M.new_zeros(b, m, r)
     out = torch.empty(b, m, r, dtype=M.dtype, device=M.device)
     with torch.cuda.device_of(M):
         for X, G, factor, B in zip(M.unbind(), grads, Q.unbind(), out.unbind(), strict=True):

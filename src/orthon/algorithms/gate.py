@@ -1,10 +1,16 @@
-"""Whether anything has been written to weights or state other than by the verbs that know the gate."""
+"""The gate of a step that may be left out, and whether all that writes to weights and state knows it."""
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from orthon.sharding import local
+
+
+def gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    """Return `x`, or zeros where the gate is 0, whatever `x` is then."""
+    return x if gate is None else torch.where(gate > 0, x, 0)
 
 
 class Seal:
