@@ -78,15 +78,12 @@ class Planner:
         Raises:
             TypeError, ValueError, NotImplementedError: for a parameter that cannot be updated.
         """
-        changed = len(groups) != len(self._known)
+        known = self._known[: len(groups)]
         for index, group in enumerate(groups):
-            if index < len(self._known) and self._known[index].is_valid(group, self.layouts):
-                continue
-            changed = True
-            self._known[index : index + 1] = [_KnownGroup.of(group, list(self._made(index, group)))]
-        if changed:
-            del self._known[len(groups) :]
-            self._members = [member for known in self._known for member in known.members]
+            if index >= len(known) or not known[index].is_valid(group, self.layouts):
+                known[index : index + 1] = [_KnownGroup.of(group, list(self._made(index, group)))]
+        if known != self._known:
+            self._known, self._members = known, [member for of_group in known for member in of_group.members]
         take_gradients(self._members, self._owner)
         return self._members
 
@@ -171,7 +168,7 @@ class Planner:
         return self._agreed[1], True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _KnownGroup:
     """What a param group was when its members were made."""
 
@@ -183,10 +180,8 @@ class _KnownGroup:
     @classmethod
     def of(cls, group: dict[str, Any], members: list[Member]) -> "_KnownGroup":
         """Return what is to be remembered of a group."""
-        names = RULES[group["algorithm"]].options.keys() - _CHANGING
-        return cls(
-            group, list(group["params"]), [("algorithm", group["algorithm"]), *((n, group[n]) for n in names)], members
-        )
+        names = ["algorithm", *(name for name in RULES[group["algorithm"]].options if name not in _CHANGING)]
+        return cls(group, list(group["params"]), [(name, group[name]) for name in names], members)
 
     def is_valid(self, group: dict[str, Any], layouts: Layouts) -> bool:
         """Return whether the members can be used again."""
