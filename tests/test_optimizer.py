@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orthon import Dion, param_groups
+from orthon import Dion, MatrixView, Muon, explain, param_groups
 from orthon.algorithms import RULES, Batch, Elementwise, Rule
 
 
@@ -248,3 +248,23 @@ def test_a_new_rule_needs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) ->
     optimizer = Dion(param_groups(model, scalar_algorithm="sign"))
     train(model, optimizer, range(2))
     optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_a_group_that_cannot_be_used_hides_no_change_of_another() -> None:
+    def gradients(to: list[nn.Parameter]) -> None:
+        for p in to:
+            p.grad = torch.arange(48.0).view(8, 6).cos()
+
+    params, expected = ([nn.Parameter(torch.ones(8, 6)) for _ in range(2)] for _ in range(2))
+    optimizer = Muon([{"params": [p]} for p in params])
+    explain(optimizer)  # which looks at all groups
+    first, second = optimizer.param_groups
+    first["view"], second["view"] = MatrixView(blocks=2), MatrixView(blocks=5)
+    gradients(params)
+    with pytest.raises(ValueError, match="5"):
+        optimizer.step()
+    second["view"] = None
+    optimizer.step()
+    gradients(expected)
+    Muon([{"params": [expected[0]], "view": MatrixView(blocks=2)}, {"params": [expected[1]]}]).step()
+    assert all(map(torch.equal, params, expected))
