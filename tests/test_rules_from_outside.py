@@ -25,6 +25,7 @@ from orthon.algorithms import (
     WholeMatrix,
     Work,
     flag,
+    number,
     register_rule,
 )
 from orthon.testing import check_rule
@@ -151,11 +152,6 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "no rule": ("steepest", TypeError, "rule should be a Rule, but is a str"),
     "a name with a space": (replace(STEEPEST, name="my rule"), ValueError, "name should be a Python identifier"),
     "the name of another": (replace(STEEPEST, name="muon"), ValueError, r"name is taken by orthon\.algorithms\.muon"),
-    "the class of the work": (
-        Rule("mine", steepest, MOMENTUM, WholeMatrix(), {}),
-        TypeError,
-        "work should be one of Elementwise",
-    ),
     "a cost without a route": (replace(STEEPEST, work=HalfWork()), ValueError, "HalfWork has a cost without a route"),
     "matrices without their options": (
         replace(STEEPEST, work=NoMatrixOptions()),
@@ -184,6 +180,17 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "no entry": (replace(STEEPEST, entries={"momentum": torch.float32}), TypeError, "should be an Entry or a Counter"),
     "no option": (replace(STEEPEST, options={"speed": 3}), TypeError, "option 'speed' should be an Option"),
+    "a reserved name": (
+        replace(STEEPEST, options={"params": flag(False)}),
+        ValueError,
+        "an option should have a name that is a Python identifier, and none of .*, but has 'params'",
+    ),
+    "another meaning of maximize": (
+        replace(STEEPEST, options={"maximize": number(0.9, ">= 0", lambda v: v >= 0)}),
+        TypeError,
+        "default: maximize should be True or False, but is 0.9",
+    ),
+    "a key with a dot": (replace(STEEPEST, entries={"a.b": Entry()}), ValueError, "the key of an entry should be a"),
     "a default that is not allowed": (
         replace(STEEPEST, options={"fast": flag(3)}),  # type: ignore[arg-type]
         TypeError,
@@ -195,12 +202,97 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_fit_together_is_refused_at_registration(case: str) -> None:
     rule, error, message = REFUSED[case]
-    if case == "the class of the work":
-        object.__setattr__(rule, "work", WholeMatrix)
     before = dict(RULES)
     with pytest.raises(error, match=message):
         register_rule(rule)
     assert before == RULES
+
+
+PARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "the class of the work": ({"work": WholeMatrix}, TypeError, "work should be one of Elementwise"),
+    "no work": ({"work": None}, TypeError, "work should be one of Elementwise"),
+    "no update": ({"update": None}, TypeError, "update should be a function of a batch, but is None"),
+    "no entries": ({"entries": None}, TypeError, "entries should be a dict or a function"),
+    "a list of options": ({"options": ["lr"]}, TypeError, "options should be a dict"),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_a_part_of_another_kind_is_refused_at_once(case: str) -> None:
+    parts, error, message = PARTS[case]
+    whole = {"name": "mine", "update": steepest, "entries": MOMENTUM, "work": Elementwise(), "options": {}}
+    with pytest.raises(error, match=message):
+        Rule(**{**whole, **parts})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"side": 2}, ValueError, "side should be 0, 1 or None, but is 2"),
+        ({"width": 2}, ValueError, "width should be an integer >= 1, and 1 without a side"),
+        ({"side": 0, "width": 0}, ValueError, "width should be an integer >= 1"),
+        ({"dtype": torch.int64}, TypeError, "dtype should be a floating dtype"),
+        ({"dtype": "float32"}, TypeError, "dtype should be a floating dtype"),
+        ({"std": -1.0}, ValueError, "std should be a number >= 0"),
+        ({"std": float("nan")}, ValueError, "std should be a number >= 0"),
+    ],
+)
+def test_an_entry_that_cannot_be_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Entry(**given)
+
+
+def misshapen(batch: Batch) -> None:
+    batch.kept("momentum").add_(batch.G[:1])
+
+
+def too_narrow(batch: Batch) -> None:
+    batch.descend([G[:, :1] for G in batch.G])
+
+
+def too_few(batch: Batch) -> None:
+    batch.descend(torch.stack(list(batch.G))[:1])
+
+
+def unknown(batch: Batch) -> None:
+    batch.kept("nope")
+
+
+@pytest.mark.parametrize("work", [Elementwise(), WholeMatrix()], ids=lambda work: type(work).__name__)
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (misshapen, r"kept\('momentum'\): should be given the shapes \[.*, but is given \[\(4, 6\)\]"),
+        (too_narrow, r"batch.descend: updates should have the shapes .*, but have \[\(4, 1\)"),
+        (too_few, "batch.descend: updates should have the shapes"),
+        (unknown, r"kept\('nope'\): the rule keeps 'momentum', but not that"),
+    ],
+)
+def test_verbs_refuse_what_does_not_fit(rule: Any, message: str, work: Work) -> None:
+    register_rule(Rule("misshapen", rule, MOMENTUM, work, {}))
+    to = params()
+    optimizer = orthon.MixedOptimizer(to, algorithm="misshapen", options={})
+    give_gradients(to)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("factor", [1e-10, 1e-3, 0.9])
+def test_verbs_multiply_exactly(factor: float, nonfinite: str) -> None:
+    def shrinking(batch: Batch) -> None:
+        M = batch.kept("momentum")
+        M.copy_(batch.G)
+        M.mul_(factor)
+
+    register_rule(Rule("shrinking", shrinking, MOMENTUM, WholeMatrix(), {}))
+    to = [nn.Parameter(p.detach().double()) for p in params()]
+    optimizer = orthon.MixedOptimizer(to, algorithm="shrinking", options={}, nonfinite=nonfinite)
+    give_gradients(to)
+    optimizer.step()
+    for p in to:
+        assert p.grad is not None
+        assert torch.equal(optimizer.state[p]["momentum"], p.grad * factor)
 
 
 def test_what_runs_twice_may_register_twice() -> None:

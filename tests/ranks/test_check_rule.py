@@ -155,6 +155,19 @@ def test_arguments_that_are_not_allowed(options: dict[str, Any], message: str) -
         check_rule(**{"name": "lion", **options})
 
 
+def test_a_script_that_checks_without_a_guard_is_told_so_by_its_workers(tmp_path: Path) -> None:
+    """Each worker imports it, and would start workers of its own."""
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        f"{source('outside')}\nfrom orthon.testing import check_rule\n"
+        "print(check_rule('outside', ranks=[2], module=__file__))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 1
+    assert "keep that call under if __name__ == '__main__'" in done.stderr
+
+
 def test_a_script_checks_the_rule_that_it_registers(tmp_path: Path) -> None:
     """It says where its rule is, and is not run again in the workers but for what registers it."""
     script = tmp_path / "rule.py"

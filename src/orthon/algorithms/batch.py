@@ -25,7 +25,8 @@ class Batch:
 
     A rule reads `G`, `options` and what `kept` returns. It writes by verbs alone: `descend` and its kin for the
     weights, and the verbs of `Kept` for the state. The verbs know whether this step is to be left out, so that a rule
-    need not. A rule that writes otherwise is refused with a RuntimeError as soon as `nonfinite="skip"` asks for that.
+    need not. A rule that writes otherwise gets a RuntimeError where `nonfinite="skip"` asks for that; in a step this is
+    looked for in the first weight and its state, and by `orthon.testing.check_rule` in all.
 
     Attributes:
         names: of the parameters, or of the matrices in them.
@@ -116,8 +117,10 @@ class Batch:
 
         For a matrix rule the value is one tensor (b, ...), for another a list of tensors.
         """
+        if key not in self.state[0]:
+            raise ValueError(f"kept({key!r}): the rule keeps {', '.join(map(repr, self.state[0]))}, but not that")
         parts = [self.stacked(key)] if self.of_matrices else [local(state[key]) for state in self.state]
-        return Kept(parts, gate=self.gate, writing=self.writing)
+        return Kept(key, parts, gate=self.gate, writing=self.writing)
 
     def stacked(self, key: str) -> Tensor:
         """Return this rank's shards of the state tensors named `key` as one tensor (b, ...), over their own storage.
@@ -201,9 +204,11 @@ class Batch:
         Args:
             updates: one for each weight, of its shape: (b, m, n) or a sequence, in any floating dtype.
         """
-        if self.gate is not None:
-            updates = self.gated(updates) if isinstance(updates, Tensor) else [self.gated(each) for each in updates]
-        each = updates.unbind() if isinstance(updates, Tensor) else updates
+        _check_shapes(updates, self.weights)
+        if isinstance(updates, Tensor):
+            each: Sequence[Tensor] = self.gated(updates).unbind()
+        else:
+            each = updates if self.gate is None else [self.gated(update) for update in updates]
         by, rate = self.rates()
         cautious = self.options["cautious_weight_decay"]
         with self.writing:
@@ -220,12 +225,28 @@ class Batch:
             dtype: in which the product is computed; None for that of the weights.
             always_finite: whether P and Q are finite also in a step that is left out, where all gradients are zero.
         """
+        m, n = self.weights[0].shape
+        if P.shape[:2] != (len(self.weights), m) or Q.shape != (len(self.weights), n, P.shape[-1]):
+            raise ValueError(
+                f"batch.descend_product: P should have the shape ({len(self.weights)}, {m}, r) and Q the shape "
+                f"({len(self.weights)}, {n}, r), but they have {tuple(P.shape)} and {tuple(Q.shape)}"
+            )
         by, rate = self.rates()
         if not always_finite:
             P, Q = self.gated(P), self.gated(Q)
         cautious = self.options["cautious_weight_decay"]
         with self.writing:
             descend_product_(self.weights, P, Q, rate=rate, by=by, cautious=cautious, dtype=dtype)
+
+
+def _check_shapes(updates: Tensor | Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Raise a ValueError for updates that are not one for each weight, of its shape."""
+    if isinstance(updates, Tensor):
+        needed, found = [(len(weights), *weights[0].shape)], [tuple(updates.shape)]
+    else:
+        needed, found = [tuple(X.shape) for X in weights], [tuple(update.shape) for update in updates]
+    if needed != found:
+        raise ValueError(f"batch.descend: updates should have the shapes {needed} of the weights, but have {found}")
 
 
 def scalar(value: float | Tensor) -> float | Tensor:

@@ -4,7 +4,7 @@ import math
 
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.momentum import added_gradients
-from orthon.algorithms.options import Group, flag, number
+from orthon.algorithms.options import Group, flag
 from orthon.algorithms.rows import Rows
 from orthon.algorithms.rule import Rule
 from orthon.algorithms.selected_rows import SelectedRows, selected
@@ -42,6 +42,6 @@ def lr_divisor(options: Group) -> float:
     return math.sqrt(options["fraction"]) if options["lr_scale_by_fraction"] else 1.0
 
 
-OPTIONS = {"momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1), "lr_scale_by_fraction": flag(False)}
+OPTIONS = {"lr_scale_by_fraction": flag(False)}
 
 RULE = Rule(name="dion2", update=dion2, entries=SelectedRows().entries, work=SelectedRows(), options=OPTIONS)

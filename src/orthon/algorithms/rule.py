@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.options import Group, Option
+from orthon.algorithms.options import SCHEDULER_KEYS, Group, Option
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.work import COMMON_OPTIONS, MATRIX_OPTIONS, Work
 from orthon.sharding import Step
@@ -38,6 +38,21 @@ class Rule:
     options: Mapping[str, Option]
 
     def __post_init__(self) -> None:
+        """Add the options of the kind of work. Raise a TypeError for parts that are of another kind."""
+        where = f"Rule {self.name!r}"
+        if not callable(self.update):
+            raise TypeError(f"{where}: update should be a function of a batch, but is {self.update!r}")
+        if not isinstance(self.work, Work):
+            raise TypeError(
+                f"{where}: work should be one of Elementwise(), LowRank(), WholeMatrix(), SelectedRows(), or a Work of "
+                f"your own, but is {self.work!r}"
+            )
+        if not isinstance(self.entries, Mapping) and not callable(self.entries):
+            raise TypeError(
+                f"{where}: entries should be a dict or a function that returns one, but is {self.entries!r}"
+            )
+        if not isinstance(self.options, Mapping):
+            raise TypeError(f"{where}: options should be a dict, but is {self.options!r}")
         object.__setattr__(self, "options", {**self.work.options, **self.options})
 
     def keeps(self, shape: tuple[int, ...], options: Group) -> Entries:
@@ -87,11 +102,6 @@ def register_rule(rule: Rule) -> Rule:
     known = RULES.get(rule.name)
     if known is not None and _origin(known) != _origin(rule):
         raise ValueError(f"{where}: name is taken by {_origin(known)}; choose another one")
-    if not isinstance(rule.work, Work):
-        raise TypeError(
-            f"{where}: work should be one of Elementwise(), LowRank(), WholeMatrix(), SelectedRows(), or a Work of "
-            f"your own, but is {rule.work!r}"
-        )
     _check_work(rule.work, where)
     _check_options(rule, where)
     _check_entries(rule, where)
@@ -100,7 +110,8 @@ def register_rule(rule: Rule) -> Rule:
 
 
 def _origin(rule: Rule) -> str:
-    return f"{rule.update.__module__}.{rule.update.__qualname__}"
+    made = rule.update if hasattr(rule.update, "__qualname__") else type(rule.update)  # a callable object
+    return f"{made.__module__}.{made.__qualname__}"
 
 
 def _check_work(work: Work, where: str) -> None:
@@ -117,9 +128,16 @@ def _check_work(work: Work, where: str) -> None:
 
 def _check_options(rule: Rule, where: str) -> None:
     for name, option in rule.options.items():
+        if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED:
+            raise ValueError(
+                f"{where}: an option should have a name that is a Python identifier, and none of "
+                f"{', '.join(sorted(_RESERVED))}, but has {name!r}"
+            )
         if not isinstance(option, Option):
             raise TypeError(f"{where}: option {name!r} should be an Option, such as number(...), but is {option!r}")
         option.check(name, option.default, f"{where}: default")
+        if name in rule.work.options:  # may have another default, but is still what the kind of work reads
+            rule.work.options[name].check(name, option.default, f"{where}: default")
     needed = MATRIX_OPTIONS if rule.work.takes_matrices else COMMON_OPTIONS
     missing = [name for name in needed if name not in rule.options]
     if missing:
@@ -129,11 +147,21 @@ def _check_options(rule: Rule, where: str) -> None:
         )
 
 
+# What a param group or the optimizer means by these names.
+_RESERVED = SCHEDULER_KEYS | {
+    "params", "param_names", "name", "reason", "algorithm", "nonfinite", "replicas", "sync_gradients",
+}  # fmt: skip
+
+
 def _check_entries(rule: Rule, where: str) -> None:
     """Raise a TypeError or ValueError for a state that its kind of work cannot keep."""
     options = {name: option.default for name, option in rule.options.items()}
     entries = rule.keeps((6, 4), options)
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"{where}: entries should return a dict, but returns {entries!r}")
     for key, entry in entries.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ValueError(f"{where}: the key of an entry should be a Python identifier, but is {key!r}")
         if not isinstance(entry, Entry | Counter):
             raise TypeError(f"{where}: the entry {key!r} should be an Entry or a Counter, but is {entry!r}")
         if isinstance(entry, Entry) and entry.side is not None and not rule.work.takes_matrices:

@@ -30,6 +30,7 @@ class SelectedRows(Work):
     options: ClassVar[Mapping[str, Option]] = {
         **MATRIX_OPTIONS,
         **POLAR_OPTIONS,
+        "momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
         "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
         "selection": choice("global", "local", "random"),
     }

@@ -25,6 +25,17 @@ class Entry:
     std: float = 0.0
     own: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise a TypeError or ValueError for a tensor that cannot be."""
+        if self.side not in (None, 0, 1):
+            raise ValueError(f"Entry: side should be 0, 1 or None, but is {self.side!r}")
+        if not isinstance(self.width, int) or self.width < 1 or (self.side is None and self.width != 1):
+            raise ValueError(f"Entry: width should be an integer >= 1, and 1 without a side, but is {self.width!r}")
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise TypeError(f"Entry: dtype should be a floating dtype or None, but is {self.dtype!r}")
+        if not 0 <= self.std < float("inf"):
+            raise ValueError(f"Entry: std should be a number >= 0, but is {self.std!r}")
+
 
 @dataclass(frozen=True)
 class Counter:

@@ -86,14 +86,15 @@ def dtype_of_polar(storage: torch.dtype, layout: Layout, options: Group) -> torc
     return chosen
 
 
-def polar_factor(U: Tensor, batch: Batch) -> Step[Tensor]:
+def polar_factor(U: Tensor | Sequence[Tensor], batch: Batch) -> Step[Tensor]:
     """Return this rank's shards (b, m, n) of the polar factors of matrices, in the dtype in which they are computed.
 
     Args:
-        U: this rank's shards of the matrices, (b, m, n), in any floating dtype. May be overwritten.
+        U: this rank's shard of each matrix, (b, m, n) or a list, in any floating dtype. A tensor may be overwritten.
         batch: to which they belong, of a rule with the work `WholeMatrix`.
     """
     layout, options, b = batch.layout, batch.options, len(U)
+    U = U if isinstance(U, Tensor) else torch.stack(list(U))
     U = U.to(dtype_of_polar(U.dtype, layout, options))
     if layout.everyone.size == 1:
         return polar(U, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, overwrite=True)

@@ -1,5 +1,6 @@
 """One function that holds a rule to all that Orthon promises of rules."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from orthon.testing.pool import MAX_WORLD, Pool
 from orthon.testing.problems import OTHER_SHAPES, SHAPES, VIEWS, Case, Problem, takes_matrices
 from orthon.testing.references import Reference
 from orthon.testing.sources import Source, source_of
+from orthon.testing.worker import MARK
 
 WORLDS = (2, 4, 8)  # numbers of ranks that have layouts
 Options = Mapping[str, Any]
@@ -93,12 +95,11 @@ def check_rule(
 
     Raises:
         AssertionError: if something does not hold. It names the case, the error and what is allowed.
-        ValueError: for an argument that is not allowed.
+        TypeError, ValueError: for an argument that is not allowed.
+        RuntimeError: in a worker process, which imports the module of the rule.
     """
+    _check_arguments(reference, ranks, timeout, pool)
     source, begin = source_of(name, module), time.monotonic()
-    for world in ranks:
-        if world not in WORLDS:
-            raise ValueError(f"check_rule: ranks should be out of {WORLDS}, at most {MAX_WORLD}, but are {ranks!r}")
     sets = _labelled(name, options)
     report, shown = Report(name), sys.stderr.isatty() if progress is None else progress
     for error, kind, case in _all_checks(name, reference, sets, ranks, source, pool, timeout):
@@ -111,9 +112,27 @@ def check_rule(
     return report
 
 
+def _check_arguments(reference: object, ranks: object, timeout: object, pool: object) -> None:
+    if MARK in os.environ:
+        raise RuntimeError(
+            "check_rule: a worker process has imported a module that calls check_rule itself; keep that call under "
+            "if __name__ == '__main__'"
+        )
+    if reference is not None and not callable(reference):
+        raise TypeError(f"check_rule: reference should be a function or None, but is {reference!r}")
+    if not isinstance(ranks, list | tuple | set | range) or any(world not in WORLDS for world in ranks):
+        raise ValueError(f"check_rule: ranks should be out of {WORLDS}, at most {MAX_WORLD}, but are {ranks!r}")
+    if not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"check_rule: timeout should be a number of seconds above 0, but is {timeout!r}")
+    if pool is not None and not isinstance(pool, Pool):
+        raise TypeError(f"check_rule: pool should be a Pool or None, but is {pool!r}")
+
+
 def _labelled(name: str, options: Options | Sequence[Options] | None) -> dict[str, Options]:
     """Return the sets of options by what they are called in messages."""
     sets = [options or {}] if options is None or isinstance(options, Mapping) else list(options)
+    if not sets or not all(isinstance(each, Mapping) for each in sets):
+        raise ValueError(f"check_rule: options should be a dict of options, or a list of such, but are {options!r}")
     for each in sets:
         if "view" in each:
             raise ValueError("check_rule: options should not hold 'view', as matrices are read in many ways here")

@@ -20,6 +20,9 @@ from torch.distributed.tensor import DTensor
 
 from orthon.testing.failures import Failure
 
+# Set in the environment of workers: what they import may check rules itself, and must not start workers of its own.
+MARK = "ORTHON_TESTING_WORKER"
+
 # How often a worker looks whether the process that started it is still there, in seconds.
 _LOOK_EVERY = 0.5
 
@@ -31,6 +34,7 @@ def serve(rank: int, descriptor: int) -> None:
         rank: of this process in every call.
         descriptor: of the open socket.
     """
+    os.environ[MARK] = str(rank)
     pipe, parent = Connection(descriptor), os.getppid()
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; what it means, the pool decides
