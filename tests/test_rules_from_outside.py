@@ -29,7 +29,7 @@ from orthon.algorithms import (
     register_rule,
 )
 from orthon.testing import check_rule
-from tests.support.capture import accelerated
+from orthon.testing.invariants import accelerated
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "adamuon.py"
 

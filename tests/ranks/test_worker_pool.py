@@ -148,15 +148,7 @@ def is_running(pid: int) -> bool:
     return True
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let SIGINT raise, which a job in the background ignores as its shell tells it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
+@pytest.mark.usefixtures("ctrl_c")
 def test_no_process_outlives_the_pool_and_an_interrupted_call_none_either() -> None:
     with Pool() as pool:
         first = pool.run(2, os.getpid)

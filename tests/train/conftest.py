@@ -1,5 +1,4 @@
 import json
-import signal
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,11 +68,3 @@ def snapshot():
         return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
     return take
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Let SIGINT raise KeyboardInterrupt, also where the shell has it ignored, as in a job in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms import Batch, Entry
-from orthon.algorithms.gate import Seal
+from orthon.algorithms.gate import Seal, gated
 from orthon.sharding import Ranks, Step, local
 from orthon.step.batches import Piece, PlannedBatch
 from orthon.step.loss_scale import LossScale
@@ -36,7 +36,7 @@ def update(
         grads = yield from _averaged(grads, layout.replicas)
     gate = gates.get(grads[0].device)
     if gate is not None:
-        grads = [torch.where(gate > 0, grad, 0) for grad in grads]
+        grads = [gated(grad, gate) for grad in grads]
     batch = Batch(
         names=opened.names,
         options=options,
