@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from orthon.algorithms import Rule, register_rule
 from orthon.explain import Explanation, explain
+from orthon.machines import Machine
 from orthon.model import param_groups, qk_clip_
 from orthon.optimizers import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorDion2, NorMuon
 from orthon.sharding.matrix_view import MatrixView
@@ -19,6 +20,7 @@ __all__ = [
     "Dion2",
     "Dion3",
     "Explanation",
+    "Machine",
     "MatrixView",
     "MixedOptimizer",
     "Muon",

@@ -1,0 +1,145 @@
+"""The value `Machine`: how long a device works on something, and how long ranks send it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+
+# The field with the rate of products in a dtype. "tf32" is float32 that is rounded to 11 bits before it is multiplied.
+_RATES: dict[torch.dtype | Literal["tf32"], str] = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    "tf32": "tf32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects ranks.
+
+    Attributes:
+        bandwidth: bytes per second that one rank sends, while it receives as many.
+        latency: seconds that a collective takes, however little it sends.
+
+    Raises:
+        TypeError: if one of them is no number.
+        ValueError: if one of them is not finite and > 0.
+    """
+
+    bandwidth: float
+    latency: float
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth", "latency"):
+            _check_positive("Link", name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a device computes, and how fast its rank sends to others.
+
+    Rates are what a step of an optimizer reaches, not the peaks of a data sheet. `MACHINES` has common ones.
+    `dataclasses.replace` changes some of the figures.
+
+    Attributes:
+        name: for people to read.
+        float64: operations per second of large matrix products in float64. A multiplication and an addition count as
+            two operations, here and everywhere.
+        float32: likewise in full float32.
+        tf32: likewise in TF32.
+        bfloat16: likewise in bfloat16 or float16.
+        factorization: operations per second of Cholesky factorizations (r³/3 each) and of triangular solves (r² for
+            each column or row that is solved), in float32.
+        memory_bandwidth: bytes per second that are read and written.
+        launch: seconds that the host takes to start one operation of torch.
+        memory: bytes that the device has.
+        within_node: the link between ranks of one node.
+        between_nodes: the link between ranks of different nodes.
+        ranks_per_node: how many ranks a node has: the first so many ranks are on the first node.
+
+    Raises:
+        TypeError: if a figure is no number, `ranks_per_node` no integer, or a link no `Link`.
+        ValueError: if a figure is not finite and > 0.
+    """
+
+    name: str
+    float64: float
+    float32: float
+    tf32: float
+    bfloat16: float
+    factorization: float
+    memory_bandwidth: float
+    launch: float
+    memory: float
+    within_node: Link
+    between_nodes: Link
+    ranks_per_node: int
+
+    def __post_init__(self) -> None:
+        _check("Machine", "name", self.name, str, "a string")
+        for name in ("within_node", "between_nodes"):
+            _check("Machine", name, getattr(self, name), Link, "an orthon.machines.Link")
+        _check("Machine", "ranks_per_node", self.ranks_per_node, int, "an integer >= 1")
+        for field in fields(self):
+            if field.name not in ("name", "within_node", "between_nodes"):
+                _check_positive("Machine", field.name, getattr(self, field.name))
+
+    def seconds(self, flops: float, dtype: torch.dtype | Literal["tf32"]) -> float:
+        """Return how long large matrix products of so many operations take."""
+        assert dtype in _RATES, f"no rate for {dtype}"
+        rate: float = getattr(self, _RATES[dtype])
+        return flops / rate
+
+    def factor_seconds(self, flops: float, dtype: torch.dtype) -> float:
+        """Return how long factorizations of so many operations take. In 16 bits they are made in float32."""
+        slower = self.float32 / self.float64 if dtype == torch.float64 else 1.0
+        return flops / self.factorization * slower
+
+    def traffic_seconds(self, bytes: float) -> float:
+        """Return how long the device takes to read and write so many bytes of its memory, both counted."""
+        return bytes / self.memory_bandwidth
+
+    def sending_seconds(
+        self, bytes: float, ranks: Sequence[int], *, messages: int = 1, kind: str = "exchange"
+    ) -> float:
+        """Return how long collectives take.
+
+        Args:
+            bytes: that this rank sends in all of them, or receives if that is more.
+            ranks: the global ranks that take part. One alone sends nothing.
+            messages: how many collectives it is.
+            kind: "sum", "scatter", "gather" or "exchange". In an exchange every rank has numbers of its own. In the
+                others numbers are sent between nodes once for all ranks of a node, each of which sends a part of them
+                and hands it on within the node.
+        """
+        assert kind in ("sum", "scatter", "gather", "exchange"), kind
+        if len(ranks) == 1:
+            return 0.0
+        link = self.link(ranks)
+        bandwidth = link.bandwidth
+        if link is self.between_nodes and kind != "exchange":
+            together = len(ranks) / len({rank // self.ranks_per_node for rank in ranks})
+            bandwidth = max(bandwidth, min(together * bandwidth, self.within_node.bandwidth))
+        return messages * link.latency + bytes / bandwidth
+
+    def link(self, ranks: Sequence[int]) -> Link:
+        """Return what connects global ranks, in any order: the link within a node if one node has them all."""
+        first, last = min(ranks), max(ranks)
+        return self.within_node if first // self.ranks_per_node == last // self.ranks_per_node else self.between_nodes
+
+
+def _check(where: str, name: str, value: object, kind: type, allowed: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{where}: {name} should be {allowed}, but is {value!r}")
+
+
+def _check_positive(where: str, name: str, value: object) -> None:
+    message = f"{where}: {name} should be a finite number > 0, but is {value!r}"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(message)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(message)

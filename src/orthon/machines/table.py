@@ -1,0 +1,163 @@
+"""The machines that Orthon knows. docs/machines.md shows the same figures."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from orthon.machines.machine import Link, Machine
+
+# Parts of a data sheet's figure that are reached.
+#
+# Products on tensor cores, in bfloat16 and TF32. The best shapes reach 80 % in bfloat16: 271 of 312 TFLOP/s on an A100,
+# 794 of 989 on an H100, 1745 of 2250 on a B200 (mamf-finder, github.com/stas00/ml-engineering, compute/accelerator).
+# Five Newton-Schulz steps, with their additions, reach 41 % to 45 % on an H100: 5.1 ms for 4096² and 297 ms for 16384²,
+# as the authors of Dion published (arXiv 2504.05295). This lies between the two.
+ON_TENSOR_CORES = 0.6
+
+# Products in float64 and full float32, which power limits. In Linpack (float64) an H100 reaches 55 to 59 of 67 TFLOP/s.
+IN_FULL = 0.75
+
+# Factorizations, as a part of what products in float32 reach. The authors of Dion published 11 ms for the Cholesky QR
+# of 4096² on an H100, and 395 ms for 16384²: a product of 2 n³ operations, and 4/3 n³ of a factorization and a
+# triangular solve. With this part the estimates are 9 ms and 564 ms.
+OF_FACTORIZATIONS = 0.3
+
+# Reading and writing memory. Large copies on an H100 move 3.0 of 3.35 TB/s, which is 90 %. Operations on several
+# tensors of all sizes reach less.
+OF_MEMORY = 0.85
+
+# Collectives, as a part of what a link carries in one direction. NCCL counts with 235 of 300 GB/s on 8 A100s
+# (src/graph/tuning.cc). A network port alone reaches 48 of 50 GB/s, but many ranks that meet in switches do not.
+OF_LINKS = 0.8
+
+# Seconds of a small collective. NCCL's src/graph/tuning.cc counts 4 to 10 µs to start, and for every hop 0.5 to 3.4 µs
+# over NVLink and 2.7 to 14 µs over a network: 7 to 32 µs for 8 ranks of a node, 15 to 110 µs for 2 to 64 nodes.
+NVLINK_LATENCY = 15e-6
+NETWORK_LATENCY = 50e-6
+
+# Seconds in which the host starts an operation on a GPU: 5 to 10 µs from Python, of which the driver takes 1 to 3.
+GPU_LAUNCH = 8e-6
+
+
+def _gpu(
+    name: str,
+    *,
+    float64: float,
+    float32: float,
+    tf32: float,
+    bfloat16: float,
+    memory_bandwidth: float,
+    memory: float,
+    nvlink: float,
+    network: float,
+) -> Machine:
+    """Return a machine from figures of data sheets.
+
+    Args:
+        name: of the machine.
+        float64: peak in TFLOP/s, on tensor cores where that is more.
+        float32: peak in TFLOP/s, without tensor cores.
+        tf32: peak in TFLOP/s, without sparsity.
+        bfloat16: peak in TFLOP/s, without sparsity.
+        memory_bandwidth: in GB/s.
+        memory: in GB.
+        nvlink: in GB/s in one direction, which is half of what data sheets give.
+        network: in GB/s in one direction, for each GPU.
+    """
+    return Machine(
+        name=name,
+        float64=float64 * 1e12 * IN_FULL,
+        float32=float32 * 1e12 * IN_FULL,
+        tf32=tf32 * 1e12 * ON_TENSOR_CORES,
+        bfloat16=bfloat16 * 1e12 * ON_TENSOR_CORES,
+        factorization=float32 * 1e12 * IN_FULL * OF_FACTORIZATIONS,
+        memory_bandwidth=memory_bandwidth * 1e9 * OF_MEMORY,
+        launch=GPU_LAUNCH,
+        memory=memory * 1e9,
+        within_node=Link(nvlink * 1e9 * OF_LINKS, NVLINK_LATENCY),
+        between_nodes=Link(network * 1e9 * OF_LINKS, NETWORK_LATENCY),
+        ranks_per_node=8,
+    )
+
+
+# One core that talks through gloo. There is one row for all CPUs, so that ranks on different ones choose the same
+# routes, and the bandwidth is the same within a node and between nodes, because gloo's work takes longer than the wire.
+# A number sent (4 bytes) takes 8 ns. Measured on one core of an AMD EPYC with AVX-512 and AMX, all rates of arithmetic
+# and of memory are 2.5 times these (104 GFLOP/s in float32, 52 in float64, Cholesky 18 to 25, 40 to 60 GB/s), and
+# bfloat16 is faster still; most CPUs have no AMX. A small operation takes 1.4 to 2 µs there, a small sum of two ranks
+# 110 to 160 µs.
+_CPU = Machine(
+    name="cpu",
+    float64=20e9,
+    float32=40e9,
+    tf32=40e9,  # CPUs multiply in full
+    bfloat16=40e9,
+    factorization=8e9,
+    memory_bandwidth=20e9,
+    launch=2e-6,
+    memory=16e9,  # a rank's part of a server's
+    within_node=Link(0.5e9, 150e-6),
+    between_nodes=Link(0.5e9, 200e-6),  # 50 µs more for the way through Ethernet and back
+    ranks_per_node=64,
+)
+
+MACHINES: Mapping[str, Machine] = MappingProxyType(
+    {
+        "cpu": _CPU,
+        # NVIDIA A100 80GB SXM data sheet; DGX A100: one HDR InfiniBand port (200 Gbit/s) for each GPU.
+        "a100": _gpu(
+            "a100",
+            float64=19.5,
+            float32=19.5,
+            tf32=156,
+            bfloat16=312,
+            memory_bandwidth=2039,
+            memory=80,
+            nvlink=300,
+            network=25,
+        ),
+        # NVIDIA H100 SXM data sheet; DGX H100: one NDR InfiniBand port (400 Gbit/s) for each GPU.
+        "h100": _gpu(
+            "h100",
+            float64=67,
+            float32=67,
+            tf32=494.5,
+            bfloat16=989,
+            memory_bandwidth=3350,
+            memory=80,
+            nvlink=450,
+            network=50,
+        ),
+        # NVIDIA H200 SXM data sheet: an H100 with more and faster memory. DGX H200: as the H100.
+        "h200": _gpu(
+            "h200",
+            float64=67,
+            float32=67,
+            tf32=494.5,
+            bfloat16=989,
+            memory_bandwidth=4800,
+            memory=141,
+            nvlink=450,
+            network=50,
+        ),
+        # NVIDIA Blackwell data sheet, HGX B200; DGX B200: one NDR InfiniBand port (400 Gbit/s) for each GPU.
+        "b200": _gpu(
+            "b200",
+            float64=37,
+            float32=75,
+            tf32=1100,
+            bfloat16=2250,
+            memory_bandwidth=7700,
+            memory=180,
+            nvlink=900,
+            network=50,
+        ),
+    }
+)
+
+# The row for a GPU by how its name starts, without "NVIDIA". Grace Hopper and Grace Blackwell have the same GPUs.
+GPU_NAMES: Mapping[str, str] = MappingProxyType(
+    {"A100": "a100", "H100": "h100", "H200": "h200", "GH200": "h200", "B200": "b200", "GB200": "b200"}
+)
+
+# The row for GPUs, and other accelerators, that are not in the table.
+UNKNOWN_GPU = "a100"
