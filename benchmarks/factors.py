@@ -74,7 +74,7 @@ def _on_shards(share: Tensor, everyone: Ranks) -> Tensor:
     def step() -> Step[None]:
         found.append((yield from polar_on_shards(share[None], everyone)))
 
-    run([step()], at_once=1)
+    run([[step()]], at_once=1)
     return found[0][0]
 
 

@@ -39,7 +39,7 @@ def on_shards(rows: tuple[int, ...]) -> None:
             tolerance = 1e-10 if dtype == torch.float64 else 0.15 if method == "polar_express" else 0.5  # noqa: B023
             assert error < tolerance, f"{rows}, n = {n}, {method}, {dtype}: off by {error:.1e}"  # noqa: B023
 
-        run([compute()], at_once=1)
+        run([[compute()]], at_once=1)
         assert torch.equal(mine, keep)
 
 

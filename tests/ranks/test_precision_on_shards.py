@@ -32,7 +32,7 @@ def on_shards(rows: tuple[int, ...]) -> None:
         error = (P.vectors - whole.vectors[:, mine]).abs().max() if P.vectors.numel() else 0.0
         assert error < 1e-4, f"{rows}: off by {error:.1e}"
 
-    run([compute()], at_once=1)
+    run([[compute()]], at_once=1)
 
 
 @pytest.mark.parametrize("rows", [(20, 20), (33, 7), (40, 0)], ids=str)

@@ -8,7 +8,8 @@ from pkgutil import iter_modules
 
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.kept import Kept
-from orthon.algorithms.low_rank import LowRank, LowRankMomentum
+from orthon.algorithms.low_rank import LowRank
+from orthon.algorithms.low_rank_momentum import LowRankMomentum
 from orthon.algorithms.momentum import MOMENTUM_OPTIONS, added_gradients, updated_momentum
 from orthon.algorithms.options import Option, betas, choice, flag, integer, number
 from orthon.algorithms.rows import Rows
@@ -16,7 +17,7 @@ from orthon.algorithms.rule import RULES, Rule, register_rule
 from orthon.algorithms.selected_rows import SelectedRows, selected
 from orthon.algorithms.state import Counter, Entry
 from orthon.algorithms.whole_matrix import WholeMatrix, polar_factor
-from orthon.algorithms.work import Elementwise, Work
+from orthon.algorithms.work import Effort, Elementwise, Work
 from orthon.sharding import Step
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "RULES",
     "Batch",
     "Counter",
+    "Effort",
     "Elementwise",
     "Entry",
     "Kept",

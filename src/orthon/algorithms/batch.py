@@ -14,7 +14,7 @@ from orthon.algorithms.kept import Kept
 from orthon.algorithms.options import Group
 from orthon.algorithms.weights import descend_, descend_product_
 from orthon.linalg.device import is_readable
-from orthon.sharding import Layout, Side, Step, local, relocated
+from orthon.sharding import Layout, Owners, Side, Step, local, relocated
 
 _FREELY = nullcontext()
 
@@ -36,8 +36,10 @@ class Batch:
         weights: X, this rank's shard of each parameter, (m, n) for a matrix rule. To be read only.
         grads: the gradients, one for each weight. All are finite.
         state: a dictionary for each weight.
-        owners: for each matrix which of the ranks `layout.everyone` works on the whole of it in this step, for a rule
-            that works on whole matrices on several ranks.
+        route: how matrices are worked on: "alone", "owners" or "shards", see `Work.routes`.
+        owners: for each matrix which of the ranks `layout.everyone` works on the whole of it, or on shards which copy
+            does; None where nobody does.
+        turn: a number that differs between batches, so that not always the same ranks begin to divide work.
         of_matrices: whether the weights are matrices, all of one shape.
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
         gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
@@ -54,7 +56,9 @@ class Batch:
     weights: list[Tensor]
     grads: list[Tensor]
     state: list[dict[str, Any]]
+    route: str = "alone"
     owners: list[int] | None = None
+    turn: int = 0
     of_matrices: bool = True
     unsynced: bool = False
     gate: Tensor | None = None
@@ -96,6 +100,15 @@ class Batch:
             grads=[G.mT for G in self.grads],
             reads_transposed=not self.reads_transposed,
         )
+
+    def owned(self, layout: Layout) -> Owners:
+        """Return the owners of the matrices, with the ways there and back for what lies as a layout says."""
+        key = "owners", id(layout)
+        if key not in self.memo:
+            assert self.owners is not None
+            self.memo[key] = layout, Owners(layout, self.owners, unsynced=self.unsynced)
+        owners: Owners = self.memo[key][1]
+        return owners
 
     def sum_along_rows(self, x: Tensor) -> Step[Tensor]:
         """Return the sum of `x` over the ranks that hold the other parts of these rows. May overwrite `x`."""

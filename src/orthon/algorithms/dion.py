@@ -1,7 +1,8 @@
 """Dion: orthonormal updates of low rank from one warm-started power iteration (arXiv 2504.05295)."""
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.low_rank import LowRank, LowRankMomentum
+from orthon.algorithms.low_rank import LowRank
+from orthon.algorithms.low_rank_momentum import LowRankMomentum
 from orthon.algorithms.options import number
 from orthon.algorithms.rule import Rule
 from orthon.sharding import Step
@@ -25,7 +26,7 @@ def dion(batch: Batch) -> Step[None]:
         P = yield from M.left()
         Q = yield from M.right(P)
     yield from M.subtract(P, Q, by=1 - batch.options["momentum"])
-    M.descend(P, Q)
+    yield from M.descend(P, Q)
 
 
 RULE = Rule(

@@ -69,6 +69,15 @@ def number(default: float, allowed: str, in_range: Callable[[float], bool]) -> O
     return Option(default, f"a number {allowed}", _is_number, in_range)
 
 
+def number_or_none(allowed: str, in_range: Callable[[float], bool]) -> Option:
+    """Return an option that takes a real number, or None, which leaves the choice to the optimizer."""
+
+    def has_type(value: object) -> bool:
+        return value is None or _is_number(value)
+
+    return Option(None, f"None or a number {allowed}", has_type, lambda v: v is None or in_range(v))
+
+
 def number_or_tensor(default: float, allowed: str, in_range: Callable[[float], bool]) -> Option:
     """Return an option that takes a real number or a tensor with one element."""
 

@@ -12,7 +12,7 @@ from orthon.algorithms.weights import LARGE, decay_, descend_
 from orthon.algorithms.whole_matrix import dtype_of_polar, polar_by_owners
 from orthon.linalg import factor_dtype, in_cache, polar
 from orthon.linalg.device import device_type
-from orthon.sharding import Owners, Step
+from orthon.sharding import Step
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,13 @@ class Rows:
     def polar(self) -> Step["Rows"]:
         """Return this rank's shards of the polar factors of the selected rows. May overwrite the values."""
         batch, selection, options = self.batch, self.selection, self.batch.options
-        if selection.layout.everyone.size > 1:
-            assert batch.owners is not None
-            owners = Owners(selection.layout, batch.owners, unsynced=batch.unsynced, rows=selection.everywhere)
-            values = yield from polar_by_owners(list(self.values), owners, self.values[0], options)
-            return replace(self, values=values)
+        if batch.route != "alone":
+            rows, values = selection.everywhere, self.values
+            if rows is None and not isinstance(values, Tensor):
+                values = torch.stack(values)
+            owners = batch.owned(selection.layout)
+            values = yield from polar_by_owners(values, owners, self.values[0], options, rows=rows)
+            return replace(self, values=values if isinstance(self.values, Tensor) else list(values))
         whole, turned = self.values, batch.reads_transposed  # what lies in memory by columns is quicker to read so
         if isinstance(whole, Tensor):
             seen = whole.mT if turned else whole

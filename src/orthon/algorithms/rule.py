@@ -117,11 +117,11 @@ def _origin(rule: Rule) -> str:
 def _check_work(work: Work, where: str) -> None:
     """Raise a ValueError for a kind of work that gives one of two answers that belong together."""
     kind = type(work)
-    for one, other in (("cost", "route"), ("route", "cost")):
+    for one, other in (("routes", "effort"), ("effort", "routes")):
         if getattr(kind, one) is not getattr(Work, one) and getattr(kind, other) is getattr(Work, other):
             raise ValueError(f"{where}: {kind.__name__} has a {one} without a {other}; both belong together")
     if not work.takes_matrices:
-        for answer in ("update_rank", "cost", "compresses", "check_layout", "polar_dtype"):
+        for answer in ("update_rank", "routes", "owned_bytes", "compresses", "check_layout", "polar_dtype"):
             if getattr(kind, answer) is not getattr(Work, answer):
                 raise ValueError(f"{where}: {kind.__name__} has {answer}, which is for work that takes matrices alone")
 
@@ -150,6 +150,7 @@ def _check_options(rule: Rule, where: str) -> None:
 # What a param group or the optimizer means by these names.
 _RESERVED = SCHEDULER_KEYS | {
     "params", "param_names", "name", "reason", "algorithm", "nonfinite", "replicas", "sync_gradients",
+    "machine", "wave_memory",
 }  # fmt: skip
 
 

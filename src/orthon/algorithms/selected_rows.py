@@ -11,8 +11,8 @@ from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import Group, Option, choice, number, portion
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.whole_matrix import POLAR_OPTIONS, WholeMatrix, dtype_of_polar
-from orthon.algorithms.work import MATRIX_OPTIONS, Work
-from orthon.linalg import random_normal
+from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
+from orthon.linalg import polar_flops, random_normal
 from orthon.sharding import Extent, Layout, Step
 
 
@@ -53,14 +53,21 @@ class SelectedRows(Work):
         """Return whether the rows are known without the gradients, so that only they need to be averaged."""
         return bool(options["selection"] == "random" and options["fraction"] < 1)
 
-    def cost(self, shape: tuple[int, ...], options: Group) -> float:
-        """Return the operations for the polar factor of the selected rows of one matrix."""
-        short, long = sorted(shape)
-        return WholeMatrix().cost((portion(options["fraction"], short), long), options)
+    def routes(self, layout: Layout, options: Group) -> tuple[str, ...]:  # noqa: ARG002
+        """Return "owners"."""
+        return ("owners",)
 
-    def route(self, layout: Layout, count: int, options: Group) -> str:  # noqa: ARG002
-        """Return "alone", or "owners" on several ranks."""
-        return "alone" if layout.everyone.size == 1 else "owners"
+    def effort(self, route: str, layout: Layout, options: Group) -> Effort:
+        """Return what the polar factor of the selected rows of one matrix takes."""
+        short, long = sorted(layout.shape)
+        whole = WholeMatrix().effort(route, layout, {**options, "polar_route": "owners"})
+        steps, fraction = options["polar_steps"], float(options["fraction"])
+        flops = polar_flops(portion(options["fraction"], short), long, method=options["polar"], steps=steps)
+        return Effort(flops, 0.0, fraction * whole.numbers)
+
+    def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
+        """Return the bytes of the selected rows that are received and sent, and of what their polar factor takes."""
+        return float(options["fraction"]) * WholeMatrix().owned_bytes(layout, options, dtype)
 
     def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
         """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
@@ -109,7 +116,9 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     chosen = chosen.sort(dim=-1).values  # (b, k)
 
     if not layout.cuts[0]:
-        return Selection(chosen.to(device), k, replace(layout, extents=(Extent(k), layout.extents[1])))
+        if ("selected", k) not in batch.memo:
+            batch.memo["selected", k] = replace(layout, extents=(Extent(k), layout.extents[1]))
+        return Selection(chosen.to(device), k, batch.memo["selected", k])
     if local:
         spans = layout.spans(0, layout.cuts[0])
         counts = [(span.start, portion(options["fraction"], span.length)) for span in spans]

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import Group, Option, choice, float_dtype_or_none, integer, own
-from orthon.algorithms.work import MATRIX_OPTIONS, Work
+from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
 from orthon.linalg import factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.polar import METHODS
-from orthon.sharding import Layout, Owners, Step, flops_per_number
+from orthon.sharding import Layout, Owners, Shards, Step
 
 POLAR_OPTIONS: Mapping[str, Option] = {
     "polar": choice(*METHODS),
@@ -27,6 +27,7 @@ class WholeMatrix(Work):
     """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards."""
 
     takes_matrices = True
+    copies_divide_matrices = True
     options: ClassVar[Mapping[str, Option]] = {
         **MATRIX_OPTIONS,
         **POLAR_OPTIONS,
@@ -46,32 +47,38 @@ class WholeMatrix(Work):
         dtype = self.polar_dtype(options["state_dtype"] or dtype, layout, options)
         return 5.0 * math.prod(layout.largest_shard) * dtype.itemsize
 
-    def cost(self, shape: tuple[int, ...], options: Group) -> float:
-        """Return the operations for the polar factor of one matrix."""
-        m, n = shape
-        return polar_flops(m, n, method=options["polar"], steps=options["polar_steps"])
+    def routes(self, layout: Layout, options: Group) -> tuple[str, ...]:
+        """Return "owners", or "shards" where one side alone is cut.
 
-    def route(self, layout: Layout, count: int, options: Group) -> str:
-        """Return how polar factors are computed: "alone", by "owners", or on "shards".
-
-        An owner receives all shards of a matrix and sends back those of its polar factor: twice the numbers of this
-        rank's shard. On shards, where one side alone is cut, the ranks sum the Gram matrix of the other side, and each
-        multiplies its shard by a polynomial in it. The estimate weighs the operations of the busiest rank, and the
-        numbers that it sends with `flops_per_number`.
+        On shards the ranks sum the Gram matrix of the side that is not cut, and each multiplies its shard by a
+        polynomial in it. From "auto" that never follows for "svd", which would not be as exact there.
         """
-        if layout.everyone.size == 1:
-            return "alone"
-        cuts = [dim for dim in (0, 1) if layout.cuts[dim]]
-        if options["polar_route"] != "auto" or len(cuts) != 1:
-            return "shards" if options["polar_route"] == "shards" else "owners"
-        long, short = layout.largest_shard if cuts[0] == 0 else layout.largest_shard[::-1]  # long is what is cut
-        ranks = layout.grid.along(layout.cuts[cuts[0]]).size
-        here, owned = -(-count * ranks // layout.everyone.size), -(-count // layout.everyone.size)
-        sums, flops = shards_cost(long, short, method=options["polar"], steps=options["polar_steps"])
-        per_number = flops_per_number(layout.device)
-        by_owners = owned * self.cost(layout.shape, options) + here * long * short * per_number
-        on_shards = here * (flops + sums * short * (short + 1) / 2 * per_number)
-        return "shards" if on_shards < by_owners else "owners"
+        asked = options["polar_route"]
+        if asked != "auto":
+            return (asked,)
+        return ("owners", "shards") if sum(map(bool, layout.cuts)) == 1 and options["polar"] != "svd" else ("owners",)
+
+    def effort(self, route: str, layout: Layout, options: Group) -> Effort:
+        """Return what the polar factor of one matrix takes.
+
+        An owner receives the shards of a matrix, and sends back those of the polar factor. Copies get theirs by a
+        gathering, however it is computed. On shards they divide the matrices.
+        """
+        method, steps = options["polar"], options["polar_steps"]
+        m, n = layout.shape
+        here, copies = math.prod(layout.largest_shard), layout.copies(unsynced=False).size
+        to_copies = here * (copies - 1) / copies
+        if route != "shards":
+            return Effort(polar_flops(m, n, method=method, steps=steps), 0.0, 2.0 * here / copies + to_copies)
+        cut = 0 if layout.cuts[0] else 1
+        long, short = layout.largest_shard if cut == 0 else layout.largest_shard[::-1]  # long is what is cut
+        sums, flops = shards_cost(long, short, method=method, steps=steps)
+        return Effort(flops / copies, 0.0, sums * short * (short + 1) / copies + to_copies)
+
+    def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
+        """Return the bytes of a matrix that is received and sent, and of what its polar factor takes."""
+        dtype = self.polar_dtype(options["state_dtype"] or dtype, layout, options)
+        return 6.0 * math.prod(layout.shape) * dtype.itemsize
 
     def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
         """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
@@ -96,41 +103,41 @@ def polar_factor(U: Tensor | Sequence[Tensor], batch: Batch) -> Step[Tensor]:
     layout, options, b = batch.layout, batch.options, len(U)
     U = U if isinstance(U, Tensor) else torch.stack(list(U))
     U = U.to(dtype_of_polar(U.dtype, layout, options))
-    if layout.everyone.size == 1:
+    if batch.route == "alone":
         return polar(U, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, overwrite=True)
-    assert batch.owners is not None
-    owners = Owners(layout, batch.owners, unsynced=batch.unsynced)
-    if WholeMatrix().route(layout, b, options) == "owners":
-        shards = yield from polar_by_owners(list(U.unbind()), owners, U, options)
-        return torch.stack(shards)
-    mine = yield from owners.take(U.unbind())
-    stacked = torch.stack(mine) if mine else U[:0]
+    owners = batch.owned(layout)
+    if batch.route == "owners":
+        return cast(Tensor, (yield from polar_by_owners(U, owners, U, options)))
+    mine = cast(Tensor, (yield from owners.take(U)))
     cut = 0 if layout.cuts[0] else 1
-    tall = stacked if cut == 0 else stacked.mT  # what the ranks have is rows of it
+    tall = mine if cut == 0 else mine.mT  # what the ranks have is rows of it
     ranks = layout.grid.along(layout.cuts[cut])
     # Copies with more and with fewer matrices pause equally often, so that their collectives keep one order.
     found = yield from polar_on_shards(
         tall, ranks, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, most=b
     )
     found = found if cut == 0 else found.mT
-    return torch.stack((yield from owners.send_to_copies(found.unbind(), [U.shape[1:]] * b, U)))
+    return cast(Tensor, (yield from owners.send_to_copies(found, [U.shape[1:]] * b, U)))
 
 
-def polar_by_owners(shards: Sequence[Tensor], owners: Owners, like: Tensor, options: Group) -> Step[list[Tensor]]:
-    """Return this rank's shards (m', n') of the polar factors of matrices, each computed by its owner.
+def polar_by_owners(
+    shards: Shards, owners: Owners, like: Tensor, options: Group, *, rows: Sequence[Sequence[int]] | None = None
+) -> Step[Shards]:
+    """Return this rank's shards (b, m', n') of the polar factors of matrices, each computed by its owner.
 
     Args:
-        shards: this rank's shard of each matrix.
+        shards: this rank's shard of each matrix. A list if the ranks have unequally many rows of them.
         owners: of the matrices.
         like: any tensor of the dtype and on the device of the shards.
         options: with `POLAR_OPTIONS`.
+        rows: for each matrix which of its rows are sent, if not all.
     """
     shapes = [shard.shape for shard in shards]
     taken = yield from owners.take(shards)
-    whole = yield from owners.bring(taken, like)
-    found: Sequence[Tensor] = ()
-    if whole:
-        stacked, steps = torch.stack(whole), options["polar_steps"]
-        found = polar(stacked, method=options["polar"], steps=steps, dtype=like.dtype, overwrite=True).unbind()
-    returned = yield from owners.send_back(found, like)
+    whole = yield from owners.bring(taken, like, rows=rows)
+    if len(whole):
+        stacked, steps = whole if isinstance(whole, Tensor) else torch.stack(whole), options["polar_steps"]
+        found = polar(stacked, method=options["polar"], steps=steps, dtype=like.dtype, overwrite=True)
+        whole = found if isinstance(whole, Tensor) else list(found.unbind())
+    returned = yield from owners.send_back(whole, like, rows=rows)
     return (yield from owners.send_to_copies(returned, shapes, like))

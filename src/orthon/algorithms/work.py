@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -45,6 +45,20 @@ MATRIX_OPTIONS: Mapping[str, Option] = {
 }
 
 
+class Effort(NamedTuple):
+    """What the work on one matrix takes.
+
+    Attributes:
+        products: floating-point operations of large products: those of the owner, or of the busiest rank on shards.
+        factoring: floating-point operations of factorizations of small matrices. All ranks share them on shards.
+        numbers: how many numbers each rank sends, on average.
+    """
+
+    products: float
+    factoring: float = 0.0
+    numbers: float = 0.0
+
+
 @dataclass(frozen=True)
 class Work:
     """What the step asks about a rule's work. The answers belong together, so that a rule takes one kind as a whole.
@@ -55,11 +69,13 @@ class Work:
         takes_matrices: whether the rule takes matrices alone, in batches of one shape.
         options: what a param group may set for every rule of this kind.
         needs: the keys of the state that this kind of work reads and writes by itself.
+        copies_divide_matrices: whether of ranks with copies, on the route "shards", each works on some of the matrices.
     """
 
     takes_matrices: ClassVar[bool] = False
     options: ClassVar[Mapping[str, Option]] = COMMON_OPTIONS
     needs: ClassVar[tuple[str, ...]] = ()
+    copies_divide_matrices: ClassVar[bool] = False
 
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError for matrices that lie so that the rule cannot update them."""
@@ -82,22 +98,27 @@ class Work:
         """Return whether the rule averages fewer numbers over replicas than a gradient has, where these differ."""
         return False
 
-    def cost(self, shape: tuple[int, ...], options: Group) -> float | None:  # noqa: ARG002
-        """Return the operations on one whole matrix if each is given to one of the ranks that hold shards of it.
+    def routes(self, layout: Layout, options: Group) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the ways in which several ranks may work on matrices that lie so, and that the options allow.
 
-        None if no rank works on whole matrices.
+        "owners": each matrix is worked on whole by one of them. "shards": all of them work on their shards. None if
+        the rule has no such ways.
         """
-        return None
+        return ()
 
-    def route(self, layout: Layout, count: int, options: Group) -> str:  # noqa: ARG002
-        """Return how the rule works on whole matrices: "alone", by "owners" or on "shards"; "" if it does not.
+    def effort(self, route: str, layout: Layout, options: Group) -> Effort:  # noqa: ARG002
+        """Return what one matrix takes by one of `routes`, or "alone"."""
+        raise AssertionError(f"a rule that takes no matrices has no route {route!r}")
+
+    def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:  # noqa: ARG002
+        """Return about how many bytes the owner of one whole matrix takes for it.
 
         Args:
-            layout: of each matrix.
-            count: how many matrices a batch has.
-            options: of their group.
+            layout: of the matrix.
+            options: of its group.
+            dtype: of the weight.
         """
-        return ""
+        return 0.0
 
     def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype | None:  # noqa: ARG002
         """Return the dtype of polar factors, where momentum is stored as `storage`; None if the rule has none."""

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from orthon.algorithms.lr_scale import lr_factor
 from orthon.explain.explanation import Explanation
-from orthon.explain.rows import BatchRow, Row
+from orthon.explain.rows import BatchRow, Row, WaveRow
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
 from orthon.optimizers.mixed import MixedOptimizer
 from orthon.sharding import Message, local, on_meta, record_messages, run
-from orthon.step.batches import PlannedBatch, batches
+from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.plan import AT_ONCE
@@ -40,17 +40,20 @@ def explain(optimizer: MixedOptimizer) -> Explanation:
     states: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
     for member in members:
         states[member.param].update(member.new_state())
-    rows: list[BatchRow] = []
-    of_ranks: defaultdict[tuple[int, ...], list[BatchRow]] = defaultdict(list)
+    waves: list[WaveRow] = []
+    most = 0
     tried: dict[Hashable, tuple[tuple[Message, ...], int]] = {}
-    for batch in batches(members):
-        kind = _kind(batch)
-        if kind not in tried:
-            tried[kind] = _try(batch, states, skips=optimizer.nonfinite == "skip")
-        rows.append(_batch_row(batch, *tried[kind]))
-        of_ranks[batch.ranks].append(rows[-1])
+    for together in optimizer.waves(members):
+        rows = []
+        for wave in together:
+            kind = tuple(map(_kind, wave))
+            if kind not in tried:
+                tried[kind] = _try(wave, states, skips=optimizer.nonfinite == "skip")
+            rows.append(WaveRow(tuple(map(_batch_row, wave)), *tried[kind]))
+        waves += rows
+        most = max(most, _under_way(rows))
     parameters = tuple(_row(member, states[member.param]) for member in members)
-    return Explanation(parameters, tuple(rows), max(map(_under_way, of_ranks.values()), default=0))
+    return Explanation(parameters, tuple(waves), most)
 
 
 def _without_storage(group: dict[str, Any]) -> dict[str, Any]:
@@ -79,25 +82,23 @@ def _kind(batch: PlannedBatch) -> Hashable:
     return batch.kind, None if batch.owners is None else tuple(batch.owners), tuple(pieces)
 
 
-def _try(
-    batch: PlannedBatch, states: MutableMapping[Tensor, dict[str, Any]], *, skips: bool
-) -> tuple[tuple[Message, ...], int]:
-    """Update a batch on meta. Return its collectives, and the most bytes of temporaries at one time.
+def _try(wave: Wave, states: MutableMapping[Tensor, dict[str, Any]], *, skips: bool) -> tuple[tuple[Message, ...], int]:
+    """Update the batches of a wave on meta. Return the collectives, and the most bytes of temporaries at one time.
 
     Args:
-        batch: the batch.
+        wave: the batches.
         states: of all parameters.
         skips: whether the device decides if the step is left out.
     """
     meta = torch.device("meta")
     gates = {meta: torch.ones((), device=meta)} if skips else {}
-    device = batch.pieces[0].layout.device
+    device = wave[0].pieces[0].layout.device
     with meta_stands_for(device), record_messages() as messages, Temporaries() as temporaries:
-        run([update(batch, states, gates, LossScale())], at_once=1)
+        run([[update(batch, states, gates, LossScale()) for batch in wave]], at_once=1)
     return tuple(messages), temporaries.bytes
 
 
-def _batch_row(batch: PlannedBatch, messages: tuple[Message, ...], temporary_bytes: int) -> BatchRow:
+def _batch_row(batch: PlannedBatch) -> BatchRow:
     first = batch.pieces[0]
     member, layout = first.member, first.layout
     names = dict.fromkeys(piece.member.name for piece in batch.pieces)
@@ -111,18 +112,16 @@ def _batch_row(batch: PlannedBatch, messages: tuple[Message, ...], temporary_byt
         shape=layout.shape,
         rule=member.rule.name,
         layout=str(layout),
-        polar_route=member.rule.work.route(layout, count, member.group),
+        route=batch.route if first.stack and len(batch.ranks) > 1 else "",
         synchronization=("compressed" if first.compressed else "full") if member.averages else "",
-        messages=messages,
         batch_bytes=sum(sizes),
-        temporary_bytes=temporary_bytes,
     )
 
 
-def _under_way(rows: Sequence[BatchRow]) -> int:
-    """Return the most temporary bytes at one time of the batches about which the same processes communicate.
+def _under_way(rows: Sequence[WaveRow]) -> int:
+    """Return the most temporary bytes at one time of the waves about which the same processes communicate.
 
-    While some wait for their collectives, others begin. Of batches without collectives, one at a time is under way.
+    While some wait for their collectives, others begin. Of waves without collectives, one at a time is under way.
     """
     waiting = sorted((row.temporary_bytes for row in rows if row.messages), reverse=True)[:AT_ONCE]
     alone = max((row.temporary_bytes for row in rows if not row.messages), default=0)

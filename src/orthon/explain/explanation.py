@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from orthon.explain.rows import BatchRow, Row
+from orthon.explain.rows import BatchRow, Row, WaveRow
 from orthon.explain.tables import communication_table, memory_line, parameter_table
+from orthon.sharding import Message
 
 
 @dataclass(frozen=True)
@@ -14,20 +15,30 @@ class Explanation:
 
     Attributes:
         rows: one for each parameter.
-        batches: one for each batch of parameters.
+        waves: one for each wave of batches, in the order of a step.
         temporary_bytes: the most that this process holds at one time in a step, beside weights, gradients and state.
-            It is what the largest batch takes, or the largest that are under way together where processes communicate.
+            It is what the largest wave takes, or the largest that are under way together where processes communicate.
             The first step, which makes the state, may take more.
     """
 
     rows: tuple[Row, ...]
-    batches: tuple[BatchRow, ...] = ()
+    waves: tuple[WaveRow, ...] = ()
     temporary_bytes: int = 0
+
+    @property
+    def batches(self) -> tuple[BatchRow, ...]:
+        """All batches of parameters."""
+        return tuple(batch for wave in self.waves for batch in wave.batches)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All collectives of a step, wave by wave."""
+        return tuple(message for wave in self.waves for message in wave.messages)
 
     def __str__(self) -> str:
         parts = [parameter_table(self.rows)]
-        if any(batch.messages for batch in self.batches):
-            parts.append(communication_table(self.batches))
+        if self.messages:
+            parts.append(communication_table(self.waves))
         if self.batches:
             parts.append(memory_line(self.batches, self.temporary_bytes))
         return "\n\n".join(parts)

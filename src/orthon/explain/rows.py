@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BatchRow:
-    """What one batch communicates and takes in a step; its parameters are updated together.
+    """Parameters that are updated together.
 
     Attributes:
         parameters: their names.
@@ -42,12 +42,10 @@ class BatchRow:
         shape: of each matrix, or of the first parameter where they are no matrices.
         rule: the algorithm.
         layout: how they lie on the processes.
-        polar_route: how a rule for whole matrices works on them, "alone", by "owners" or on "shards"; "" for others.
+        route: how several processes work on the matrices, by "owners" or on "shards"; "" where one does, or where they
+            are no matrices.
         synchronization: of the gradients of the replicas: "compressed", "full", or "" where they are equal already.
-        messages: the collectives, in order.
         batch_bytes: the size of this process's part of the gradients, in the dtype of the parameters.
-        temporary_bytes: the most that this process holds at one time beside weights, gradients and state. What
-            kernels and collectives use inside is not counted.
     """
 
     parameters: tuple[str, ...]
@@ -55,13 +53,27 @@ class BatchRow:
     shape: tuple[int, ...]
     rule: str
     layout: str
-    polar_route: str
+    route: str
     synchronization: str
-    messages: tuple[Message, ...]
     batch_bytes: int
+
+
+@dataclass(frozen=True)
+class WaveRow:
+    """What a wave of batches communicates and takes in a step. Their collectives are made together.
+
+    Attributes:
+        batches: those of the wave.
+        messages: the collectives, in order.
+        temporary_bytes: the most that this process holds at one time beside weights, gradients and state. What
+            kernels and collectives use inside is not counted.
+    """
+
+    batches: tuple[BatchRow, ...]
+    messages: tuple[Message, ...]
     temporary_bytes: int
 
     @property
     def bytes(self) -> float:
-        """What this process communicates; a reduce-scatter or an all-gather counts as half an all-reduce."""
-        return sum(message.counts_as * message.bytes for message in self.messages)
+        """What this process sends or receives over the wire, whichever is more."""
+        return max(sum(message.sent for message in self.messages), sum(message.received for message in self.messages))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from orthon.explain.rows import BatchRow, Row
+from orthon.explain.rows import BatchRow, Row, WaveRow
 
 
 def parameter_table(rows: Sequence[Row]) -> str:
@@ -21,29 +21,26 @@ def parameter_table(rows: Sequence[Row]) -> str:
     return "\n".join([*_table(header, lines, right={4, 5, 6}), "", *_totals(rows)])
 
 
-def communication_table(batches: Sequence[BatchRow]) -> str:
-    """Return a line for each batch, or for each set of batches that are alike, and the total of one step."""
-    header = ("parameters", "batches", "shape", "layout", "by", "synchronization", "collectives each", "bytes each")
-    alike: dict[tuple[str, ...], list[BatchRow]] = {}
-    for batch in batches:
-        alike.setdefault(_batch_cells(batch), []).append(batch)
-    lines: list[tuple[str, ...]] = []
-    for (count, *cells), same in alike.items():
-        first = same[0].parameters[0]
-        more = sum(len(batch.parameters) for batch in same) - 1
-        name = f"{first} and {more} more" if more else first
-        lines.append((name, f"{len(same)} × {count}" if len(same) > 1 else count, *cells))
-    collectives = sum(len(batch.messages) for batch in batches)
-    total = f"one step: {collectives} collectives, {sum(batch.bytes for batch in batches):,.0f} bytes"
-    return "\n".join([*_table(header, lines, right={1, 6, 7}), "", total])
+def communication_table(waves: Sequence[WaveRow]) -> str:
+    """Return a line for each wave, or for each set of waves that are alike, and the total of one step."""
+    header = ("waves", "matrices", "shapes", "layout", "by", "synchronization", "collectives", "over the wire")
+    alike: dict[tuple[str, ...], list[WaveRow]] = {}
+    for wave in waves:
+        if wave.messages:
+            alike.setdefault(_wave_cells(wave), []).append(wave)
+    lines = [(str(len(same)), *cells) for cells, same in alike.items()]
+    messages = [message for wave in waves for message in wave.messages]
+    sent, received = sum(message.sent for message in messages), sum(message.received for message in messages)
+    total = f"one step: {len(messages)} collectives, {size(sent)} sent and {size(received)} received"
+    return "\n".join([*_table(header, lines, right={0, 1, 6, 7}), "", total])
 
 
 def memory_line(batches: Sequence[BatchRow], temporary_bytes: int) -> str:
     """Return the memory of a step, in words."""
     count = f"{len(batches)} batches" if len(batches) > 1 else "1 batch"
     return (
-        f"memory of a step beside weights, gradients and state: at most {_size(temporary_bytes)}, in {count} of at "
-        f"most {_size(max(batch.batch_bytes for batch in batches))} of gradients"
+        f"memory of a step beside weights, gradients and state: at most {size(temporary_bytes)}, in {count} of at "
+        f"most {size(max(batch.batch_bytes for batch in batches))} of gradients"
     )
 
 
@@ -72,15 +69,20 @@ def _totals(rows: Sequence[Row]) -> list[str]:
     return totals
 
 
-def _batch_cells(batch: BatchRow) -> tuple[str, ...]:
+def _wave_cells(wave: WaveRow) -> tuple[str, ...]:
+    batches = wave.batches
+    shapes = dict.fromkeys(
+        "×".join(map(str, batch.shape)) if batch.matrices or len(batch.parameters) == 1 else "various"
+        for batch in batches
+    )
     return (
-        str(batch.matrices or len(batch.parameters)),
-        "×".join(map(str, batch.shape)) if batch.matrices or len(batch.parameters) == 1 else "various",
-        batch.layout,
-        batch.polar_route,
-        batch.synchronization,
-        str(len(batch.messages)),
-        f"{batch.bytes:,.0f}",
+        str(sum(batch.matrices or len(batch.parameters) for batch in batches)),
+        ", ".join(shapes),
+        "; ".join(dict.fromkeys(batch.layout for batch in batches)),
+        ", ".join(dict.fromkeys(batch.route for batch in batches if batch.route)),
+        ", ".join(dict.fromkeys(batch.synchronization for batch in batches if batch.synchronization)),
+        str(len(wave.messages)),
+        size(wave.bytes),
     )
 
 
@@ -114,5 +116,9 @@ def _ranges(values: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count:,} bytes"
+def size(count: float) -> str:
+    """Return a number of bytes in a unit that a person reads."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= 0.9995 * unit:
+            return f"{count / unit:.3g} {name}" if count < 999.5 * unit else f"{count / unit:,.0f} {name}"
+    return f"{count:,.0f} bytes"

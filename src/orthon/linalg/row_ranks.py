@@ -1,7 +1,7 @@
 """What linear algebra needs of the ranks that hold a matrix together: their number and a sum over them."""
 
 from collections.abc import Generator
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 # A computation that may pause. It yields while a sum over ranks is under way, so that others can compute meanwhile, and
 # returns a T.
-Computation = Generator[None, None, T]
+Computation = Generator[Any, Any, T]
 
 
 class RowRanks(Protocol):

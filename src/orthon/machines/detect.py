@@ -27,12 +27,25 @@ def as_machine(value: Machine | str | None, device: torch.device) -> Machine:
         TypeError: if `value` is none of these.
         ValueError: if no machine has that name.
     """
-    if value is None:
-        return machine_of(device)
-    if isinstance(value, Machine):
+    return named_machine(value) or machine_of(device)
+
+
+def named_machine(value: Machine | str | None, where: str = "") -> Machine | None:
+    """Return the machine that a user means, or None if the user leaves that to the device.
+
+    Args:
+        value: a machine, or the name of one in `MACHINES`.
+        where: what the machine was given for; starts the message of an error.
+
+    Raises:
+        TypeError: if `value` is none of these.
+        ValueError: if no machine has that name.
+    """
+    if value is None or isinstance(value, Machine):
         return value
     names = ", ".join(map(repr, MACHINES))
-    message = f"machine should be None, an orthon.machines.Machine or one of {names}, but is {value!r}"
+    start = f"{where}: " if where else ""
+    message = f"{start}machine should be None, an orthon.machines.Machine or one of {names}, but is {value!r}"
     if not isinstance(value, str):
         raise TypeError(message)
     if value not in MACHINES:

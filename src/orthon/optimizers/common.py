@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from orthon.algorithms import RULES
+from orthon.machines import Machine
 from orthon.model.routing import param_groups
 from orthon.optimizers.mixed import MixedOptimizer, Params
 from orthon.sharding.matrix_view import MatrixView
@@ -17,7 +18,7 @@ from orthon.sharding.matrix_view import MatrixView
 DEFAULT_LR: float = RULES["dion"].options["lr"].default
 
 # Options of the whole optimizer. All others may differ between param groups.
-_OF_THE_OPTIMIZER = ("nonfinite", "replicas", "sync_gradients")
+_OF_THE_OPTIMIZER = ("nonfinite", "replicas", "sync_gradients", "machine", "wave_memory")
 
 
 class CommonOptions(TypedDict, total=False):
@@ -51,6 +52,10 @@ class CommonOptions(TypedDict, total=False):
         sync_gradients: whether the optimizer averages over the replicas. Nothing else may do so then. It sends less
             than the gradients where the algorithm allows that: Dion's factors, Dion2's random rows. The momentum then
             differs between replicas, so call `consolidate` before `state_dict`. A missing gradient counts as zero.
+        machine: on which the processes run, where several work together: a name in `orthon.machines.MACHINES`, or a
+            `Machine`. It decides who works on what, and never what is computed. None looks at the device.
+        wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several
+            work together; one matrix, if that is more. None is a sixteenth of the device's memory.
     """
 
     weight_decay: float | Tensor
@@ -66,6 +71,8 @@ class CommonOptions(TypedDict, total=False):
     seed: int
     replicas: ProcessGroup | DeviceMesh | None
     sync_gradients: bool
+    machine: Machine | str | None
+    wave_memory: float | None
 
 
 SHARED = CommonOptions.__annotations__

@@ -19,6 +19,7 @@ class DionOptions(CommonOptions, total=False):
     right_factor: str
     orthonormal_side: str
     power_iterations: int
+    route: str
     precision: str | None
     product_dtype: torch.dtype | None
 
@@ -58,6 +59,10 @@ class Dion(NamedOptimizer):
             numbers instead of max(m, n)·r. In a small model the loss with "short" was 0.01–0.02 lower at rank 1/16,
             equal at 1/4, and 0.01 higher at full rank. For a square matrix P belongs to the output side either way.
         power_iterations: how often P and Q are refined in one step, at least once.
+        route: how several processes work on one matrix. "owners": one of them works on the whole of it. "shards": all
+            do, each on its shard. It changes how much is sent and computed, and the result by rounding alone. "auto"
+            takes what is faster for the whole step: for large matrices owners, from about 1/rank_fraction processes on.
+            Compressed synchronization (`sync_gradients`) always works on shards.
         precision: the arithmetic of the products that make P orthonormal. "float32" is the most accurate. "bf16x3"
             splits each number into two of bfloat16: columns are orthonormal up to 3e-5, usually to 1e-5, and directions
             of relative size 6e-5 count as noise. "tf32" is for CUDA devices alone: up to 1e-3, and 4e-3. None chooses:

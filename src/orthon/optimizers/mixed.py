@@ -1,6 +1,6 @@
 """The torch.optim.Optimizer: param groups, state, and what a step is."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast, overload
 
 import torch
@@ -9,13 +9,15 @@ from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from orthon.algorithms.options import choice, flag
+from orthon.algorithms.options import choice, flag, number_or_none
 from orthon.linalg import factor_dtype
+from orthon.machines import Machine, named_machine
 from orthon.optimizers.groups import check_defaults, completed
 from orthon.saving.loading import fit_state
 from orthon.sharding import Step, local, run
 from orthon.sharding.matrix_view import MatrixView
 from orthon.sharding.replicas import replica_group
+from orthon.step.batches import Wave
 from orthon.step.capture import Capture, check_ranks
 from orthon.step.gates import Gates, nonfinite_error, shut_gates
 from orthon.step.loss_scale import LossScale
@@ -25,6 +27,7 @@ from orthon.step.plan import Plan, Planner
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 _NONFINITE = choice("raise", "skip")
+_WAVE_MEMORY = number_or_none("> 0", lambda v: v > 0)
 
 
 class MixedOptimizer(torch.optim.Optimizer):
@@ -47,6 +50,11 @@ class MixedOptimizer(torch.optim.Optimizer):
         sync_gradients: average the gradients of the replicas, which nothing else does then; matrix rules average
             their factors instead where these are smaller (compressed synchronization). A missing gradient counts
             as zero.
+        machine: on which the processes run, where several work together: a name of `orthon.machines.MACHINES` or a
+            `Machine`. It decides who does what, and nothing about the result. None looks at the device.
+        wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several
+            work together; one matrix, if that is more. None is a sixteenth of the device's memory. Two such waves are
+            under way at a time.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
@@ -64,6 +72,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         nonfinite: str = "raise",
         replicas: ProcessGroup | DeviceMesh | None = None,
         sync_gradients: bool = False,
+        machine: Machine | str | None = None,
+        wave_memory: float | None = None,
     ) -> None:
         owner = type(self).__name__
         _NONFINITE.check("nonfinite", nonfinite, owner)
@@ -74,6 +84,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         if sync_gradients and replicas is None:
             raise ValueError(f"{owner}: sync_gradients=True averages over replicas=..., but replicas is None")
         self.sync_gradients = sync_gradients
+        _WAVE_MEMORY.check("wave_memory", wave_memory, owner)
+        self.machine, self.wave_memory = named_machine(machine, owner), wave_memory
         self._begin_anew()
         self._unconsolidated = False
         check_defaults(algorithm, options, owner)
@@ -83,7 +95,17 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def _begin_anew(self) -> None:
         """Forget all that is known from the steps before."""
-        self._planner = Planner(self._replicas, sync_gradients=self.sync_gradients, owner=type(self).__name__)
+        self._planner = self._planner_for(self.machine)
+
+    def _planner_for(self, machine: Machine | None) -> Planner:
+        """Return what plans the steps, for a machine."""
+        return Planner(
+            self._replicas,
+            sync_gradients=self.sync_gradients,
+            owner=type(self).__name__,
+            machine=machine,
+            wave_memory=self.wave_memory,
+        )
 
     @property
     def skipped_steps(self) -> int:
@@ -149,7 +171,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                 for key in member.own_state:
                     own = local(self.state[member.param][key])
                     mean = own.to(factor_dtype(own.dtype)) / member.layout.replicas.size
-                    run([_into(own, member.layout.replicas.sum(mean))], at_once=1)
+                    run([[_into(own, member.layout.replicas.sum(mean))]], at_once=1)
         self._unconsolidated = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,6 +224,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             **super().__getstate__(),
             "nonfinite": self.nonfinite,
             "sync_gradients": self.sync_gradients,
+            "machine": self.machine,
+            "wave_memory": self.wave_memory,
             "_skipped": self._skipped,
             "_unconsolidated": self._unconsolidated,
         }
@@ -214,6 +238,16 @@ class MixedOptimizer(torch.optim.Optimizer):
     def members(self) -> list[Member]:
         """Return the parameters of which this rank holds a shard, with gradients and layouts as they are now."""
         return self._planner.members(self.param_groups)
+
+    def waves(self, members: Sequence[Member], *, machine: Machine | None = None) -> list[list[Wave]]:
+        """Return the waves of a step, in sets that the same ranks communicate about.
+
+        Args:
+            members: the parameters that have gradients.
+            machine: on which the ranks run; None for the optimizer's own.
+        """
+        planner = self._planner if machine is None else self._planner_for(machine)
+        return planner.waves(members)
 
     def _capture(self, members: list[Member]) -> Capture:
         """Return what must still hold at the end of a step that is being captured. Raise for what does not hold now."""

@@ -7,11 +7,11 @@ from orthon.sharding.dtensor import is_dtensor, local, on_meta, relocated, takes
 from orthon.sharding.layout import Layout
 from orthon.sharding.layouts import Layouts, placed_like
 from orthon.sharding.matrices import Matrices, Stack
-from orthon.sharding.owners import Owners
+from orthon.sharding.owners import Owners, Shards
 from orthon.sharding.ranks import Ranks
 from orthon.sharding.side import Side
 from orthon.sharding.spans import Extent, Span
-from orthon.sharding.step import Step, run
+from orthon.sharding.step import Step, run, together
 
 __all__ = [
     "Extent",
@@ -22,6 +22,7 @@ __all__ = [
     "Message",
     "Owners",
     "Ranks",
+    "Shards",
     "Side",
     "Span",
     "Stack",
@@ -37,5 +38,6 @@ __all__ = [
     "relocated",
     "run",
     "takes_part",
+    "together",
     "worth_sending",
 ]

@@ -29,25 +29,24 @@ def worth_sending(flops: float, device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Message:
-    """One collective.
+    """One collective, as this rank sees it.
 
     Attributes:
-        kind: "sum" (all-reduce), "scatter" (reduce-scatter), "gather" (all-gather) or "exchange" (all-to-all).
+        kind: "sum" (all-reduce), "gather" (all-gather) or "exchange" (all-to-all).
         ranks: how many take part.
-        numbers: how many numbers the whole tensor has that is summed, scattered or gathered. In an exchange, how many
-            this rank sends.
+        numbers: how many numbers the whole tensor has that is summed or gathered. In an exchange, how many this rank
+            gives, those for itself included.
         bytes: of these numbers.
+        sent: the bytes that leave this rank. A sum sends as a ring does, nearly twice what it sums.
+        received: the bytes that come to this rank.
     """
 
     kind: str
     ranks: int
     numbers: int
     bytes: int
-
-    @property
-    def counts_as(self) -> float:
-        """How many sums take as long: a sum is a scattering and a gathering, so that all others count as half."""
-        return 1.0 if self.kind == "sum" else 0.5
+    sent: float
+    received: float
 
 
 _log: list[Message] | None = None
@@ -64,7 +63,8 @@ def record_messages() -> Iterator[list[Message]]:
         _log = before
 
 
-def note_message(kind: str, ranks: int, whole: Tensor) -> None:
-    """Note a collective, if somebody records them. For the arguments see `Message`."""
+def note_message(kind: str, ranks: int, whole: Tensor, *, sent: float, received: float) -> None:
+    """Note a collective, if somebody records them. For the arguments see `Message`; numbers, here, and not bytes."""
     if _log is not None:
-        _log.append(Message(kind, ranks, whole.numel(), whole.nbytes))
+        size = whole.element_size()
+        _log.append(Message(kind, ranks, whole.numel(), whole.nbytes, sent * size, received * size))

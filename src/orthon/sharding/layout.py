@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,6 +62,22 @@ class Layout:
         unspread = None if self.unspread is None else 1 - self.unspread
         extents = self.extents[::-1]
         return replace(self, extents=extents, mesh=None, placements=(), unspread=unspread)
+
+    @cached_property
+    def alone(self) -> "Layout":
+        """The layout of the same matrices where one rank has the whole of each."""
+        me = torch.tensor(int(self.grid.ranks[self.grid.coordinate]))
+        return Layout(tuple(Extent(length) for length in self.shape), Grid(me, (), ()), self.device)
+
+    def factor(self, dim: int, width: int) -> "Layout":
+        """Return the layout of factors (size of a dim, width) that all axes that cut the matrices cut, along that dim.
+
+        Args:
+            dim: 0 for the rows, 1 for the columns.
+            width: of the factors.
+        """
+        extent = replace(self.extents[dim], axes=self.cuts[dim] + self.cuts[1 - dim])
+        return replace(self, extents=(extent, Extent(width)), mesh=None, placements=(), unspread=None)
 
     def __str__(self) -> str:
         sizes = [math.prod(self.grid.ranks.shape[axis] for axis in axes) for axes in self.cuts]
@@ -190,6 +206,11 @@ class Layout:
             kept_sizes=[span.length for span in self.spans(dim, spreading, also=spreading)],
             opposite=opposite,
         )
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What others have found out about this layout. No field, as with `_sides`."""
+        return {}
 
     # Tensors that lie so
 

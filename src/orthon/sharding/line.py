@@ -1,7 +1,6 @@
-"""Ranks along one axis of a grid, and the collectives of their process group."""
+"""Ranks along one axis of a grid, and what they communicate over their process group."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,12 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orthon.sharding.cost import note_message
-from orthon.sharding.spans import evenly, overlaps
+from orthon.sharding.requests import Exchange, Gather, Sum
+from orthon.sharding.spans import evenly, overlaps, runs
 from orthon.sharding.step import Step
-
-# The name that torch 2.13 gives to it, or the one before.
-_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Line:
@@ -36,19 +32,29 @@ class Line:
         return len(self.ranks)
 
     @cached_property
-    def _slots(self) -> list[int]:
+    def slots(self) -> list[int]:
         """For each place in the process group, which goes by ascending rank, the index in `ranks`."""
         return sorted(range(self.size), key=self.ranks.__getitem__)
 
     @cached_property
-    def _is_ascending(self) -> bool:
-        return self._slots == list(range(self.size))
+    def places(self) -> list[int]:
+        """For each of `ranks` its place in the process group."""
+        return sorted(range(self.size), key=self.slots.__getitem__)
+
+    @property
+    def slot(self) -> int:
+        """The place of this rank in the process group."""
+        return self.places[self.index]
+
+    @cached_property
+    def is_ascending(self) -> bool:
+        """Whether the places in the process group are those in `ranks`."""
+        return self.slots == list(range(self.size))
 
     def sum(self, x: Tensor) -> Step[Tensor]:
         """Return the sum of `x` over the ranks. May overwrite `x`."""
-        x = x.contiguous()
-        yield from self._send("sum", x, lambda group: dist.all_reduce(x, group=group, async_op=True))
-        return x
+        result: Tensor = yield Sum(self, x)
+        return result
 
     def scatter_sum(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
         """Return this rank's rows of the sum of `x` over the ranks.
@@ -65,22 +71,15 @@ class Line:
         """
         b, _, r = x.shape
         mine = sizes[self.index]
-        packed = x.new_empty(x.numel())
-        lengths = [b * sizes[i] * r for i in self._slots]
-        rows = torch.split(x, list(sizes), dim=1)
-        if self._is_ascending and len(set(sizes)) == 1:
-            packed.view(self.size, b, mine, r).copy_(x.view(b, self.size, mine, r).movedim(1, 0))
-        else:
-            for i, place in zip(self._slots, torch.split(packed, lengths), strict=True):
-                place.view(b, sizes[i], r).copy_(rows[i])
-        received = x.new_empty(self.size, b, mine, r)
-
-        def send(group: dist.ProcessGroup) -> Any:
-            same = [b * mine * r] * self.size
-            return dist.all_to_all_single(received.view(-1), packed, same, lengths, group=group, async_op=True)
-
-        yield from self._send("scatter", packed, send)
-        return received.sum(0)
+        packed, start = x.new_empty(x.numel()), 0
+        for count, size in runs(sizes):
+            if size == 0:
+                continue
+            rows = x[:, start : start + count * size].reshape(b, count, size, r).movedim(1, 0)
+            packed[start * b * r : (start + count * size) * b * r].view(count, b, size, r).copy_(rows)
+            start += count * size
+        received = yield from self.exchange_flat(packed, [b * size * r for size in sizes], [b * mine * r] * self.size)
+        return received.view(self.size, b, mine, r).sum(0)
 
     def gather(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
         """Return the rows of all ranks, one after the other.
@@ -94,19 +93,19 @@ class Line:
         """
         b, _, r = x.shape
         longest = max(sizes)
-        mine = x.contiguous()
         if x.shape[1] < longest:  # what the backends gather has one size on all ranks
-            mine = torch.nn.functional.pad(mine, (0, 0, 0, longest - x.shape[1]))
-        received = x.new_empty(self.size, b, longest, r)
-
-        def send(group: dist.ProcessGroup) -> Any:
-            return _gather_into(received.view(-1), mine.view(-1), group=group, async_op=True)
-
-        yield from self._send("gather", received, send)
-        if self._is_ascending and min(sizes) == longest:
-            return received.movedim(0, 1).reshape(b, self.size * longest, r)
-        places = sorted(range(self.size), key=self._slots.__getitem__)  # of each rank in the process group
-        return torch.cat([received[place, :, :size] for place, size in zip(places, sizes, strict=True)], dim=1)
+            x = torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1]))
+        received: Tensor = yield Gather(self, x.reshape(-1))
+        rows = received.view(self.size, b, longest, r)
+        if not self.is_ascending:
+            rows = rows[self.places]
+        if min(sizes) == longest:
+            return rows.movedim(0, 1).reshape(b, self.size * longest, r)
+        first, parts = 0, []
+        for count, size in runs(sizes):
+            parts.append(rows[first : first + count, :, :size].movedim(0, 1).reshape(b, count * size, r))
+            first += count
+        return torch.cat(parts, dim=1)
 
     def gather_flat(self, x: Tensor, sizes: Sequence[int], *, level: bool) -> Step[Tensor]:
         """Return the numbers of all ranks, one after the other.
@@ -117,46 +116,32 @@ class Line:
             level: whether to deal the numbers out evenly before. The backends gather the same number from every rank,
                 so that fewer are padded.
         """
-        total = sum(sizes)
         if level:
-            even = evenly(total, self.size)
-            lengths = overlaps(sizes, even)  # from each rank to each
-            outgoing = [[piece] for piece in torch.split(x, lengths[self.index])]
-            received = yield from self.exchange(outgoing, [[(row[self.index],)] for row in lengths], x)
-            x, sizes = torch.cat([piece for (piece,) in received]), even
+            even = evenly(sum(sizes), self.size)
+            outgoing, incoming = overlaps(sizes, self.index, even), overlaps(even, self.index, sizes)
+            x = yield from self.exchange_flat(x, outgoing, incoming)
+            sizes = even
         whole = yield from self.gather(x.view(1, -1, 1), sizes)
         return whole.view(-1)
 
-    def exchange(
-        self, outgoing: Sequence[Sequence[Tensor]], incoming: Sequence[Sequence[Sequence[int]]], like: Tensor
-    ) -> Step[list[list[Tensor]]]:
-        """Send tensors of any shapes to each of the ranks, and return what each has sent to this one.
+    def exchange_flat(self, x: Tensor, lengths: Sequence[int], expected: Sequence[int]) -> Step[Tensor]:
+        """Send each rank its part of x, and return what all of them have sent to this one, one after the other.
 
         Args:
-            outgoing: for each rank, in the order of `ranks`, the tensors to send to it.
-            incoming: for each rank the shapes of the tensors that it sends.
-            like: any tensor with the dtype and the device of all of them.
+            x: (numbers,).
+            lengths: how many numbers go to each of `ranks`.
+            expected: how many come from each.
         """
-        lengths = [sum(x.numel() for x in outgoing[i]) for i in self._slots]
-        expected = [sum(map(math.prod, incoming[i])) for i in self._slots]
-        packed = torch.cat([like.new_empty(0), *(x.reshape(-1) for i in self._slots for x in outgoing[i])])
-        received = like.new_empty(sum(expected))
+        if self.is_ascending:
+            arrived: Tensor = yield Exchange(self, x, (), lengths=lengths, expected=expected, like=x)
+            return arrived
+        parts = torch.split(x, list(lengths))
+        by_slot, came = [lengths[i] for i in self.slots], [expected[i] for i in self.slots]
+        sent = [parts[i] for i in self.slots]
+        arrived = yield Exchange(self, sent, range(self.size), lengths=by_slot, expected=came, like=x)
+        those = torch.split(arrived, came)
+        return torch.cat([those[place] for place in self.places])
 
-        def send(group: dist.ProcessGroup) -> Any:
-            return dist.all_to_all_single(received, packed, expected, lengths, group=group, async_op=True)
-
-        yield from self._send("exchange", packed, send)
-        sent: list[list[Tensor]] = [[] for _ in incoming]
-        for i, place in zip(self._slots, torch.split(received, expected), strict=True):
-            shapes = incoming[i]
-            pieces = torch.split(place, list(map(math.prod, shapes)))
-            sent[i] = [piece.view(*shape) for piece, shape in zip(pieces, shapes, strict=True)]
-        return sent
-
-    def _send(self, kind: str, whole: Tensor, send: Any) -> Step[None]:
-        note_message(kind, self.size, whole)
-        if whole.is_meta:
-            return
-        work = send(self.group)
-        yield
-        work.wait()
+    def start(self, collective: Callable[..., Any], *tensors: Any) -> Any:
+        """Start a collective of the process group. Nothing is done on meta, and None returned."""
+        return None if tensors[0].is_meta else collective(*tensors, group=self.group, async_op=True)

@@ -1,17 +1,19 @@
 """Whole matrices on the ranks that own them: the ways of shards to the owners, and of results back."""
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
+from orthon.sharding import ragged
+from orthon.sharding.hops import Hop, hops
 from orthon.sharding.layout import Layout
-from orthon.sharding.line import Line
-from orthon.sharding.spans import Span
+from orthon.sharding.requests import Exchange
 from orthon.sharding.step import Step
+
+# Matrices (b, m, n), or where only some rows of each are sent a list of these (k, n).
+Shards = Tensor | list[Tensor]
 
 
 class Owners:
@@ -26,102 +28,77 @@ class Owners:
     4. `send_to_copies`: they send it to the ranks that hold the same shard.
 
     A rank deals with three lists of matrices: all of them, those whose owners belong to its copy (`of_copy`), and those
-    that it owns itself (`mine`).
+    that it owns itself (`mine`). What it sends in a step is found out once, as a batch keeps its owners.
 
     Args:
         layout: of the matrices.
-        owners: of each matrix, as `deal` returns them.
+        owners: of each matrix, an index in `layout.everyone.ranks`.
         unsynced: whether the shards of the user's replicas are to be averaged on the way.
-        rows: for each matrix which of its rows are sent, in ascending order, where that differs from rank to rank;
-            None for all.
     """
 
-    def __init__(
-        self, layout: Layout, owners: Sequence[int], *, unsynced: bool, rows: Sequence[Sequence[int]] | None = None
-    ) -> None:
-        self.layout, self._rows = layout, rows
-        axes = layout.joint_axes
+    def __init__(self, layout: Layout, owners: Sequence[int], *, unsynced: bool) -> None:
+        self.layout = layout
+        axes, replicas = layout.joint_axes, layout.replicated_axes
         # The place of each owner in the grid, by axis.
         self._places = [layout.grid.coordinates(owner, axes) for owner in owners]
-        replicas = layout.replicated_axes
         self._averaged = tuple(a for a in replicas if unsynced and a in axes)
         self._copied = tuple(a for a in axes if a in (*layout.copied_axes, *replicas))
-        # On the way to the owner, matrices become whole along one axis after the other, the last to cut first. A stage
-        # (dim, k) does that along axis k of those that cut the dim.
-        self._stages = [
-            (dim, k) for dim in (0, 1) for k in reversed(range(len(layout.cuts[dim]))) if layout.cuts[dim][k] in axes
-        ]
-        # For each stage the spans of the dim that the ranks along its axis have just before.
-        self._spans = {(dim, k): self._cut_by(dim, k + 1).spans(0, (layout.cuts[dim][k],)) for dim, k in self._stages}
-        # For a dim that only the first k of its axes cut, the span that this rank has.
-        self._span = {
-            (dim, k): self._cut_by(dim, k).span(0) for dim in (0, 1) for k in range(len(layout.cuts[dim]) + 1)
-        }
         selecting = [a for a in self._copied if a not in self._averaged]
         self._sending = self._with_mine(range(len(owners)), selecting)
         self.of_copy = self._with_mine(self._sending, self._averaged)
-        self.mine = self._with_mine(self.of_copy, [layout.cuts[dim][k] for dim, k in self._stages])
+        self._ways: list[_Way] = []
+        held = self.of_copy
+        for hop in hops(layout):
+            self._ways.append(_Way(hop, layout, held, self._places))
+            held = self._ways[-1].after
+        self.mine = held
+        self._to_copies = self._dealt(range(len(owners)), self._copied)
+        self._order = [j for js in self._to_copies for j in js]
 
-    def take(self, shards: Sequence[Tensor]) -> Step[list[Tensor]]:
+    def take(self, shards: Shards) -> Step[Shards]:
         """Return this rank's shards of the matrices `of_copy`, with the mean over replicas if these are to be averaged.
 
         Args:
-            shards: this rank's shards of all matrices, (m', n').
+            shards: this rank's shards of all matrices.
         """
-        chosen = [shards[j] for j in self._sending]
-        if not self._averaged or not shards:
-            return chosen
+        if not self._averaged:
+            return _chosen(shards, self._sending)
         ranks = self.layout.grid.along(self._averaged)
         dealt = self._dealt(self._sending, self._averaged)
-        flat = [shards[j].reshape(-1) for js in dealt for j in js]
         sizes = [sum(shards[j].numel() for j in js) for js in dealt]
-        whole = shards[0].new_empty(sum(sizes))
-        if flat:
-            whole = torch.cat(flat)
+        flat = [shards[j].reshape(-1) for js in dealt for j in js]
+        whole = torch.cat(flat) if flat else shards[0].new_empty(0)
         mine = yield from ranks.scatter_sum(whole.view(1, -1, 1), sizes)
-        return _split(mine.view(-1).div_(ranks.size), [shards[j].shape for j in self.of_copy])
+        mine = mine.view(-1).div_(ranks.size)
+        if isinstance(shards, Tensor):
+            return mine.view(len(self.of_copy), *shards.shape[1:])
+        return _split(mine, [shards[j].shape for j in self.of_copy])
 
-    def bring(self, shards: Sequence[Tensor], like: Tensor) -> Step[list[Tensor]]:
+    def bring(self, shards: Shards, like: Tensor, *, rows: Sequence[Sequence[int]] | None = None) -> Step[Shards]:
         """Return the whole matrices that this rank owns: `mine`.
 
         Args:
             shards: this rank's shards of the matrices `of_copy`.
             like: any tensor with the dtype and the device of all of them.
+            rows: for each matrix of the batch which of its rows are sent, in ascending order, if not all.
         """
-        held = dict(zip(self.of_copy, shards, strict=True))
-        for dim, k in self._stages:
-            line, dealt = self._stage(dim, k, held)
-            mine = dealt[line.index]
-            sizes = {j: self._sizes(j, dim, k) for j in mine}
-            incoming = [[_shape(dim, sizes[j][i], held[j].shape[1 - dim]) for j in mine] for i in range(line.size)]
-            pieces = yield from line.exchange([[held[j] for j in js] for js in dealt], incoming, like)
-            held = {j: torch.cat([piece[place] for piece in pieces], dim) for place, j in enumerate(mine)}
-        return list(held.values())
+        for way in self._ways:
+            shards = yield from way.bring(shards, like, rows)
+        return shards
 
-    def send_back(self, wholes: Sequence[Tensor], like: Tensor) -> Step[list[Tensor]]:
+    def send_back(self, wholes: Shards, like: Tensor, *, rows: Sequence[Sequence[int]] | None = None) -> Step[Shards]:
         """Return this rank's shards of the results for the matrices `of_copy`.
 
         Args:
             wholes: the whole results for the matrices that this rank owns, `mine`.
             like: any tensor with the dtype and the device of all of them.
+            rows: as for `bring`.
         """
-        before = [self.of_copy]
-        for dim, k in self._stages:
-            line, dealt = self._stage(dim, k, before[-1])
-            before.append(dealt[line.index])
-        held = dict(zip(self.mine, wholes, strict=True))
-        for place, (dim, k) in reversed(list(enumerate(self._stages))):
-            line, dealt = self._stage(dim, k, before[place])
-            mine = dealt[line.index]  # in the order that the other ranks expect; `held` may have another
-            split = [torch.split(held[j], self._sizes(j, dim, k), dim) for j in mine]
-            incoming = [[self._shape_at(j, place) for j in js] for js in dealt]
-            pieces = yield from line.exchange([[each[i] for each in split] for i in range(line.size)], incoming, like)
-            held = {j: piece for js, own in zip(dealt, pieces, strict=True) for j, piece in zip(js, own, strict=True)}
-        return [held[j] for j in self.of_copy]
+        for way in reversed(self._ways):
+            wholes = yield from way.send_back(wholes, like, rows)
+        return wholes
 
-    def send_to_copies(
-        self, shards: Sequence[Tensor], shapes: Sequence[Sequence[int]], like: Tensor
-    ) -> Step[list[Tensor]]:
+    def send_to_copies(self, shards: Shards, shapes: Sequence[Sequence[int]], like: Tensor) -> Step[Shards]:
         """Return this rank's shards of the results for all matrices, each from the copy of its owner.
 
         Args:
@@ -130,44 +107,14 @@ class Owners:
             like: any tensor with the dtype and the device of all of them.
         """
         if not self._copied:
-            return list(shards)
-        dealt = self._dealt(range(len(self._places)), self._copied)
-        sizes = [sum(prod(shapes[j]) for j in js) for js in dealt]
-        flat = torch.cat([like.new_empty(0), *(shard.reshape(-1) for shard in shards)])
-        whole = yield from self.layout.grid.along(self._copied).gather_flat(flat, sizes, list(map(len, dealt)))
-        order = [j for js in dealt for j in js]
-        found = dict(zip(order, _split(whole, [shapes[j] for j in order]), strict=True))
-        return [found[j] for j in range(len(self._places))]
-
-    def _shape_at(self, j: int, stages: int) -> tuple[int, int]:
-        """Return the shape of what this rank has of matrix j after some of the stages."""
-        done = set(self._stages[:stages])
-        sizes = []
-        for dim in (0, 1):
-            left = [k for k in range(len(self.layout.cuts[dim])) if (dim, k) not in done]
-            sizes.append(self._count(j, dim, self._span[dim, len(left)]))
-        return sizes[0], sizes[1]
-
-    def _sizes(self, j: int, dim: int, k: int) -> list[int]:
-        """Return how many indices of matrix j each rank along the axis of a stage has before the stage."""
-        return [self._count(j, dim, span) for span in self._spans[dim, k]]
-
-    def _count(self, j: int, dim: int, span: Span) -> int:
-        """Return how many indices of matrix j are sent of those in a span."""
-        if dim == 1 or self._rows is None:
-            return span.length
-        return bisect_left(self._rows[j], span.stop) - bisect_left(self._rows[j], span.start)
-
-    def _cut_by(self, dim: int, axes: int) -> Layout:
-        """Return a layout of one dim alone, cut by the first of its axes."""
-        extent = self.layout.extents[dim]
-        return replace(self.layout, extents=(replace(extent, axes=extent.axes[:axes]),))
-
-    def _stage(self, dim: int, k: int, held: Iterable[int]) -> tuple[Line, list[list[int]]]:
-        """Return the ranks along the axis of a stage, and which matrices go to each."""
-        axis = self.layout.cuts[dim][k]
-        (line,) = self.layout.grid.along((axis,)).lines
-        return line, self._dealt(held, (axis,))
+            return shards
+        sizes = [sum(prod(shapes[j]) for j in js) for js in self._to_copies]
+        flat = shards.reshape(-1) if isinstance(shards, Tensor) else _flat(shards, like)
+        counts = list(map(len, self._to_copies))
+        whole = yield from self.layout.grid.along(self._copied).gather_flat(flat, sizes, counts)
+        found = _split(whole, [shapes[j] for j in self._order])
+        back = sorted(range(len(self._order)), key=self._order.__getitem__)
+        return _chosen(found if isinstance(shards, list) else whole.view(len(back), *shapes[0]), back)
 
     def _dealt(self, held: Iterable[int], axes: Sequence[int]) -> list[list[int]]:
         """Return the matrices by where their owners are along some axes, the first axis slowest."""
@@ -186,8 +133,84 @@ class Owners:
         return [j for j in held if all(self._places[j][axis] == place for axis, place in here.items())]
 
 
-def _shape(dim: int, size: int, other: int) -> tuple[int, int]:
-    return (size, other) if dim == 0 else (other, size)
+class _Way:
+    """One hop of the matrices of a batch.
+
+    Args:
+        hop: of the layout.
+        layout: of the matrices.
+        held: the matrices of which this rank has parts before the hop.
+        places: for each matrix of the batch the place of its owner.
+
+    Attributes:
+        after: the matrices that this rank has after the hop.
+    """
+
+    def __init__(self, hop: Hop, layout: Layout, held: list[int], places: Sequence[dict[int, int]]) -> None:
+        self._hop, self._held = hop, held
+        slots = [hop.slot(places[j], layout) for j in held]
+        self._order = sorted(range(len(held)), key=slots.__getitem__)  # in which they are sent
+        self._slots = [slots[i] for i in self._order]
+        self._back = sorted(range(len(held)), key=self._order.__getitem__)
+        self.after = [held[i] for i in self._order if slots[i] == hop.line.slot]
+        self._sent, mine = [0] * hop.line.size, hop.numbers[hop.line.slot]
+        for slot in slots:
+            self._sent[slot] += mine
+        self._came = [len(self.after) * numbers for numbers in hop.numbers]
+
+    def bring(self, shards: Shards, like: Tensor, rows: Sequence[Sequence[int]] | None) -> Step[Shards]:
+        hop, ordered = self._hop, _chosen(shards, self._order)
+        if rows is None:
+            assert isinstance(ordered, Tensor)
+            sent = ordered.reshape(-1)
+            whole = yield Exchange(hop.line, sent, (), lengths=self._sent, expected=self._came, like=like)
+            return hop.joined(whole, len(self.after))
+        lengths = [0] * hop.line.size
+        for slot, part in zip(self._slots, ordered, strict=True):
+            lengths[slot] += part.numel()
+        counts = [ragged.counts(hop, rows[j]) for j in self.after]
+        came = _numbers(hop, counts)
+        whole = yield Exchange(hop.line, list(ordered), self._slots, lengths=lengths, expected=came, like=like)
+        return ragged.joined(hop, whole, counts)
+
+    def send_back(self, wholes: Shards, like: Tensor, rows: Sequence[Sequence[int]] | None) -> Step[Shards]:
+        hop = self._hop
+        if rows is None:
+            assert isinstance(wholes, Tensor)
+            message = hop.divided(wholes)
+            parts = yield Exchange(hop.line, message, (), lengths=self._came, expected=self._sent, like=like)
+            return _chosen(parts.view(len(self._held), *hop.mine.shape), self._back)
+        counts = [ragged.counts(hop, rows[j]) for j in self.after]
+        parts_of = ragged.divided(hop, list(wholes), counts)
+        slots = [slot for slot, parts in enumerate(parts_of) for _ in parts]
+        own = ragged.counts_of_mine(hop, [rows[self._held[i]] for i in self._order])
+        expected = [0] * hop.line.size
+        for slot, count in zip(self._slots, own, strict=True):
+            expected[slot] += count * hop.mine.cols.length
+        sent = [part for parts in parts_of for part in parts]
+        arrived = yield Exchange(hop.line, sent, slots, lengths=_numbers(hop, counts), expected=expected, like=like)
+        return _chosen(_split(arrived, [(count, hop.mine.cols.length) for count in own]), self._back)
+
+
+def _numbers(hop: Hop, counts: Sequence[Sequence[int]]) -> list[int]:
+    """Return how many numbers of matrices each rank has parts of, for how many rows of each it has."""
+    if not counts:
+        return [0] * hop.line.size
+    return [sum(each) * box.cols.length for each, box in zip(zip(*counts, strict=True), hop.boxes, strict=True)]
+
+
+def _chosen(shards: Shards, order: Sequence[int]) -> Shards:
+    """Return some of the matrices, in a given order; the same tensor where that is all of them as they are."""
+    if len(order) == len(shards) and all(i == j for i, j in enumerate(order)):
+        return shards
+    if isinstance(shards, Tensor):
+        each = shards.unbind()
+        return torch.stack([each[j] for j in order]) if order else shards[:0]
+    return [shards[j] for j in order]
+
+
+def _flat(shards: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.cat([shard.reshape(-1) for shard in shards]) if shards else like.new_empty(0)
 
 
 def _split(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 
@@ -73,15 +73,20 @@ def evenly(size: int, count: int) -> list[int]:
     return [size // count + (i < size % count) for i in range(count)]
 
 
-def overlaps(before: Sequence[int], after: Sequence[int]) -> list[list[int]]:
-    """Return how many numbers of each piece of one division lie in each piece of another.
+def runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return how many sizes in a row are equal, and that size, for each such run."""
+    return [(len(list(same)), size) for size, same in groupby(sizes)]
+
+
+def overlaps(before: Sequence[int], which: int, after: Sequence[int]) -> list[int]:
+    """Return how many numbers of one piece of a division lie in each piece of another division.
 
     Args:
-        before: the sizes of the pieces of one division.
-        after: those of the other, of the same numbers.
+        before: the sizes of the pieces of the first division.
+        which: the piece.
+        after: the sizes of the pieces of the other, of the same numbers.
     """
-    ends = [list(accumulate(sizes, initial=0)) for sizes in (before, after)]
-    return [
-        [max(0, min(stop, last) - max(start, first)) for first, last in pairwise(ends[1])]
-        for start, stop in pairwise(ends[0])
-    ]
+    start = sum(before[:which])
+    stop = start + before[which]
+    ends = pairwise(accumulate(after, initial=0))
+    return [max(0, min(stop, last) - max(start, first)) for first, last in ends]

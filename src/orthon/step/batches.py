@@ -1,21 +1,12 @@
-"""Parameters put into batches, the same on every rank, and whole matrices dealt out to owners."""
+"""Parameters put into batches, the same on every rank."""
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-import torch
-
 from orthon.algorithms.lr_scale import lr_factor
-from orthon.sharding import Job, Layout, Stack, deal
+from orthon.sharding import Layout, Stack
 from orthon.step.member import Member
-
-# One batch holds at most this many bytes of gradients, or a single parameter, and so few that its update takes at most
-# twice as many bytes for what it makes and does not keep.
-BATCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -25,10 +16,14 @@ class Piece:
     Attributes:
         member: the parameter, which has a gradient.
         stack: the matrices, for a rule that takes them.
+        first: how many matrices of the stack are left out at its beginning.
+        length: how many matrices of the stack there are; None for all that follow.
     """
 
     member: Member
     stack: Stack | None = None
+    first: int = 0
+    length: int | None = None
 
     @cached_property
     def layout(self) -> Layout:
@@ -46,9 +41,14 @@ class Piece:
         return self.stack is not None and self.member.compresses(self.stack)
 
     @property
+    def places(self) -> slice:
+        """Which matrices of the stack they are."""
+        return slice(self.first, None if self.length is None else self.first + self.length)
+
+    @property
     def count(self) -> int:
         """How many matrices there are, or 1."""
-        return 1 if self.stack is None else len(self.stack.numbers)
+        return 1 if self.stack is None else len(self.stack.numbers[self.places])
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,15 @@ class PlannedBatch:
 
     Attributes:
         pieces: of the batch.
-        owners: for each matrix who works on the whole of it, for a rule that gives each to one of the ranks.
+        route: how matrices are worked on, see `Work.routes`; "alone" on one rank.
+        owners: for each matrix who works on the whole of it, or on shards which copy.
+        turn: how many matrices batches before this one have.
     """
 
     pieces: list[Piece]
+    route: str = "alone"
     owners: list[int] | None = None
+    turn: int = 0
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
@@ -71,8 +75,7 @@ class PlannedBatch:
     @property
     def ranks(self) -> tuple[int, ...]:
         """Which ranks communicate about it."""
-        first = self.pieces[0]
-        return (first.layout.replicas if first.stack is None else first.layout.everyone).ranks
+        return ranks_of(self.pieces[0])
 
     @cached_property
     def kind(self) -> tuple[int, int]:
@@ -96,71 +99,10 @@ class PlannedBatch:
         return lr_factor(first.member.group["lr_scale"], *first.layout.shape) if self.of_matrices else 1.0
 
 
-def batches(members: Iterable[Member]) -> list[PlannedBatch]:
-    """Return the parameters that have gradients in batches for the rules, the same on every rank."""
-    alike: defaultdict[tuple[Any, ...], list[Piece]] = defaultdict(list)
-    for member in members:
-        if member.grad is None:
-            continue
-        param = member.param
-        kind = id(member.group), param.dtype, member.grad.dtype, member.grad.device
-        if member.matrices is None:
-            # What is not a matrix may have any shape, and lie anywhere.
-            alike[(*kind, member.layout.replicas.ranks)].append(Piece(member))
-            continue
-        for stack in member.matrices.stacks:
-            # Several matrices of one parameter are a batch: their state is in one tensor, and stays there.
-            together = id(param) if len(stack.numbers) > 1 else None
-            if stack.numbers:
-                alike[(*kind, id(stack.layout), together)].append(Piece(member, stack))
-    parts = [part for together in alike.values() for part in _capped(together)]
-    # Alone, a rank has nothing to deal out.
-    jobs = {i: job for i, part in enumerate(parts) if (job := _job(part)) is not None}
-    owners = dict(zip(jobs, deal(list(jobs.values())), strict=True))
-    return [PlannedBatch(part, owners.get(i)) for i, part in enumerate(parts)]
+# Batches that go together, and whose collectives are made together.
+Wave = list[PlannedBatch]
 
 
-def in_sets(planned: Iterable[PlannedBatch]) -> list[list[PlannedBatch]]:
-    """Return batches in sets that the same ranks communicate about, in an order on which all ranks agree."""
-    sets: defaultdict[tuple[int, ...], list[PlannedBatch]] = defaultdict(list)
-    for batch in planned:
-        sets[batch.ranks].append(batch)
-    return [sets[ranks] for ranks in sorted(sets, key=lambda ranks: (len(ranks), ranks))]
-
-
-def _capped(together: list[Piece]) -> Iterator[list[Piece]]:
-    first = together[0]
-    work, dtype = first.member.rule.work, first.member.param.dtype
-    if not work.takes_matrices:  # of any shapes
-        batch, size = [first], _bytes(first.layout, dtype)
-        for piece in together[1:]:
-            more = _bytes(piece.layout, dtype)
-            if size + more > BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-            batch.append(piece)
-            size += more
-        yield batch
-        return
-    taken = work.temporaries(first.layout, first.member.group, dtype)
-    each = first.count * max(_bytes(first.layout, dtype), taken / 2)
-    count = -(-len(together) // max(1, int(BATCH_BYTES / max(1.0, each))))
-    for i in range(count):  # as many in each as can be
-        yield together[i * len(together) // count : (i + 1) * len(together) // count]
-
-
-def _bytes(layout: Layout, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest shard that a rank has."""
-    return math.prod(layout.largest_shard) * dtype.itemsize
-
-
-def _job(pieces: list[Piece]) -> Job | None:
-    """Return the work on the matrices of a batch that is dealt out to owners; None if there is none."""
-    layout, group, work = pieces[0].layout, pieces[0].member.group, pieces[0].member.rule.work
-    if not work.takes_matrices or layout.everyone.size == 1:
-        return None
-    cost = work.cost(layout.shape, group)
-    if cost is None:
-        return None
-    count = sum(piece.count for piece in pieces)
-    return Job(layout, count, cost, is_joint=work.route(layout, count, group) == "shards")
+def ranks_of(piece: Piece) -> tuple[int, ...]:
+    """Return which ranks communicate about a piece."""
+    return (piece.layout.replicas if piece.stack is None else piece.layout.everyone).ranks

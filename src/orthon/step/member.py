@@ -1,7 +1,7 @@
 """A parameter with all that a step has to know about it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ class Member:
         layout: how it lies.
         matrices: how it is read as matrices, for a rule that takes them.
         averages: whether the replicas' gradients are their own, and averaged in this step.
+        planned_for: what decides who works on what, besides: the machine and its memory.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Member:
     layout: Layout
     matrices: Matrices | None
     averages: bool
+    planned_for: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Remember what tells quickly that the parameter lies as before."""
@@ -92,6 +94,7 @@ class Member:
             "placements": str(getattr(self.param, "placements", None)),
             "algorithm": self.rule.name,
             **options,
+            **self.planned_for,
         }
 
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from orthon.algorithms import RULES
-from orthon.sharding import Layouts, run, takes_part
+from orthon.machines import Machine, as_machine
+from orthon.sharding import Layout, Layouts, run, takes_part
 from orthon.step.agreement import Agreement
-from orthon.step.batches import PlannedBatch, batches, in_sets
+from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
 from orthon.step.gradients import Gradients, take_gradients
 from orthon.step.loss_scale import LossScale
@@ -19,10 +20,11 @@ from orthon.step.member import Member
 from orthon.step.names import parameter_names
 from orthon.step.prepare import make_states
 from orthon.step.update import update
+from orthon.step.waves import WAVE_MEMORY, sets_of_waves
 
 States = MutableMapping[Tensor, dict[str, Any]]
 
-# Batches under way at the same time, so that one computes while another communicates.
+# Waves under way at the same time, so that one computes while another communicates.
 AT_ONCE = 2
 
 # Options that schedulers change from step to step. Nothing in a plan depends on them.
@@ -38,14 +40,19 @@ class Plan:
         agreement: what the ranks must agree on.
         is_new: whether there has been no step yet on these layouts.
         gradients: of the members.
-        sets: the batches, in sets that the same ranks communicate about.
+        sets: the batches in waves, and these in sets that the same ranks communicate about.
     """
 
     members: list[Member]
     agreement: Agreement
     is_new: bool
     gradients: Gradients
-    sets: list[list[PlannedBatch]]
+    sets: list[list[Wave]]
+
+    @property
+    def batches(self) -> Iterator[PlannedBatch]:
+        """All batches."""
+        return (batch for waves in self.sets for wave in waves for batch in wave)
 
 
 class Planner:
@@ -55,11 +62,23 @@ class Planner:
         replicas: the ranks that train on other data, if the user names them.
         sync_gradients: whether each rank's gradients are its own. A missing one counts as zero then.
         owner: the optimizer, for errors.
+        machine: on which the ranks run; None for what is found on this one.
+        wave_memory: bytes that the matrices which one rank owns may take in a wave; None for a part of the device's.
     """
 
-    def __init__(self, replicas: dist.ProcessGroup | None, *, sync_gradients: bool, owner: str) -> None:
+    def __init__(
+        self,
+        replicas: dist.ProcessGroup | None,
+        *,
+        sync_gradients: bool,
+        owner: str,
+        machine: Machine | str | None = None,
+        wave_memory: float | None = None,
+    ) -> None:
         self.layouts = Layouts(replicas)
         self._sync_gradients, self._owner = sync_gradients, owner
+        self._machine, self._wave_memory = machine, wave_memory
+        self._described: dict[Machine, dict[str, str]] = {}
         self._known: list[_KnownGroup] = []
         self._members: list[Member] = []
         self._plan: Plan | None = None
@@ -103,14 +122,38 @@ class Planner:
         if plan is None or plan.members is not members:
             self._refuse_replaced(members, states)
         agreement, is_new = self._agreement(members)
-        self._plan = Plan(members, agreement, is_new, Gradients(members), in_sets(batches(members)))
+        self._plan = Plan(members, agreement, is_new, Gradients(members), self.waves(members))
         self._kinds, self._with_state = kinds, -1
         return self._plan
+
+    def waves(self, members: Sequence[Member]) -> list[list[Wave]]:
+        """Return the waves of a step in which these parameters have gradients."""
+        if not members:
+            return []
+        machine = self.machine(members[0].layout)
+        return sets_of_waves(members, machine, self._memory(machine))
+
+    def _memory(self, machine: Machine) -> float:
+        return WAVE_MEMORY * machine.memory if self._wave_memory is None else self._wave_memory
+
+    def _planned_for(self, layout: Layout) -> dict[str, str]:
+        """Return what ranks must agree on, as it decides who works on what."""
+        machine = self.machine(layout)
+        if machine not in self._described:
+            self._described[machine] = {"machine": str(machine), "wave_memory": str(self._memory(machine))}
+        return self._described[machine]
+
+    def machine(self, layout: Layout) -> Machine:
+        """Return the machine on which parameters of a layout are."""
+        device = layout.device
+        if device.type == "meta":
+            device = torch.device("cpu" if layout.mesh is None else layout.mesh.device_type)
+        return as_machine(self._machine, device)
 
     def prepare(self, plan: Plan, states: States, gates: Gates) -> None:
         """Make the state that parameters lack, and count their steps where a rule asks for that."""
         if self._with_state != len(states):
-            make_states((batch for together in plan.sets for batch in together), plan.members, states)
+            make_states(plan.batches, plan.members, states)
             self._with_state = len(states)
         for member in plan.members:
             if member.grad is None:
@@ -123,12 +166,12 @@ class Planner:
 
     def carry_out(self, plan: Plan, states: States, gates: Gates, scale: LossScale) -> None:
         """Update all batches."""
-        # One set of ranks after the other: each of its ranks has the same batches, but other sets have others.
-        for together in plan.sets:
+        # One set of ranks after the other: each of its ranks has the same waves, but other sets have others.
+        for waves in plan.sets:
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
-            kinds = set(map(attrgetter("kind"), together))
+            kinds = {batch.kind for wave in waves for batch in wave}
             at_once = AT_ONCE if kinds <= self._been_through else 1
-            run((update(batch, states, gates, scale) for batch in together), at_once=at_once)
+            run(([update(batch, states, gates, scale) for batch in wave] for wave in waves), at_once=at_once)
             self._been_through |= kinds
         if self._stepped is not plan:
             self._stepped, self._named = plan, {member.name: member.param for member in plan.members}
@@ -147,7 +190,8 @@ class Planner:
             except (ValueError, NotImplementedError) as error:
                 raise type(error)(f"{self._owner}: parameter {name!r}: {error}") from error
             averages = self._sync_gradients and layout.replicas.size > 1
-            yield Member(name, param, None, group, rule, layout, matrices, averages)
+            planned_for = {} if layout.everyone.size == 1 else self._planned_for(layout)
+            yield Member(name, param, None, group, rule, layout, matrices, averages, planned_for)
 
     def _refuse_replaced(self, members: Sequence[Member], states: States) -> None:
         for member in members:

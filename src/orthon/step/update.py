@@ -44,7 +44,9 @@ def update(
         weights=opened.weights,
         grads=grads,
         state=opened.states,
+        route=planned.route,
         owners=planned.owners,
+        turn=planned.turn,
         of_matrices=planned.of_matrices,
         unsynced=first.compressed,
         gate=gate,
@@ -62,9 +64,14 @@ def update(
 
 def _watched(steps: Step[None], seal: Seal) -> Step[None]:
     """Go through the steps of a rule. Other batches may write to the same parameters while it pauses."""
-    for _ in steps:
+    answer: Any = None
+    while True:
+        try:
+            request = steps.send(answer)
+        except StopIteration:
+            return
         seal.check()
-        yield
+        answer = yield request
         seal.renew()
 
 
@@ -113,12 +120,12 @@ class _Viewed:
         assert piece.stack is not None
         assert member.matrices is not None
         stack, matrices = piece.stack, member.matrices
-        self._stack, self._matrices, self._weight = stack, matrices, weight
-        self.names = [matrix_name(member.name, matrices, number) for number in stack.numbers]
-        self._open_weight = matrices.open(weight, stack)
+        self._stack, self._matrices, self._weight, self._places = stack, matrices, weight, piece.places
+        self.names = [matrix_name(member.name, matrices, number) for number in stack.numbers[self._places]]
+        self._open_weight = matrices.open(weight, stack)[self._places]
         self.weights = list(self._open_weight.unbind())
         self._open: dict[str, tuple[Tensor, Entry, Tensor]] = {}
-        self.states = [dict[str, Any]() for _ in stack.numbers]
+        self.states = [dict[str, Any]() for _ in self.names]
         of_stacks = member.entries
         for key, entry in of_stacks[stack].items():
             if not isinstance(entry, Entry):
@@ -131,27 +138,32 @@ class _Viewed:
             else:
                 kept = local(state[factor_key(key, entry, matrices, stack, of_stacks.values())[0]])
                 opened = matrices.open_factor(kept, entry.side, stack)
+            opened = opened[self._places]
             self._open[key] = kept, entry, opened
             for each, of_matrix in zip(self.states, opened.unbind(), strict=True):
                 each[key] = of_matrix
 
     def open(self, grad: Tensor) -> list[Tensor]:
         """Return this rank's shard of the gradient as matrices."""
-        return list(self._matrices.open(grad, self._stack).unbind())
+        return list(self._matrices.open(grad, self._stack)[self._places].unbind())
 
     def close(self) -> None:
         """Bring what lies elsewhere back into the parameter and its state."""
+        stack, matrices = self._stack, self._matrices
         if not _shares(self._open_weight, self._weight):
-            self._matrices.close(self._weight, self._stack, self._open_weight)
+            now = matrices.open(self._weight, stack)  # others may have changed other matrices of it
+            now[self._places] = self._open_weight
+            matrices.close(self._weight, stack, now)
         for key, (kept, entry, opened) in self._open.items():
             moved = not _shares(self.states[0][key], opened)
             if not moved and _shares(opened, kept):
                 continue
-            whole = torch.stack([state[key] for state in self.states]) if moved else opened
+            now = matrices.open(kept, stack) if entry.side is None else matrices.open_factor(kept, entry.side, stack)
+            now[self._places] = torch.stack([state[key] for state in self.states]) if moved else opened
             if entry.side is None:
-                self._matrices.close(kept, self._stack, whole)
+                matrices.close(kept, stack, now)
             else:
-                self._matrices.close_factor(kept, entry.side, self._stack, whole)
+                matrices.close_factor(kept, entry.side, stack, now)
 
 
 def _shares(x: Tensor, y: Tensor) -> bool:

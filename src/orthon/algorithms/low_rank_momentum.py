@@ -1,0 +1,184 @@
+"""Power iteration on the momentum: its leading directions, found wherever its parts lie."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from orthon.algorithms.batch import Batch
+from orthon.algorithms.low_rank import LowRank, is_transposed
+from orthon.algorithms.momentum import added_gradients
+from orthon.algorithms.owned_momentum import OwnedMomentum
+from orthon.linalg import (
+    Columns,
+    compute_dtype,
+    default_precision,
+    factor_dtype,
+    orthonormalize_on_shards,
+    overwrite_where_,
+    rounding_noise,
+    unit_columns_on_shards,
+)
+from orthon.linalg.arithmetic import Arithmetic, arithmetic
+from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
+from orthon.linalg.precision import Noise
+from orthon.sharding import Side, Step, worth_sending
+
+
+class LowRankMomentum:
+    """Momentum M (b, m, n) and its right factor Q (b, n, r), of which this rank holds shards.
+
+    Rows and columns are those of the weights, or change places where the option "orthonormal_side" asks for that.
+    The verbs below leave M and Q as they are in a step that is to be left out.
+
+    Args:
+        batch: with the state "momentum" and "Q", and the options of `LowRank`.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        stored, self._kept = batch.stacked("momentum"), batch.stacked("Q")
+        key = "low rank", stored.dtype, self._kept.shape
+        if key not in batch.memo:
+            batch.memo[key] = _Way.of(batch, stored, self._kept)
+        self._way: _Way = batch.memo[key]
+        self._given, self._batch = batch, batch.transposed() if self._way.transposed else batch
+        self._shards, self._stored = stored, stored.mT if self._way.transposed else stored
+        self._rows, self._cols = self._way.rows, self._way.cols
+        self._dtype, self._is_orthonormal = self._way.dtype, batch.options["right_factor"] == "orthonormalize"
+
+    def add_gradients(self) -> Step[None]:
+        """M ← M + G, and the first M Q with it, in one pass where both are of one dtype."""
+        batch, dtype = self._batch, self._dtype
+        self._MQ: Tensor | None = None
+        if self._way.owned is not None:
+            added_gradients(batch, norms=False)
+            whole, self._Q = yield from self._way.owned.bring(self._shards, self._kept)
+            self._stored = whole.mT if self._way.transposed else whole
+            self._M = self._stored.to(dtype)
+        else:
+            self._Q = yield from self._cols.whole(self._kept)
+            if dtype == self._stored.dtype and self._rows.copies.size == 1:
+                gain = -1.0 if batch.options["maximize"] else 1.0
+                self._M = self._stored
+                with batch.writing:  # the gradients are zero in a step that is to be left out
+                    self._MQ = add_and_multiply_(self._stored, batch.grads, self._Q.to(dtype), gain=gain)
+            else:
+                self._M = added_gradients(batch, norms=False)[0].to(dtype)
+        # The dtype in which P and Q become whole.
+        self._sent = torch.promote_types(self._M.dtype, batch.weights[0].dtype)
+
+    def left(self) -> Step[Tensor]:
+        """Return P ← orthonormalize(M Q), (b, m, r)."""
+        partial = self._MQ
+        if partial is None:
+            partial = product(self._rows.divided(self._M), self._Q.to(self._M.dtype))  # (b, m of this copy, r)
+        self._MQ = None
+        B = yield from self._rows.reduce(partial)  # (b, share of m, r)
+        del partial  # where B is a share of it
+        precision, noise = self._way.arithmetic, self._way.noise
+        self._left: Columns = yield from orthonormalize_on_shards(B, self._rows.ranks, precision=precision, noise=noise)
+        P: Tensor = yield from self._rows.gather(self._left.vectors.to(self._sent))
+        return P
+
+    def right(self, P: Tensor) -> Step[Tensor]:
+        """Return Q ← R / column norms of R, or its orthonormal factor, with R ← Mᵀ P, (b, n, r). Q is kept."""
+        cols = self._cols
+        R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
+        make, whole = (orthonormalize_on_shards, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
+        right = yield from make(
+            whole, cols.ranks, left=self._left, precision=self._way.arithmetic, noise=self._way.noise
+        )
+        self._R, self._right = R, right
+        found: Tensor = yield from cols.gather(right.vectors.to(self._sent))
+        with self._batch.writing:
+            overwrite_where_(self._Q, self._batch.gated_mask(right.live.unsqueeze(-2)), found)
+            if self._Q is not self._kept and self._way.owned is None:
+                self._kept.copy_(cols.keep(self._Q))
+        return found
+
+    def subtract(self, P: Tensor, Q: Tensor, *, by: float) -> Step[None]:
+        """M ← M − by·P Rᵀ.
+
+        R is not gathered for that, since R = Q T with a small T: the lengths of its columns, or a triangle.
+        """
+        if not self._is_orthonormal:
+            P = P * self._batch.gated(self._right.size).unsqueeze(-2)
+        else:
+            T = yield from self._cols.ranks.sum(self._right.vectors.mT @ self._R.to(self._right.vectors.dtype))
+            T = self._batch.gated(T).to(self._sent)  # (b, r, r)
+            P, Q = (P @ T.mT, Q) if self._rows.size < self._cols.size else (P, Q @ T)
+        with self._batch.writing:
+            subtract_product_(self._stored, P, Q, by=by, dtype=self._M.dtype)
+
+    def descend(self, P: Tensor, Q: Tensor) -> Step[None]:
+        """X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ."""
+        dtype = self._batch.options["product_dtype"]
+        if self._way.owned is None:
+            self._batch.descend_product(P, Q, dtype=dtype, always_finite=True)
+            return
+        of_weights = self._batch.weights[0].dtype
+        P, Q = P.to(dtype or of_weights), Q.to(dtype or of_weights)
+        update = (Q @ P.mT if self._way.transposed else P @ Q.mT).to(of_weights)
+        M, update, kept = yield from self._way.owned.send_back(
+            self._stored.mT if self._way.transposed else self._stored,
+            update,
+            self._Q,
+            shards=self._shards,
+            kept=self._kept,
+        )
+        with self._batch.writing:
+            self._shards.copy_(M)
+            self._kept.copy_(kept)
+        self._given.descend(update)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the work is done, which stays the same as long as options and layout do.
+
+    Attributes:
+        transposed: whether rows and columns change places.
+        dtype: of the large products.
+        arithmetic: of the products that make P orthonormal.
+        noise: in M Q and Mᵀ P.
+        rows: the side along which P lies.
+        cols: the side along which Q lies.
+        owned: where others may work on the matrices, the way there and back.
+    """
+
+    transposed: bool
+    dtype: torch.dtype
+    arithmetic: Arithmetic
+    noise: Noise
+    rows: Side
+    cols: Side
+    owned: OwnedMomentum | None
+
+    @classmethod
+    def of(cls, batch: Batch, stored: Tensor, kept: Tensor) -> "_Way":
+        options, transposed = batch.options, is_transposed(batch.layout.shape, batch.options)
+        dtype = options["product_dtype"] or compute_dtype(stored.dtype)
+        # M is as coarse as it is stored.
+        noise = rounding_noise(max(dtype, stored.dtype, key=lambda d: torch.finfo(d).eps))
+        precision = options["precision"] or default_precision(dtype, stored.device)
+        seen = batch.transposed() if transposed else batch
+        # Copies always divide the work on P. That on R is little, unless it is orthonormalized or sums many rows.
+        rows, cols, owned = seen.rows(divide=True), seen.cols(divide=False), None
+        _check_rank(kept, cols, batch)
+        if batch.route == "owners":
+            owned = OwnedMomentum(batch, 0 if transposed else 1, kept.shape[-1])
+            alone = replace(seen, layout=batch.layout.alone)
+            rows, cols = alone.rows(divide=False), alone.cols(divide=False)
+        elif options["right_factor"] == "orthonormalize" or worth_sending(2 * cols.opposite, batch.layout.device):
+            cols = seen.cols(divide=True)
+        return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols, owned)
+
+
+def _check_rank(kept: Tensor, cols: Side, batch: Batch) -> None:
+    r = LowRank().update_rank(batch.layout.shape, batch.options)
+    expected = (cols.kept_size(r), r)
+    if kept.shape[1:] != expected:
+        raise ValueError(
+            f"parameter {batch.names[0]!r}: Q should be {expected} by the options of its group, but is "
+            f"{tuple(kept.shape[1:])}; its rank and side cannot change once there is state"
+        )

@@ -1,0 +1,75 @@
+"""The way of momentum and right factor to the owners of the matrices, and of what these make of them back."""
+
+from torch import Tensor
+
+from orthon.algorithms.batch import Batch
+from orthon.sharding import Owners, Step, together
+
+
+class OwnedMomentum:
+    """Momentum M (m, n) and right factor Q (n, r) of matrices that others work on, and those that this rank works on.
+
+    Args:
+        batch: of the matrices, with owners.
+        dim: along which Q lies: 0 for the rows of the weights, 1 for their columns.
+        r: the rank of Q.
+    """
+
+    def __init__(self, batch: Batch, dim: int, r: int) -> None:
+        layout = batch.layout
+        self._momentum = batch.owned(layout)
+        # Where several ranks keep the same part of Q, each sends a part of that.
+        factor = layout.factor(dim, r)
+        assert batch.owners is not None
+        self._factor = Owners(factor, batch.owners, unsynced=batch.unsynced)
+        kept, sent = layout.span(dim), factor.span(0)
+        self._part = slice(sent.start - kept.start, sent.stop - kept.start)
+        others = layout.cuts[1 - dim]
+        self._same = layout.grid.along(others)
+        self._sizes = [span.length for span in layout.spans(dim, others, also=others)]
+        self._is_spread = layout.side(dim, divide=False, unsynced=batch.unsynced).spreads(r)
+
+    def bring(self, M: Tensor, Q: Tensor) -> Step[list[Tensor]]:
+        """Return M (o, m, n) and Q (o, n, r) of the o matrices that this rank owns.
+
+        Args:
+            M: (b, m', n'), what this rank has of all matrices.
+            Q: (b, n', r), what this rank keeps of all right factors.
+        """
+        if not self._is_spread:
+            Q = Q[:, self._part]
+        return (yield from together(_brought(self._momentum, M), _brought(self._factor, Q)))
+
+    def send_back(self, M: Tensor, update: Tensor, Q: Tensor, *, shards: Tensor, kept: Tensor) -> Step[list[Tensor]]:
+        """Return what this rank has of M, of the update and of Q, for all matrices.
+
+        Args:
+            M: (o, m, n), of the matrices that this rank owns.
+            update: (o, m, n).
+            Q: (o, n, r).
+            shards: M as given to `bring`, for its shape.
+            kept: Q as given to `bring`.
+        """
+        part = kept if self._is_spread else kept[:, self._part]
+        M, update, Q = yield from together(
+            _returned(self._momentum, M, shards),
+            _returned(self._momentum, update, shards),
+            _returned(self._factor, Q, part),
+        )
+        if not self._is_spread:
+            Q = yield from self._same.gather(Q, self._sizes)
+        return [M, update, Q]
+
+
+def _brought(owners: Owners, x: Tensor) -> Step[Tensor]:
+    taken = yield from owners.take(x)
+    whole = yield from owners.bring(taken, x)
+    assert isinstance(whole, Tensor)
+    return whole
+
+
+def _returned(owners: Owners, whole: Tensor, shards: Tensor) -> Step[Tensor]:
+    returned = yield from owners.send_back(whole, whole)
+    result = yield from owners.send_to_copies(returned, [shards.shape[1:]] * len(shards), whole)
+    assert isinstance(result, Tensor)
+    return result

@@ -1,0 +1,118 @@
+"""How ranks work on the matrices of a step: by owners, or together on their shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from orthon.algorithms.work import Effort
+from orthon.machines import Machine
+from orthon.sharding import Layout
+from orthon.step.batches import Piece, ranks_of
+
+# Collectives that a wave takes, at least.
+_MESSAGES = {"owners": 2, "shards": 8}
+
+
+@dataclass
+class Alike:
+    """What may be one batch: parameters or matrices of one param group that lie alike.
+
+    Attributes:
+        pieces: all of them.
+        route: how they are worked on.
+    """
+
+    pieces: list[Piece]
+    route: str = "alone"
+
+    @property
+    def layout(self) -> Layout:
+        """How each lies."""
+        return self.pieces[0].layout
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Which ranks communicate about them."""
+        return ranks_of(self.pieces[0])
+
+    @property
+    def count(self) -> int:
+        """How many matrices they are."""
+        return sum(piece.count for piece in self.pieces)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.pieces[0].member.param.dtype
+
+    def effort(self, route: str) -> Effort:
+        """Return what one of the matrices takes."""
+        member = self.pieces[0].member
+        return member.rule.work.effort(route, self.layout, member.group)
+
+    def work(self, route: str, machine: Machine) -> float:
+        """Return how many seconds the owner of one matrix works on it, or each rank on its shard."""
+        effort = self.effort(route)
+        group = self.pieces[0].member.group
+        dtype = group.get("product_dtype") or group.get("state_dtype") or self.dtype
+        divided = max(1, min(len(self.ranks), self.count)) if route == "shards" else 1
+        return machine.seconds(effort.products, dtype) + machine.factor_seconds(effort.factoring / divided, dtype)
+
+    def sending(self, route: str, machine: Machine) -> float:
+        """Return how many seconds each rank sends for all of the matrices."""
+        number = (self.pieces[0].member.group.get("state_dtype") or self.dtype).itemsize
+        numbers = self.effort(route).numbers * self.count
+        return machine.sending_seconds(numbers * number, self.ranks, messages=_MESSAGES[route])
+
+
+def choose_routes(groups: Sequence[Alike], machine: Machine) -> None:
+    """Give each group of matrices the route with which the whole step takes the shortest time.
+
+    Owners work at the same time. So they take as long as a rank works on its part of all matrices, but at least as
+    long as on the largest one. Work on shards takes its time for each matrix.
+
+    Args:
+        groups: of matrices, about all of which the same ranks communicate.
+        machine: on which the ranks run.
+    """
+    ranks = len(groups[0].ranks)
+    free: list[Alike] = []
+    busy, largest = 0.0, 0.0  # seconds of work that owners have, and on one matrix
+    for group in groups:
+        member = group.pieces[0].member
+        routes = member.rule.work.routes(group.layout, member.group)
+        if group.pieces[0].compressed and "shards" in routes:
+            routes = ("shards",)
+        if ranks == 1 or not routes:
+            group.route = "alone"
+        elif len(routes) == 1:
+            group.route = routes[0]
+            if routes == ("owners",):
+                work = group.work("owners", machine)
+                busy, largest = busy + group.count * work, max(largest, work)
+        else:
+            free.append(group)
+    if not free:
+        return
+    owned = {id(group): (group.work("owners", machine), group.sending("owners", machine)) for group in free}
+    on_shards = {
+        id(group): group.count * group.work("shards", machine) + group.sending("shards", machine) for group in free
+    }
+
+    def seconds(count: int) -> float:
+        """Return the time of a step in which the first so many groups go to owners."""
+        works = [(group.count * owned[id(group)][0], owned[id(group)][0]) for group in free[:count]]
+        total = busy + sum(work for work, _ in works)
+        longest = max([largest, *(one for _, one in works)])
+        sending = sum(owned[id(group)][1] for group in free[:count])
+        return max(total / ranks, longest) + sending + sum(on_shards[id(group)] for group in free[count:])
+
+    def gain(group: Alike) -> float:
+        work, sending = owned[id(group)]
+        return on_shards[id(group)] - group.count * work / ranks - sending
+
+    free.sort(key=gain, reverse=True)
+    best = min(range(len(free), -1, -1), key=seconds)
+    for index, group in enumerate(free):
+        group.route = "owners" if index < best else "shards"
