@@ -1,4 +1,4 @@
-"""Ranks in one process, whose computations run in lock step, against what each of them would get from the others."""
+"""Ranks in one process, whose computations run in lock step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.row_ranks import Combine, Computation
-from orthon.sharding.ranks import Ranks
 
 T = TypeVar("T")
 
@@ -54,7 +53,8 @@ class LockstepRank:
         return whole
 
     def _of(self, index: int, count: int, turn: int) -> slice:
-        sizes = Ranks._dealt(self, count, turn)  # type: ignore[arg-type]
+        places = [(i - turn) % self.size for i in range(self.size)]  # from the rank where the dealing starts
+        sizes = [count // self.size + (place < count % self.size) for place in places]
         return slice(sum(sizes[:index]), sum(sizes[: index + 1]))
 
     def _ask(self, kind: str, x: Tensor, answer: Callable[[list[Tensor]], list[Tensor]]) -> Computation[Tensor]:

@@ -1,8 +1,8 @@
 """The three Cholesky factorizations of the Gram matrices of a batch, one for each pass over its columns.
 
-They are what `orthonormalize` does in its passes, for the rank that has the whole Gram matrices. No factorization is
-repeated unless columns are dropped, and the host sees that. Where the host does not look, `cholesky_dropping_` drops
-columns within one factorization.
+They are what `orthonormalize` does in its passes, for the rank that has the whole Gram matrices. If the host looks at
+results, no factorization is repeated unless columns are dropped. If it does not, that of the second pass always is, and
+the last one drops columns on the way.
 """
 
 import math
@@ -72,21 +72,10 @@ def second_factor(
         looks: whether the host looks at results.
     """
     norm = torch.linalg.diagonal(gram).sqrt()
-    before, least = live, 4 * math.sqrt(shift)
-
-    def lives(left_over: Tensor, of: slice) -> Tensor:
-        is_more: Tensor = residual[:, of] * (norm[:, of] * left_over) > relative_noise[:, of]
-        return before[:, of] & is_more & (left_over > least)
-
-    everything = slice(0, gram.shape[-1])
-    inverse = inverse_row(norm, before)
-    if not looks:
-        L, left_over, live = cholesky_dropping_(equilibrated_(gram, inverse), lives, shift=shift, final_shift=shift)
-        return Factor(L, norm, live, left_over)
-    L = cholesky_(equilibrated_(gram.clone(), inverse), shift)
+    L = cholesky_(equilibrated_(gram.clone(), inverse_row(norm, live)), shift)
     left_over = torch.linalg.diagonal(L).clone()
-    live = lives(left_over, everything)
-    if not torch.equal(before, live):
+    before, live = live, live & (residual * norm * left_over > relative_noise) & (left_over > 4 * math.sqrt(shift))
+    if not (looks and torch.equal(before, live)):
         L = cholesky_(equilibrated_(gram, inverse_row(norm, live)), shift)
     return Factor(L, norm, live, left_over)
 
@@ -103,22 +92,16 @@ def last_factor(gram: Tensor, live: Tensor, shift: float, *, looks: bool) -> Fac
         looks: whether the host looks at results.
     """
     norm = torch.linalg.diagonal(gram).sqrt()
-    before = live
-    inverse = inverse_row(norm, before)
-    if looks:
+    inverse = inverse_row(norm, live)
+    if not looks:
+        L, live = cholesky_dropping_(equilibrated_(gram, inverse), live, shift, least=0.5)
+    else:
         # A shift only makes more of what is left. So if enough of all columns is left without it, none is dropped.
         L = cholesky_(equilibrated_(gram.clone(), inverse), 0.0)
         if bool(is_sound(L).all()):
             return Factor(L, norm, live, torch.linalg.diagonal(L))
-        live = before & (torch.linalg.diagonal(cholesky_(equilibrated_(gram.clone(), inverse), shift)) > 0.5)
+        live = live & (torch.linalg.diagonal(cholesky_(equilibrated_(gram.clone(), inverse), shift)) > 0.5)
         L = cholesky_(equilibrated_(gram, inverse_row(norm, live)), 0.0)
-    else:
-        L, _, live = cholesky_dropping_(
-            equilibrated_(gram, inverse),
-            lambda left_over, of: before[:, of] & (left_over > 0.5),
-            shift=shift,
-            final_shift=0.0,
-        )
     sound = is_sound(L)
     torch.where(sound[:, None, None], L, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device), out=L)
     return Factor(L, norm, live & sound[:, None], torch.linalg.diagonal(L))

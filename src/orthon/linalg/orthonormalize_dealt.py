@@ -12,7 +12,7 @@ from orthon.linalg.factor_gram import Factor, first_factor, last_factor, needs_n
 from orthon.linalg.gram import gram_with_lengths, pack_upper, packed_size, unpack_upper
 from orthon.linalg.precision import Noise
 from orthon.linalg.row_ranks import Combine, Computation, RowRanks
-from orthon.linalg.triangles import inverted, solved_, times_
+from orthon.linalg.triangles import inverted_by_halves, solved_, times_
 
 
 def orthonormalize_dealt(
@@ -126,7 +126,7 @@ def _packed(factor: Factor, by: Arithmetic, *facts: Tensor) -> Tensor:
     It is a triangle by which columns are divided if the arithmetic solves systems, or its inverse if it multiplies;
     then the norms, which are negative for columns that do not live, and other facts (b, any).
     """
-    U = factor.L.mT if by.times is None else inverted(factor.L)
+    U = factor.L.mT if by.times is None else inverted_by_halves(factor.L)
     norm = torch.where(factor.live, factor.norm, -factor.norm)
     return torch.cat([pack_upper(U), norm, *facts], 1)
 

@@ -11,8 +11,8 @@ T = TypeVar("T")
 # returns a T.
 Computation = Generator[None, None, T]
 
-# Puts the parts (s, b, k) of s ranks together, (b, k), and may overwrite them. It is associative, and leaves the part of
-# one rank as it is.
+# Puts the parts (s, b, k) of s ranks together, (b, k), and may overwrite them. It is associative, and leaves the part
+# of one rank as it is.
 Combine = Callable[[Tensor], Tensor]
 
 

@@ -6,6 +6,9 @@ from torch import Tensor
 from orthon.linalg.arithmetic import Arithmetic
 from orthon.linalg.precision import full_precision
 
+# Triangles with so many columns are inverted at once.
+_SMALL = 256
+
 
 def equilibrated_(gram: Tensor, inverse: Tensor) -> Tensor:
     """Return the Gram matrix of the columns times their inverse norms (b, 1, r), with unit rows for dead columns.
@@ -50,6 +53,26 @@ def inverted(L: Tensor) -> Tensor:
     I = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand_as(L)
     with full_precision():
         W: Tensor = torch.linalg.solve_triangular(L.mT, I, upper=True)
+    return W
+
+
+def inverted_by_halves(L: Tensor) -> Tensor:
+    """Return L⁻ᵀ with two thirds of the operations of `inverted`, mostly in products."""
+    W = torch.zeros_like(L)
+
+    def invert(start: int, stop: int) -> None:
+        middle, whole = (start + stop) // 2, slice(start, stop)
+        first, second = slice(start, middle), slice(middle, stop)
+        if stop - start <= _SMALL:
+            W[:, whole, whole] = inverted(L[:, whole, whole])
+            return
+        invert(start, middle)
+        invert(middle, stop)
+        corner = W[:, first, first] @ L[:, second, first].mT @ W[:, second, second]
+        W[:, first, second] = corner.neg_()
+
+    with full_precision():
+        invert(0, L.shape[-1])
     return W
 
 
