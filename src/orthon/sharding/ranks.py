@@ -153,10 +153,13 @@ class Ranks:
         for line, blocks in zip(reversed(self.lines), reversed(self._blocks(self._dealt(count, turn))), strict=True):
             if line.size * max(blocks) <= 1.5 * sum(blocks):
                 x = (yield from line.gather(x.unsqueeze(0), blocks)).squeeze(0)
-            else:  # a gathering would be padded too much
-                shapes = [[(block, x.shape[1])] for block in blocks]
-                rows = yield from line.exchange([[x]] * line.size, shapes, x)
-                x = torch.cat([part for (part,) in rows])
+                continue
+            # It would be padded too much. To itself a rank sends one number, as not all backends let it send nothing.
+            outgoing, shapes = [[x]] * line.size, [[(block, x.shape[1])] for block in blocks]
+            outgoing[line.index], shapes[line.index] = [x.new_zeros(1, 1)], [(1, 1)]
+            rows = yield from line.exchange(outgoing, shapes, x)
+            rows[line.index] = [x]
+            x = torch.cat([part for (part,) in rows])
         return x
 
     def _dealt(self, count: int, turn: int) -> list[int]:
