@@ -1,6 +1,7 @@
 """Power iteration on the momentum: its leading directions, found wherever its parts lie."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,7 +77,9 @@ class LowRankMomentum:
         B = yield from self._rows.reduce(partial)  # (b, share of m, r)
         del partial  # where B is a share of it
         precision, noise = self._way.arithmetic, self._way.noise
-        self._left: Columns = yield from orthonormalize_on_shards(B, self._rows.ranks, precision=precision, noise=noise)
+        self._left: Columns = yield from orthonormalize_on_shards(
+            B, self._rows.ranks, precision=precision, noise=noise, turn=self._given.turn
+        )
         P: Tensor = yield from self._rows.gather(self._left.vectors.to(self._sent))
         return P
 
@@ -84,7 +87,8 @@ class LowRankMomentum:
         """Return Q ← R / column norms of R, or its orthonormal factor, with R ← Mᵀ P, (b, n, r). Q is kept."""
         cols = self._cols
         R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
-        make, whole = (orthonormalize_on_shards, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
+        orthonormalize = partial(orthonormalize_on_shards, turn=self._given.turn)
+        make, whole = (orthonormalize, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
         right = yield from make(
             whole, cols.ranks, left=self._left, precision=self._way.arithmetic, noise=self._way.noise
         )
