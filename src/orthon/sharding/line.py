@@ -13,7 +13,6 @@ from orthon.sharding.sharing import Sharing
 from orthon.sharding.spans import evenly, overlaps, runs
 from orthon.sharding.step import Step
 
-
 # How many ways of sharing a message a line remembers.
 _REMEMBERED = 256
 
