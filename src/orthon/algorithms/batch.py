@@ -182,9 +182,9 @@ class Batch:
 
     def gated(self, x: float | Tensor) -> float | Tensor:
         """Return `x`, or zeros where this step is to be left out, whatever `x` is then."""
-        if isinstance(x, Tensor):
-            return gated(x, self.gate)
-        return x if self.gate is None else x * self.gate
+        if self.gate is None:
+            return x
+        return gated(x, self.gate) if isinstance(x, Tensor) else x * self.gate
 
     def gated_mask(self, mask: Tensor) -> Tensor:
         """Return `mask`, or False where this step is to be left out."""

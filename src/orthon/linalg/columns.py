@@ -147,7 +147,7 @@ def in_range_(
         columns of zeros.
     """
     if looks:
-        result = squares_of(B)
+        result = squares_of(B).contiguous()
         squares = result if result.ndim == 2 else torch.linalg.diagonal(result)
         fits = (squares > 1e-30) & (squares < 1e30)
         if bool((fits if dead is None else fits | dead).all()):
@@ -157,7 +157,7 @@ def in_range_(
     if of_two:
         scale = torch.where(scale > 0, torch.ldexp(torch.ones_like(scale), torch.frexp(scale).exponent - 1), 0)
     B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2))
-    return squares_of(B), scale
+    return squares_of(B).contiguous(), scale
 
 
 def _squares(R: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise,
     looks = host_decides(B, by)
 
     # First pass. A column that is noise beside the whole matrix is dropped at once.
-    gram, scale = in_range_(B, lambda B: by.rough_gram(B).contiguous(), looks=looks)  # (b, r, r)
+    gram, scale = in_range_(B, by.rough_gram, looks=looks)  # (b, r, r)
     norm = torch.linalg.diagonal(gram).sqrt()  # (b, r)
     size = norm * scale
     floor = noise_floor(norm, scale, noise.of_matrix, left, by)
