@@ -23,7 +23,7 @@ from orthon.linalg import (
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
 from orthon.linalg.precision import Noise
-from orthon.sharding import Side, Step, worth_sending
+from orthon.sharding import Side, Step
 
 
 class LowRankMomentum:
@@ -173,9 +173,16 @@ class _Way:
             owned = OwnedMomentum(batch, 0 if transposed else 1, kept.shape[-1])
             alone = replace(seen, layout=batch.layout.alone)
             rows, cols = alone.rows(divide=False), alone.cols(divide=False)
-        elif options["right_factor"] == "orthonormalize" or worth_sending(2 * cols.opposite, batch.layout.device):
+        elif options["right_factor"] == "orthonormalize" or _is_quick_to_receive(batch, cols, dtype):
             cols = seen.cols(divide=True)
         return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols, owned)
+
+
+def _is_quick_to_receive(batch: Batch, cols: Side, dtype: torch.dtype) -> bool:
+    """Return whether it is quicker to receive a number of R than to compute it."""
+    machine, ranks = batch.machine, batch.layout.everyone.ranks
+    computing = machine.seconds(2 * cols.opposite, dtype)
+    return computing > dtype.itemsize / machine.link(ranks).bandwidth
 
 
 def _check_rank(kept: Tensor, cols: Side, batch: Batch) -> None:

@@ -1,5 +1,6 @@
 """Ranks that work together, and their collectives."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TypeVar
@@ -13,6 +14,9 @@ from orthon.sharding.spans import evenly
 from orthon.sharding.step import Step
 
 T = TypeVar("T")
+
+# From so many numbers on, a sum along several lines is scattered along the first.
+_LARGE = 1 << 14
 
 
 class Ranks:
@@ -47,10 +51,27 @@ class Ranks:
         return index
 
     def sum(self, x: Tensor) -> Step[Tensor]:
-        """Return the sum of `x` over the ranks. May overwrite `x`."""
+        """Return the sum of `x` over the ranks. May overwrite `x`.
+
+        Along several lines, a large sum is scattered along the first one and gathered at the end, so that the others
+        sum only a part of it.
+        """
+        if len(self.lines) > 1 and x.numel() >= _LARGE:
+            sizes = evenly(x.numel(), self.lines[0].size)
+            part = yield from self.lines[0].scatter_sum(x.reshape(1, -1, 1), sizes)
+            part = yield from self._rest.sum(part)
+            whole = yield from self.lines[0].gather(part, sizes)
+            return whole.view(x.shape)
         for line in self.lines:
             x = yield from line.sum(x)
         return x
+
+    @cached_property
+    def _rest(self) -> "Ranks":
+        """The ranks along all lines but the first."""
+        size = math.prod(line.size for line in self.lines[1:])
+        start = self.index // size * size
+        return Ranks(self.ranks[start : start + size], self.lines[1:])
 
     def scatter_sum(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
         """Return this rank's rows of the sum of x (b, n, r) over the ranks, (b, sizes[index], r).

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orthon.sharding.cost import note_message
+from orthon.sharding.messages import note_message
 
 if TYPE_CHECKING:
     from orthon.sharding.line import Line
