@@ -98,35 +98,7 @@ def _owned_waves(groups: Sequence[Alike], machine: Machine, wave_memory: float) 
     loads = [0.0] * ranks  # of all waves so far
     turn = 0
     while units:
-        total = sum(unit.work * unit.piece.count for unit in units)
-        size = sum(unit.numbers * unit.group.dtype.itemsize * unit.piece.count for unit in units)
-        # So long that small matrices fill a batch, and large ones are at least one.
-        limit = max(units[0].work, total * routes.BATCH_BYTES / max(1.0, size)) * (1 + 1e-9)
-        heap = [(0.0, load, rank) for rank, load in enumerate(loads)]
-        heapify(heap)
-        taken = [0.0] * ranks  # bytes
-        placed: defaultdict[int, list[tuple[Piece, list[int]]]] = defaultdict(list)
-        left = []
-        for unit in units:
-            owners: list[int] = []
-            before = heap.copy() if unit.piece.count > 1 else heap
-            for _ in range(unit.piece.count):
-                work, load, rank = heap[0]
-                fits = work == 0 or (work + unit.work <= limit and taken[rank] + unit.bytes <= wave_memory)
-                if not fits and placed:
-                    break
-                heapreplace(heap, (work + unit.work, load + unit.work, rank))
-                taken[rank] += unit.bytes
-                owners.append(rank)
-            if len(owners) < unit.piece.count:
-                for rank in owners:
-                    taken[rank] -= unit.bytes
-                heap = before
-                left.append(unit)
-                continue
-            placed[id(unit.group)].append((unit.piece, owners))
-        for _, load, rank in heap:
-            loads[rank] = load
+        placed, left = _filled(units, loads, wave_memory)
         wave = []
         for group in groups:
             if id(group) in placed:
@@ -134,6 +106,50 @@ def _owned_waves(groups: Sequence[Alike], machine: Machine, wave_memory: float) 
                 turn += sum(len(owners) for _, owners in placed[id(group)])
         yield wave
         units = left
+
+
+# For each group of matrices, by its id, which of them are in a wave, and their owners.
+_Placed = dict[int, list[tuple[Piece, list[int]]]]
+
+
+def _filled(units: Sequence[_Unit], loads: list[float], wave_memory: float) -> tuple[_Placed, list[_Unit]]:
+    """Return the next wave, and the units that are left for later ones.
+
+    Args:
+        units: that are left, the longest work first.
+        loads: of each rank in all waves so far, to which this one is added.
+        wave_memory: bytes that an owner may take for more than one matrix.
+    """
+    total = sum(unit.work * unit.piece.count for unit in units)
+    size = sum(unit.numbers * unit.group.dtype.itemsize * unit.piece.count for unit in units)
+    # So long that small matrices fill a batch, and large ones are at least one.
+    limit = max(units[0].work, total * routes.BATCH_BYTES / max(1.0, size)) * (1 + 1e-9)
+    heap = [(0.0, load, rank) for rank, load in enumerate(loads)]
+    heapify(heap)
+    taken = [0.0] * len(loads)  # bytes
+    placed: _Placed = defaultdict(list)
+    left = []
+    for unit in units:
+        owners: list[int] = []
+        before = heap.copy() if unit.piece.count > 1 else heap
+        for _ in range(unit.piece.count):
+            work, load, rank = heap[0]
+            fits = work == 0 or (work + unit.work <= limit and taken[rank] + unit.bytes <= wave_memory)
+            if not fits and placed:
+                break
+            heapreplace(heap, (work + unit.work, load + unit.work, rank))
+            taken[rank] += unit.bytes
+            owners.append(rank)
+        if len(owners) == unit.piece.count:
+            placed[id(unit.group)].append((unit.piece, owners))
+            continue
+        for rank in owners:
+            taken[rank] -= unit.bytes
+        heap = before
+        left.append(unit)
+    for _, load, rank in heap:
+        loads[rank] = load
+    return placed, left
 
 
 def _units(group: Alike, ranks: int, machine: Machine, wave_memory: float) -> Iterator[_Unit]:
