@@ -12,9 +12,12 @@ from orthon.sharding import Layout
 from orthon.step.batches import Piece, ranks_of
 
 # In one process a batch holds at most this many bytes of gradients, or a single parameter, and so few that its update
-# takes at most twice as many bytes for what it makes and does not keep. On several ranks that is so for a wave that
-# works on shards, or a single batch. A wave of owners gives each rank this many bytes of matrices, or one matrix.
+# takes at most twice as many bytes for what it makes and does not keep. On several ranks, a wave that works on shards
+# may be larger, see `cap`. A wave of owners gives each rank this many bytes of matrices, or one matrix.
 BATCH_BYTES = 64 << 20
+
+# So many waves on shards overlap well enough. More of them would only make more collectives.
+_ENOUGH_WAVES = 8
 
 # Collectives that a wave takes, and operations on shards.
 _COLLECTIVES = {"owners": 2, "shards": 8}
@@ -28,10 +31,12 @@ class Alike:
     Attributes:
         pieces: all of them.
         route: how they are worked on.
+        cap: how many bytes of gradients a batch may hold, as `taken` counts them.
     """
 
     pieces: list[Piece]
     route: str = "alone"
+    cap: float = BATCH_BYTES
 
     @property
     def layout(self) -> Layout:
@@ -77,7 +82,7 @@ class Alike:
     @property
     def most(self) -> int:
         """How many of the pieces may be a batch on shards, or in one process."""
-        return max(1, int(BATCH_BYTES / max(1.0, taken(self.pieces[0]))))
+        return max(1, int(self.cap / max(1.0, taken(self.pieces[0]))))
 
 
 def choose_routes(groups: Sequence[Alike], machine: Machine) -> None:
@@ -130,6 +135,19 @@ def choose_routes(groups: Sequence[Alike], machine: Machine) -> None:
     best = min(range(len(free), -1, -1), key=seconds)
     for index, group in enumerate(free):
         group.route = "owners" if index < best else "shards"
+
+
+def cap(groups: Sequence[Alike], wave_memory: float) -> float:
+    """Return how many bytes of gradients a batch or a wave on shards may hold.
+
+    Args:
+        groups: about all of which the same ranks communicate.
+        wave_memory: bytes that a wave may take, which is twice as much as it holds, while two are under way.
+    """
+    if len(groups[0].ranks) == 1:
+        return BATCH_BYTES
+    total = sum(taken(piece) for group in groups for piece in group.pieces)
+    return max(BATCH_BYTES, min(wave_memory / 4, total / _ENOUGH_WAVES))
 
 
 def taken(piece: Piece) -> float:

@@ -35,6 +35,9 @@ def sets_of_waves(members: Iterable[Member], machine: Machine, wave_memory: floa
     result = []
     for ranks in sorted(sets, key=lambda ranks: (len(ranks), ranks)):
         groups = sets[ranks]
+        most = routes.cap(groups, wave_memory)
+        for group in groups:
+            group.cap = most
         choose_routes(groups, machine)
         owned = [group for group in groups if group.route == "owners"]
         others = [group for group in groups if group.route != "owners"]
@@ -195,7 +198,7 @@ def _other_waves(groups: Sequence[Alike], machine: Machine) -> Iterator[Wave]:
         turn += sum(piece.count for piece in part)
         more = sum(taken(piece) for piece in part)
         communicates = len(batch.ranks) > 1
-        if wave and (size + more > routes.BATCH_BYTES or not communicates):
+        if wave and (size + more > groups[0].cap or not communicates):
             yield wave
             wave, size = [], 0.0
         wave.append(batch)
@@ -217,7 +220,7 @@ def _capped(group: Alike) -> Iterator[list[Piece]]:
     batch, size = [pieces[0]], taken(pieces[0])  # of any shapes
     for piece in pieces[1:]:
         more = taken(piece)
-        if size + more > routes.BATCH_BYTES:
+        if size + more > group.cap:
             yield batch
             batch, size = [], 0.0
         batch.append(piece)
