@@ -7,18 +7,12 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heapreplace
 from typing import Any
 
-import torch
-
 from orthon.machines import Machine
 from orthon.sharding import Job, Layout, deal
+from orthon.step import routes
 from orthon.step.batches import Piece, PlannedBatch, Wave
 from orthon.step.member import Member
-from orthon.step.routes import Alike, choose_routes
-
-# In one process a batch holds at most this many bytes of gradients, or a single parameter, and so few that its update
-# takes at most twice as many bytes for what it makes and does not keep. On several ranks that is so for a wave that
-# works on shards, or a single batch. A wave of owners gives each rank this many bytes of matrices, or one matrix.
-BATCH_BYTES = 64 << 20
+from orthon.step.routes import Alike, choose_routes, taken
 
 # The part of a device's memory that one wave may take, by default.
 WAVE_MEMORY = 1 / 16
@@ -107,7 +101,7 @@ def _owned_waves(groups: Sequence[Alike], machine: Machine, wave_memory: float) 
         total = sum(unit.work * unit.piece.count for unit in units)
         size = sum(unit.numbers * unit.group.dtype.itemsize * unit.piece.count for unit in units)
         # So long that small matrices fill a batch, and large ones are at least one.
-        limit = max(units[0].work, total * BATCH_BYTES / max(1.0, size)) * (1 + 1e-9)
+        limit = max(units[0].work, total * routes.BATCH_BYTES / max(1.0, size)) * (1 + 1e-9)
         heap = [(0.0, load, rank) for rank, load in enumerate(loads)]
         heapify(heap)
         taken = [0.0] * ranks  # bytes
@@ -150,7 +144,7 @@ def _units(group: Alike, ranks: int, machine: Machine, wave_memory: float) -> It
     numbers = float(math.prod(group.layout.shape))
     # Of one parameter with many matrices, some at a time.
     bytes_of_one = max(1.0, numbers * group.dtype.itemsize)
-    most = ranks * max(1, int(min(wave_memory / max(1.0, taken), BATCH_BYTES / bytes_of_one)))
+    most = ranks * max(1, int(min(wave_memory / max(1.0, taken), routes.BATCH_BYTES / bytes_of_one)))
     for piece in group.pieces:
         for start in range(0, piece.count, most):
             part = piece if piece.count <= most else replace(piece, first=start, length=min(most, piece.count - start))
@@ -175,7 +169,7 @@ def _ordered(placed: Sequence[tuple[Piece, list[int]]], layout: Layout, turn: in
 
 def _other_waves(groups: Sequence[Alike]) -> Iterator[Wave]:
     """Yield waves of batches on shards. Those that communicate go together while they are small."""
-    parts = [(group.route, part) for group in groups for part in _capped(group.pieces)]
+    parts = [(group.route, part) for group in groups for part in _capped(group)]
     jobs = {i: job for i, (route, part) in enumerate(parts) if (job := _joint_job(route, part)) is not None}
     owners = dict(zip(jobs, deal(list(jobs.values())), strict=True))
     wave: Wave = []
@@ -183,9 +177,9 @@ def _other_waves(groups: Sequence[Alike]) -> Iterator[Wave]:
     for i, (route, part) in enumerate(parts):
         batch = PlannedBatch(part, route, owners.get(i), turn)
         turn += sum(piece.count for piece in part)
-        more = sum(_taken(piece) for piece in part)
+        more = sum(taken(piece) for piece in part)
         communicates = len(batch.ranks) > 1
-        if wave and (size + more > BATCH_BYTES or not communicates):
+        if wave and (size + more > routes.BATCH_BYTES or not communicates):
             yield wave
             wave, size = [], 0.0
         wave.append(batch)
@@ -197,36 +191,22 @@ def _other_waves(groups: Sequence[Alike]) -> Iterator[Wave]:
         yield wave
 
 
-def _taken(piece: Piece) -> float:
-    """Return half of the bytes that a piece takes, or those of its gradient where that is more."""
-    work, dtype = piece.member.rule.work, piece.member.param.dtype
-    if piece.stack is None:
-        return float(_bytes(piece.layout, dtype))
-    return piece.count * max(_bytes(piece.layout, dtype), work.temporaries(piece.layout, piece.member.group, dtype) / 2)
-
-
-def _capped(together: list[Piece]) -> Iterator[list[Piece]]:
-    first = together[0]
-    dtype = first.member.param.dtype
-    if first.stack is None:  # of any shapes
-        batch, size = [first], _bytes(first.layout, dtype)
-        for piece in together[1:]:
-            more = _bytes(piece.layout, dtype)
-            if size + more > BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-            batch.append(piece)
-            size += more
-        yield batch
+def _capped(group: Alike) -> Iterator[list[Piece]]:
+    pieces = group.pieces
+    if pieces[0].stack is not None:
+        count = -(-len(pieces) // group.most)
+        for i in range(count):  # as many in each as can be
+            yield pieces[i * len(pieces) // count : (i + 1) * len(pieces) // count]
         return
-    count = -(-len(together) // max(1, int(BATCH_BYTES / max(1.0, _taken(first)))))
-    for i in range(count):  # as many in each as can be
-        yield together[i * len(together) // count : (i + 1) * len(together) // count]
-
-
-def _bytes(layout: Layout, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest shard that a rank has."""
-    return math.prod(layout.largest_shard) * dtype.itemsize
+    batch, size = [pieces[0]], taken(pieces[0])  # of any shapes
+    for piece in pieces[1:]:
+        more = taken(piece)
+        if size + more > routes.BATCH_BYTES:
+            yield batch
+            batch, size = [], 0.0
+        batch.append(piece)
+        size += more
+    yield batch
 
 
 def _joint_job(route: str, pieces: list[Piece]) -> Job | None:
