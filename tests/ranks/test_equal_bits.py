@@ -55,7 +55,7 @@ def _whole_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def marked(*, options: list[str]) -> list[object]:
     """Return all places with dtypes and sets of options; those outside of the short run are marked as long."""
-    table = []
+    table: list[object] = []
     for place, dtype, name in product(PLACES, DTYPES, options):
         is_short = place[1] == "fsdp 0" and dtype in DTYPES[:2] and name in options[:2]
         table.append(pytest.param(*place, dtype, name, marks=[] if is_short else [pytest.mark.long]))
