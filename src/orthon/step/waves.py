@@ -38,7 +38,7 @@ def sets_of_waves(members: Iterable[Member], machine: Machine, wave_memory: floa
         choose_routes(groups, machine)
         owned = [group for group in groups if group.route == "owners"]
         others = [group for group in groups if group.route != "owners"]
-        result.append([*_owned_waves(owned, machine, wave_memory), *_other_waves(others)])
+        result.append([*_owned_waves(owned, machine, wave_memory), *_other_waves(others, machine)])
     return result
 
 
@@ -130,7 +130,7 @@ def _owned_waves(groups: Sequence[Alike], machine: Machine, wave_memory: float) 
         wave = []
         for group in groups:
             if id(group) in placed:
-                wave.append(_ordered(placed[id(group)], group.layout, turn))
+                wave.append(_ordered(placed[id(group)], group.layout, turn, machine))
                 turn += sum(len(owners) for _, owners in placed[id(group)])
         yield wave
         units = left
@@ -151,7 +151,7 @@ def _units(group: Alike, ranks: int, machine: Machine, wave_memory: float) -> It
             yield _Unit(group, part, seconds, taken, numbers)
 
 
-def _ordered(placed: Sequence[tuple[Piece, list[int]]], layout: Layout, turn: int) -> PlannedBatch:
+def _ordered(placed: Sequence[tuple[Piece, list[int]]], layout: Layout, turn: int, machine: Machine) -> PlannedBatch:
     """Return a batch in the order in which its matrices are sent, so that they lie so in memory."""
     axes, copied = layout.joint_axes, {*layout.copied_axes, *layout.replicated_axes}
 
@@ -161,13 +161,13 @@ def _ordered(placed: Sequence[tuple[Piece, list[int]]], layout: Layout, turn: in
 
     pieces = sorted(placed, key=lambda each: place(each[1][0]))
     owners = [owner for _, own in pieces for owner in own]
-    return PlannedBatch([piece for piece, _ in pieces], "owners", owners, turn)
+    return PlannedBatch([piece for piece, _ in pieces], "owners", owners, turn, machine)
 
 
 # Shards, and what needs no work on whole matrices
 
 
-def _other_waves(groups: Sequence[Alike]) -> Iterator[Wave]:
+def _other_waves(groups: Sequence[Alike], machine: Machine) -> Iterator[Wave]:
     """Yield waves of batches on shards. Those that communicate go together while they are small."""
     parts = [(group.route, part) for group in groups for part in _capped(group)]
     jobs = {i: job for i, (route, part) in enumerate(parts) if (job := _joint_job(route, part)) is not None}
@@ -175,7 +175,7 @@ def _other_waves(groups: Sequence[Alike]) -> Iterator[Wave]:
     wave: Wave = []
     size, turn = 0.0, 0
     for i, (route, part) in enumerate(parts):
-        batch = PlannedBatch(part, route, owners.get(i), turn)
+        batch = PlannedBatch(part, route, owners.get(i), turn, machine)
         turn += sum(piece.count for piece in part)
         more = sum(taken(piece) for piece in part)
         communicates = len(batch.ranks) > 1
