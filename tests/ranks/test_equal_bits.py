@@ -1,5 +1,6 @@
 """By owners, momentum and factors are the same bits as in one process, where batches have the same shapes."""
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -25,6 +26,15 @@ DION: dict[str, dict[str, Any]] = {
 }
 AT_ONCE = 64  # numbers of 16 bits, on CPUs with the widest registers
 PLACES = [(2, "fsdp 0"), (2, "fsdp 1"), (4, "fsdp 0"), (4, "fsdp 1"), (4, "fsdp x tp other dim"), (4, "hsdp")]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Give this process as many threads as the ranks have: with more, products are summed in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def trained(rule: str, layout: str | None, dtype: torch.dtype, options: dict[str, Any]) -> list[dict[str, Tensor]]:
