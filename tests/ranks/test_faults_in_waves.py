@@ -26,8 +26,8 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "dion": ("Dion", {"route": "owners"}),
     "muon": ("Muon", {"polar_route": "owners"}),
 }
-# The exchange of the third step before which the fault comes: two waves at a time are under way, as each owner takes
-# one matrix in a wave. Their ways to the owners are the first exchanges, and those back the next.
+# The exchange of the third step before which the fault comes: each owner takes one matrix in a wave. The ways of the
+# first two waves to the owners are the first exchanges, and then comes the first way back.
 PLACES = {"before any": 0, "between two waves": 1, "before the first way back": 2, "in a later wave": 5}
 
 
