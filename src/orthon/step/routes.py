@@ -23,6 +23,9 @@ _ENOUGH_WAVES = 8
 _COLLECTIVES = {"owners": 2, "shards": 8}
 _OPERATIONS = 150
 
+# How often a number that is sent is written to memory or read: where it is packed, received, put together and used.
+_PASSES = 6
+
 
 @dataclass
 class Alike:
@@ -75,9 +78,10 @@ class Alike:
         """Return how many seconds each rank sends for all of the matrices, and starts operations on its shards."""
         number = (self.pieces[0].member.group.get("state_dtype") or self.dtype).itemsize
         numbers = self.effort(route).numbers * self.count
+        passes = machine.traffic_seconds(_PASSES * numbers * number)
         batches = 1 if route == "owners" else -(-len(self.pieces) // self.most)
         seconds = machine.sending_seconds(numbers * number, self.ranks, messages=batches * _COLLECTIVES[route])
-        return seconds if route == "owners" else seconds + batches * _OPERATIONS * machine.launch
+        return seconds + passes + (batches * _OPERATIONS * machine.launch if route == "shards" else 0.0)
 
     @property
     def most(self) -> int:
