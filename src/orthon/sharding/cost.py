@@ -1,8 +1,8 @@
 """What communication costs: which collectives there are, and when it pays to send."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Message:
         bytes: of these numbers.
         sent: the bytes that leave this rank. A sum sends as a ring does, nearly twice what it sums.
         received: the bytes that come to this rank.
+        line: the global ranks that take part.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Message:
     bytes: int
     sent: float
     received: float
+    line: tuple[int, ...] = field(default=(), repr=False)
 
 
 _log: list[Message] | None = None
@@ -63,8 +65,8 @@ def record_messages() -> Iterator[list[Message]]:
         _log = before
 
 
-def note_message(kind: str, ranks: int, whole: Tensor, *, sent: float, received: float) -> None:
+def note_message(kind: str, line: Sequence[int], whole: Tensor, *, sent: float, received: float) -> None:
     """Note a collective, if somebody records them. For the arguments see `Message`; numbers, here, and not bytes."""
     if _log is not None:
         size = whole.element_size()
-        _log.append(Message(kind, ranks, whole.numel(), whole.nbytes, sent * size, received * size))
+        _log.append(Message(kind, len(line), whole.numel(), whole.nbytes, sent * size, received * size, tuple(line)))
