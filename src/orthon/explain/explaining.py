@@ -42,17 +42,16 @@ def explain(optimizer: MixedOptimizer, *, machine: Machine | str | None = None) 
     me = int(members[0].layout.grid.ranks[members[0].layout.grid.coordinate])
     shares = Shares(here.batches, planned_for)
     found = {me: shares.of(me, here.messages)}
-    busiest = shares.busiest(me)
-    for rank in busiest:
-        if rank not in found:
-            there = DryRun(optimizer, planned_for, device, rank=rank)
-            found[rank] = Shares(there.batches, planned_for).of(rank, there.messages)
+    most_work, most_bytes = shares.busiest(me)
+    for rank in {most_work, *most_bytes} - {me}:
+        there = DryRun(optimizer, planned_for, device, rank=rank)
+        found[rank] = Shares(there.batches, planned_for).of(rank, there.messages)
     return Explanation(
         rows=parameters,
         waves=tuple(waves),
         temporary_bytes=temporary_bytes,
         machine=planned_for.name,
         here=found[me],
-        most_work=found[busiest[0]],
-        most_bytes=found[busiest[1]],
+        most_work=found[most_work],
+        most_bytes=max(found.values(), key=lambda share: share.sent + share.received),  # of equals this rank
     )

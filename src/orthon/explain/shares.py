@@ -10,6 +10,9 @@ from orthon.sharding import Message
 from orthon.sharding.grid import Grid
 from orthon.step.batches import PlannedBatch
 
+# How many ranks are tried to find the one that sends and receives the most.
+TRIED = 4
+
 
 @dataclass(frozen=True)
 class Share:
@@ -67,19 +70,19 @@ class Shares:
         ]
         return Share(rank, products, factoring, sent, received, working, sum(seconds))
 
-    def busiest(self, me: int) -> tuple[int, int]:
-        """Return which rank works the longest, and which one sends and receives the most.
+    def busiest(self, me: int) -> tuple[int, list[int]]:
+        """Return which rank works the longest, and some ranks one of which sends and receives the most.
 
-        It is this rank, `me`, unless another does more, of those that have shards of all the matrices on which several
-        ranks work. How much they send and receive is estimated for that.
+        The first is this rank, `me`, unless another works longer. They are of those that have shards of all the
+        matrices on which several ranks work. How much they send and receive is estimated: of ranks with the most
+        different estimates comes one each.
         """
-        ranks = sorted(set.intersection(*map(set, self._shared))) if self._shared else [me]
+        ranks = sorted(set.intersection(*map(set, self._shared)), key=lambda rank: rank != me) if self._shared else [me]
         works = {rank: _rounded(self._work(rank)[-1]) for rank in ranks}
-        volumes = {rank: _rounded(self._volume(rank)) for rank in ranks}
-        return (
-            max(ranks, key=lambda rank: (works[rank], rank == me)),
-            max(ranks, key=lambda rank: (volumes[rank], rank == me)),
-        )
+        volumes: dict[float, int] = {}
+        for rank in ranks:
+            volumes.setdefault(_rounded(self._volume(rank)), rank)
+        return max(ranks, key=works.__getitem__), [volumes[most] for most in sorted(volumes, reverse=True)[:TRIED]]
 
     def _work(self, rank: int) -> tuple[float, ...]:
         works = [load.work(places.get(rank, ())) for places, load in self._loads]

@@ -47,7 +47,8 @@ def share_table(here: Share, most_work: Share, most_bytes: Share, machine: str) 
     for share, kind in ((here, "this one"), (most_work, "most work"), (most_bytes, "most bytes")):
         kinds.setdefault(share, []).append(kind)
     lines = [(str(share.rank), ", ".join(kind), *_share_cells(share)) for share, kind in kinds.items()]
-    work, sending = duration(most_work.working) or "none", duration(most_bytes.sending) or "none"
+    work = duration(max(share.working for share in kinds)) or "none"
+    sending = duration(max(share.sending for share in kinds)) or "none"
     total = f"one step on {machine}: about {work} of work on the busiest rank, {sending} of sending"
     return "\n".join([*_table(header, lines, right={0, 2, 3, 4, 5, 6, 7}), "", total])
 
