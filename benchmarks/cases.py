@@ -64,6 +64,7 @@ _MINIATURES = {
     LLAMA_405B_LAYER.shapes: llama_layer(32, 16, 104),
     TINY.shapes: ((32, 32),) * 3,
     SMALL.shapes: ((128, 128),) * 3,
+    gpt2(12, 512): gpt2(1, 32),
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import contenders as who
-from benchmarks import ranks, targets
+from benchmarks import layouts, ranks, targets
 from benchmarks.cases import (
     GPT2_SMALL,
     LLAMA_8B_LAYER,
@@ -67,6 +67,9 @@ class _Suite(Suite):
         self.pairs(SMALL, f32, _FEW, repeats=20, seconds=3.0)
         self.polar_factors((768, 768), (768, 3072))
         self.ranks(Case("GPT-2 small, 4 layers", gpt2(4, 768)), repeats=5)
+        self.layouts(layouts.NARROW, 2, repeats=5)
+        self.layouts(layouts.NARROW, 4, repeats=5)
+        self.layouts(TINY, 4, repeats=20)
         self.shard(LLAMA_8B_LAYER.shard(64), f32, repeats=5, seconds=4.0)
         self.pairs(GPT2_SMALL, bf16, _FEW, repeats=5, seconds=8.0)
         return self.finished(targets.CPU)
@@ -142,6 +145,21 @@ class _Suite(Suite):
                 self.results.note("gloo ranks", **line)
         except Exception as error:  # such as ranks that may not talk to each other here; the rest keeps its turn
             self.results.note("gloo ranks", case=case.name, note=reason(error))
+
+    def layouts(self, case: Case, world: int, *, repeats: int) -> None:
+        """Measure what all ranks together take on the layouts that people use."""
+        names = tuple(layouts.WORLDS[world])
+        if case is TINY:
+            names = names[:1]
+        case, repeats = self.sized(case), 2 if self.small else repeats
+        if not self.budget.left:
+            self.results.note("layouts", case=case.name, ranks=world, note="no time was left")
+            return
+        try:
+            for line in layouts.measured(case, world, names=names, repeats=repeats):
+                self.results.note("layouts", **line)
+        except Exception as error:  # as above
+            self.results.note("layouts", case=case.name, ranks=world, note=reason(error))
 
     def shard(self, case: Case, dtype: torch.dtype, *, repeats: int, seconds: float) -> None:
         """Measure what one of many ranks computes, with nothing sent."""

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.cases import GPT2_SMALL, LLAMA_405B_LAYER, TINY
+from benchmarks.cases import GPT2_SMALL, LLAMA_8B_LAYER, LLAMA_405B_LAYER, TINY
 from benchmarks.contenders import ADAMW, FAMILY, TORCH_MUON
+from benchmarks.layouts import NARROW, WORLDS
 from benchmarks.results import Results, Row
 
 Measure = Callable[[Results], float | None]
@@ -87,6 +88,14 @@ def _of_roofline_in_percent(case: str, contender: str, dtype: str) -> Measure:
     return measure
 
 
+def _times_roofline(case: str, contender: str, dtype: str) -> Measure:
+    def measure(results: Results) -> float | None:
+        row = results.find(case, contender, dtype)
+        return None if row is None or not row.of_roofline else 1 / row.of_roofline
+
+    return measure
+
+
 def _noted(table: str, key: str, **which: Any) -> Measure:
     """Return a number of the line of another table in which some columns have these values."""
 
@@ -142,6 +151,26 @@ CPU: tuple[Target, ...] = (
         "GPT-2 small, the slowest first step, of a later one",
         1.5,
         _worst_of_family(_GPT2, "float32", _first_over_later),
+    ),
+    *(
+        Target(
+            f"{NARROW.name}, Dion 1/4 on {name}, CPU seconds of all ranks, of one process",
+            1.3,
+            _noted("layouts", "cpu_of_one_process", case=NARROW.name, layout=name),
+        )
+        for names in WORLDS.values()
+        for name in names
+    ),
+    Target(
+        f"{NARROW.name}, Dion 1/4 on FSDP 2, of one process, at one thread each",
+        0.65,
+        _noted("layouts", "wall_of_one_process", case=NARROW.name, layout="FSDP 2"),
+    ),
+    Target("72 of 32×32, Dion 1/4 on FSDP 4", 15.0, _noted("layouts", "ms", case=_TINY, layout="FSDP 4"), unit="ms"),
+    Target(
+        "LLaMA-3 8B layer, one of 64 ranks, Dion 1/4, of its roofline",
+        2.0,
+        _times_roofline(LLAMA_8B_LAYER.shard(64).name, "Dion 1/4", "float32"),
     ),
 )
 

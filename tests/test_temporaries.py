@@ -138,7 +138,7 @@ def test_batches_are_capped(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = explain(make(params))
     assert [batch.matrices for batch in whole.batches] == [7, 3, 1]
     cap = 4 * 4 * 32 * 48
-    monkeypatch.setattr("orthon.step.waves.BATCH_BYTES", cap)
+    monkeypatch.setattr("orthon.step.routes.BATCH_BYTES", cap)
     capped = explain(make(params))
     # The polar factors of such small matrices, in float32, take more than twice the cap for two of them.
     expected = [1] * 11 if make in (Muon, NorMuon) else [3, 4, 1, 1, 1, 1]
@@ -156,14 +156,14 @@ def test_batches_are_capped(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("algorithm", ["adamw", "lion"])
 def test_batches_of_any_shapes_are_capped(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [10, 20, 30, 100, 40, 60, 1, 99, 1]
-    monkeypatch.setattr("orthon.step.waves.BATCH_BYTES", 4 * 100)
+    monkeypatch.setattr("orthon.step.routes.BATCH_BYTES", 4 * 100)
     told = explain(Dion([{"params": [nn.Parameter(torch.zeros(k)) for k in sizes], "algorithm": algorithm}]))
     assert [batch.batch_bytes // 4 for batch in told.batches] == [60, 100, 100, 100, 1]
 
 
 def test_batches_that_are_alike_cost_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind is tried once; what is told of it is told of all."""
-    monkeypatch.setattr("orthon.step.waves.BATCH_BYTES", 2 * 4 * 40 * 40)
+    monkeypatch.setattr("orthon.step.routes.BATCH_BYTES", 2 * 4 * 40 * 40)
     tried: list[int] = []
 
     def trial(_: DryRun, wave: Wave) -> tuple[tuple[Message, ...], int]:
@@ -260,7 +260,7 @@ def test_a_step_takes_two_batches_at_most(
 ) -> None:
     """A batch that would take more has fewer matrices. `nonfinite="skip"` makes one more, of the gradients."""
     batch = 24 * math.prod(shape) * dtype.itemsize
-    monkeypatch.setattr("orthon.step.waves.BATCH_BYTES", batch)
+    monkeypatch.setattr("orthon.step.routes.BATCH_BYTES", batch)
     params = [nn.Parameter(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(50)]
     told = explain(make(params, **options))
     limit = 3 if options.get("nonfinite") == "skip" else 2

@@ -14,6 +14,7 @@ from orthon.algorithms.kept import Kept
 from orthon.algorithms.options import Group
 from orthon.algorithms.weights import descend_, descend_product_
 from orthon.linalg.device import is_readable
+from orthon.machines import MACHINES, Machine
 from orthon.sharding import Layout, Owners, Side, Step, local, relocated
 
 _FREELY = nullcontext()
@@ -45,6 +46,7 @@ class Batch:
         gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
         reads_transposed: whether rows and columns have changed places in all of the above, but for the layout.
         scale: the factor of lr that follows from the shape of the matrices, by the option "lr_scale".
+        machine: on which the ranks run.
         memo: what has been found about this batch in the steps before and holds as long as the plan. It belongs to
             whoever makes the batch, and a transposed batch uses the same.
         seal: tells whether somebody else has written to weights or state; None where there is no gate.
@@ -65,6 +67,7 @@ class Batch:
     reads_transposed: bool = False
     scale: float = 1.0
     memo: dict[Any, Any] = field(kw_only=True)
+    machine: Machine = MACHINES["cpu"]
     seal: Seal | None = None
 
     @property
@@ -182,9 +185,9 @@ class Batch:
 
     def gated(self, x: float | Tensor) -> float | Tensor:
         """Return `x`, or zeros where this step is to be left out, whatever `x` is then."""
-        if isinstance(x, Tensor):
-            return gated(x, self.gate)
-        return x if self.gate is None else x * self.gate
+        if self.gate is None:
+            return x
+        return gated(x, self.gate) if isinstance(x, Tensor) else x * self.gate
 
     def gated_mask(self, mask: Tensor) -> Tensor:
         """Return `mask`, or False where this step is to be left out."""

@@ -1,6 +1,7 @@
 """Power iteration on the momentum: its leading directions, found wherever its parts lie."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from orthon.linalg import (
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
 from orthon.linalg.precision import Noise
-from orthon.sharding import Side, Step, worth_sending
+from orthon.sharding import Side, Step
 
 
 class LowRankMomentum:
@@ -76,7 +77,9 @@ class LowRankMomentum:
         B = yield from self._rows.reduce(partial)  # (b, share of m, r)
         del partial  # where B is a share of it
         precision, noise = self._way.arithmetic, self._way.noise
-        self._left: Columns = yield from orthonormalize_on_shards(B, self._rows.ranks, precision=precision, noise=noise)
+        self._left: Columns = yield from orthonormalize_on_shards(
+            B, self._rows.ranks, precision=precision, noise=noise, turn=self._given.turn
+        )
         P: Tensor = yield from self._rows.gather(self._left.vectors.to(self._sent))
         return P
 
@@ -84,7 +87,8 @@ class LowRankMomentum:
         """Return Q ← R / column norms of R, or its orthonormal factor, with R ← Mᵀ P, (b, n, r). Q is kept."""
         cols = self._cols
         R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
-        make, whole = (orthonormalize_on_shards, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
+        orthonormalize = partial(orthonormalize_on_shards, turn=self._given.turn)
+        make, whole = (orthonormalize, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
         right = yield from make(
             whole, cols.ranks, left=self._left, precision=self._way.arithmetic, noise=self._way.noise
         )
@@ -169,9 +173,16 @@ class _Way:
             owned = OwnedMomentum(batch, 0 if transposed else 1, kept.shape[-1])
             alone = replace(seen, layout=batch.layout.alone)
             rows, cols = alone.rows(divide=False), alone.cols(divide=False)
-        elif options["right_factor"] == "orthonormalize" or worth_sending(2 * cols.opposite, batch.layout.device):
+        elif options["right_factor"] == "orthonormalize" or _is_quick_to_receive(batch, cols, dtype):
             cols = seen.cols(divide=True)
         return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols, owned)
+
+
+def _is_quick_to_receive(batch: Batch, cols: Side, dtype: torch.dtype) -> bool:
+    """Return whether it is quicker to receive a number of R than to compute it."""
+    machine, ranks = batch.machine, batch.layout.everyone.ranks
+    computing = machine.seconds(2 * cols.opposite, dtype)
+    return computing > dtype.itemsize / machine.link(ranks).bandwidth
 
 
 def _check_rank(kept: Tensor, cols: Side, batch: Batch) -> None:

@@ -110,7 +110,9 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     else:
         norms = yield from batch.sum_along_rows(norms)
         if not local:
-            sizes = [span.length for span in layout.spans(0, layout.cuts[0])]
+            if "sizes" not in batch.memo:  # of the ranks' parts
+                batch.memo["sizes"] = [span.length for span in layout.spans(0, layout.cuts[0])]
+            sizes = batch.memo["sizes"]
             norms = (yield from layout.grid.along(layout.cuts[0]).gather(norms.unsqueeze(-1), sizes)).squeeze(-1)
         chosen = norms.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
     chosen = chosen.sort(dim=-1).values  # (b, k)

@@ -64,17 +64,18 @@ def unit_columns_on_shards(
     noise = noise or rounding_noise(R.dtype)
     R = R.to(factor_dtype(R.dtype))
     by = precision if isinstance(precision, Arithmetic) else arithmetic(precision, R.dtype)
-    dead = None if left is None else ~left.live
-
-    def squares_of(R: Tensor) -> Computation[Tensor]:
-        squares = _squares(R)
-        return squares if ranks.size == 1 else (yield from ranks.sum(squares))
-
-    looks = host_decides(R, ranks, by)
-    squares, scale = yield from in_range_(R, ranks, squares_of, looks=looks, dead=dead)  # (b, r), (b, r)
-    norm = squares.sqrt()
-    live = norm > noise_floor(norm, scale, noise.of_matrix, left, by)
-    return Columns(R.mul_(inverse_row(norm, live)), live, norm * scale)
+    looks, dead = host_decides(R, by), None if left is None else ~left.live
+    if ranks.size == 1:
+        squares, scale = in_range_(R, _squares, looks=looks, dead=dead)  # (b, r), (b, r)
+        norm = squares.sqrt()
+        live = norm > noise_floor(norm, scale, noise.of_matrix, left, by)
+        return Columns(R.mul_(inverse_row(norm, live)), live, norm * scale)
+    squares, scale = in_range_(R, _squares, looks=looks, dead=dead, of_two=True)  # of this rank's rows
+    norm = yield from _norm_over_ranks(squares.sqrt() * scale.double(), R.dtype, ranks)
+    unit = (norm > 0).double()
+    live = unit > noise_floor(unit, norm, noise.of_matrix, left, by)
+    factor = torch.where(live, scale / norm, 0).to(R.dtype)  # R is already divided by `scale`
+    return Columns(R.mul_(factor.unsqueeze(-2)), live, norm.to(R.dtype))
 
 
 def overwrite_where_(Q: Tensor, live: Tensor, columns: Tensor) -> None:
@@ -116,47 +117,68 @@ def noise_floor(norm: Tensor, scale: Tensor, noise: float, left: Columns | None,
     return result
 
 
-def host_decides(B: Tensor, ranks: RowRanks, by: Arithmetic) -> bool:
+def host_decides(B: Tensor, by: Arithmetic) -> bool:
     """Return whether the host may look at results, to leave out what is not needed.
 
-    It may not if there are several ranks, because they have to do the same. Nor may it if the arithmetic is that of an
-    accelerator, so that a CPU does what the accelerator would do.
+    It may not if the arithmetic is that of an accelerator, so that a CPU does what the accelerator would do.
     """
-    return ranks.size == 1 and is_readable(B) and by.times is None
+    return is_readable(B) and by.times is None
 
 
 def in_range_(
     B: Tensor,
-    ranks: RowRanks,
-    squares_of: Callable[[Tensor], Computation[Tensor]],
+    squares_of: Callable[[Tensor], Tensor],
     *,
     looks: bool,
     dead: Tensor | None = None,
-) -> Computation[tuple[Tensor, Tensor]]:
+    of_two: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Divide columns so that their squares neither overflow nor vanish, unless the host sees that none does.
 
     Args:
-        B: this rank's rows of the columns, (b, m/ranks, r), divided in place.
-        ranks: the ranks that hold rows.
+        B: the columns, (b, m, r), divided in place. Of columns over several ranks, the rows of this one.
         squares_of: returns the squares (b, r) of columns, or their Gram matrices (b, r, r).
         looks: whether the host looks at them, see `host_decides`.
         dead: which columns are known to be zero, (b, r).
+        of_two: whether to divide by powers of two, which round nothing.
 
     Returns:
-        the squares or Gram matrices of the divided columns, and what they were divided by, (b, r).
+        the squares or Gram matrices of the divided columns, and what they were divided by, (b, r). That is zero for
+        columns of zeros.
     """
     if looks:
-        result = yield from squares_of(B)
+        result = squares_of(B).contiguous()
         squares = result if result.ndim == 2 else torch.linalg.diagonal(result)
         fits = (squares > 1e-30) & (squares < 1e30)
         if bool((fits if dead is None else fits | dead).all()):
             return result, torch.ones_like(squares)
         del result, squares, fits  # the first as large as B at full rank
-    scale = yield from ranks.sum(B.abs().sum(-2))
+    scale = B.abs().sum(-2)
+    if of_two:
+        scale = torch.where(scale > 0, torch.ldexp(torch.ones_like(scale), torch.frexp(scale).exponent - 1), 0)
     B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2))
-    return (yield from squares_of(B)), scale
+    return squares_of(B).contiguous(), scale
 
 
 def _squares(R: Tensor) -> Tensor:
     """Return the squares of the norms of columns, (b, r). A vector norm is fast only if the columns lie together."""
     return torch.linalg.vector_norm(R, dim=-2).square_() if R.stride(-2) == 1 else R.square().sum(-2)
+
+
+def _norm_over_ranks(norm: Tensor, dtype: torch.dtype, ranks: RowRanks) -> Computation[Tensor]:
+    """Return the norms (b, r) of columns, from the norms (b, r) of each rank's rows of them, all in float64.
+
+    The squares of float32 numbers neither overflow nor vanish in float64. Those of float64 numbers may. So there are
+    three sums of them, of large norms made smaller, of others, and of small ones made larger (J. L. Blue, "A portable
+    Fortran program to find the Euclidean norm of a vector", ACM TOMS 4, 1978). They travel together.
+    """
+    if dtype != torch.float64:
+        squares: Tensor = yield from ranks.sum(norm.square())
+        return squares.sqrt()
+    large, small = norm > 2.0**500, norm < 2.0**-500
+    factor = torch.where(large, 2.0**-600, torch.where(small, 2.0**600, torch.ones_like(norm)))
+    kinds = torch.stack([large, ~(large | small), small])
+    sums = yield from ranks.sum(torch.where(kinds, (norm * factor).square(), 0))  # (3, b, r)
+    found = sums.sqrt()
+    whole: Tensor = torch.hypot(torch.hypot(found[0] * 2.0**600, found[1]), found[2] * 2.0**-600)
+    return whole

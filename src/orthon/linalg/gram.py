@@ -16,6 +16,16 @@ def plain_gram(B: Tensor) -> Tensor:
         return B.mT @ B
 
 
+def gram_with_lengths(B: Tensor, gram_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return Bᵀ B (b, r, r) of B (b, m, r), with the diagonal computed apart, without rounding B.
+
+    Rounding can be biased, for example if a GPU cuts bits off. In the squares on the diagonal this bias would add up.
+    """
+    gram = gram_of(B)
+    gram.diagonal(dim1=-2, dim2=-1).copy_(torch.linalg.vector_norm(B, dim=-2).square_())
+    return gram
+
+
 def gram_sum(
     B: Tensor, ranks: RowRanks, gram_of: Callable[[Tensor], Tensor] = plain_gram, *, lengths: bool = False
 ) -> Computation[Tensor]:
@@ -27,17 +37,13 @@ def gram_sum(
         B: this rank's rows.
         ranks: the ranks that hold rows.
         gram_of: computes the product Bᵀ B.
-        lengths: whether to compute the diagonal apart, without rounding B. Rounding can be biased, for example if a
-            GPU cuts bits off. In the squares on the diagonal this bias would add up.
+        lengths: whether to compute the diagonal apart, see `gram_with_lengths`.
     """
-    gram = gram_of(B)
-    if lengths:
-        gram.diagonal(dim1=-2, dim2=-1).copy_(torch.linalg.vector_norm(B, dim=-2).square_())
+    gram = gram_with_lengths(B, gram_of) if lengths else gram_of(B)
     if ranks.size == 1:
         return gram.contiguous()
-    r = gram.shape[-1]
-    packed = yield from ranks.sum(_pack(gram))
-    return _unpack(packed, r)
+    packed = yield from ranks.sum(pack_upper(gram))
+    return unpack_upper(packed, gram.shape[-1])
 
 
 def symmetric_gram(X: Tensor, ranks: RowRanks, *, of_rows: bool) -> Computation[Tensor]:
@@ -57,8 +63,14 @@ def symmetric_gram(X: Tensor, ranks: RowRanks, *, of_rows: bool) -> Computation[
     return mirrored
 
 
-def _pack(A: Tensor) -> Tensor:
-    """Return the upper triangle of A (b, r, r) as (b, r(r+1)/2) numbers, made of rectangles.
+def packed_size(r: int) -> int:
+    """Return how many numbers `pack_upper` makes of an r × r matrix: r(r+1)/2, and up to r/2 more for odd r."""
+    h = (r + 1) // 2
+    return h * h + (r - h) + h * (r - h)
+
+
+def pack_upper(A: Tensor) -> Tensor:
+    """Return the upper triangle of A (b, r, r) as (b, packed_size(r)) numbers, made of rectangles.
 
     A is cut into four blocks at half of r. The upper triangles of the two diagonal blocks make one square: the first
     is its upper triangle, and the second, transposed and without its diagonal, is the part below.
@@ -71,8 +83,8 @@ def _pack(A: Tensor) -> Tensor:
     return torch.cat([square.flatten(1), second.diagonal(dim1=-2, dim2=-1), corner.flatten(1)], dim=1)
 
 
-def _unpack(packed: Tensor, r: int) -> Tensor:
-    """Return A (b, r, r), of which `_pack` has made `packed`; what is below the diagonal is undefined."""
+def unpack_upper(packed: Tensor, r: int) -> Tensor:
+    """Return A (b, r, r), of which `pack_upper` has made `packed`; what is below the diagonal is undefined."""
     b, h = len(packed), (r + 1) // 2
     k = r - h
     square, diagonal, corner = torch.split(packed, [h * h, k, h * k], dim=1)

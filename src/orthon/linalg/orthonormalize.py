@@ -8,9 +8,19 @@ from torch import Tensor
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.columns import Columns, host_decides, in_range_, inverse_row, noise_floor
 from orthon.linalg.device import is_readable
-from orthon.linalg.gram import gram_sum
-from orthon.linalg.precision import Noise, factor_dtype, full_precision, rounding_noise
+from orthon.linalg.gram import gram_with_lengths
+from orthon.linalg.orthonormalize_dealt import orthonormalize_dealt
+from orthon.linalg.precision import Noise, factor_dtype, rounding_noise
 from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
+from orthon.linalg.triangles import (
+    cholesky_,
+    equilibrated_,
+    inverted,
+    is_nearly_identity,
+    is_sound,
+    solved_,
+    times_,
+)
 
 # A diagonal shift of this many epsilon times r keeps the Cholesky factorization of an r × r Gram matrix
 # with unit diagonal from breaking down, whatever the rank of the matrix.
@@ -51,10 +61,12 @@ def orthonormalize_on_shards(
     left: Columns | None = None,
     precision: str | Arithmetic = "float32",
     noise: Noise | None = None,
+    turn: int = 0,
 ) -> Computation[Columns]:
     """Return what `orthonormalize` does, of matrices whose rows are spread over ranks.
 
-    The result does not depend on how they are spread. The ranks sum only r × r and r numbers for each matrix.
+    The result does not depend on how they are spread. The ranks send only r × r and r numbers for each matrix. Each
+    factors some of the Gram matrices, see `orthonormalize_dealt`.
 
     Args:
         B: this rank's rows of the matrices, (b, m/ranks, r).
@@ -62,65 +74,67 @@ def orthonormalize_on_shards(
         left: as for `orthonormalize`.
         precision: as for `orthonormalize`, or the arithmetic itself.
         noise: as for `orthonormalize`.
+        turn: the index of the rank that factors the first of the Gram matrices, modulo the number of ranks. Batches of
+            few matrices should differ in it. It must be the same on all ranks.
     """
     noise = noise or rounding_noise(B.dtype)
     B = B.to(factor_dtype(B.dtype))
     by = precision if isinstance(precision, Arithmetic) else arithmetic(precision, B.dtype)
-    shift, looks = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1] + by.shift, host_decides(B, ranks, by)
+    shift = SHIFT * torch.finfo(B.dtype).eps * B.shape[-1] + by.shift
+    if ranks.size == 1:
+        return _orthonormalize(B, shift, left, noise, by)
+    return (yield from orthonormalize_dealt(B, ranks, shift, left=left, noise=noise, by=by, turn=turn))
+
+
+def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise, by: Arithmetic) -> Columns:
+    looks = host_decides(B, by)
 
     # First pass. A column that is noise beside the whole matrix is dropped at once.
-    gram, scale = yield from in_range_(B, ranks, lambda B: gram_sum(B, ranks, by.rough_gram), looks=looks)  # (b, r, r)
+    gram, scale = in_range_(B, by.rough_gram, looks=looks)  # (b, r, r)
     norm = torch.linalg.diagonal(gram).sqrt()  # (b, r)
     size = norm * scale
     floor = noise_floor(norm, scale, noise.of_matrix, left, by)
     live = norm > floor
     relative_noise = torch.clamp(floor / norm, min=max(noise.of_column, by.noise.of_column))  # of a unit column
     inverse = inverse_row(norm, live)  # (b, 1, r)
-    L = _cholesky_(_equilibrated_(gram, inverse), shift)
+    L = cholesky_(equilibrated_(gram, inverse), shift)
     residual = torch.linalg.diagonal(L).clone()  # what is left of a unit column beside the columns before it
     B = _solve_(B, inverse, L, by)
     del gram, L  # each as large as B at full rank
 
-    gram = yield from gram_sum(B, ranks, by.rough_gram)
+    gram = by.rough_gram(B).contiguous()
     norm = torch.linalg.diagonal(gram).sqrt()
     inverse = inverse_row(norm, live)
-    if looks and _is_nearly_identity(gram) and bool((residual > 2 * relative_noise).all()):
+    if looks and is_nearly_identity(gram) and bool((residual > 2 * relative_noise).all()):
         residual *= norm
-        L = _cholesky_(_equilibrated_(gram, inverse), 0.0)
+        L = cholesky_(equilibrated_(gram, inverse), 0.0)
         return Columns(_solve_(B, inverse, L, by), live, residual * size)
 
     # Second pass. Its factor tells how much of each column is left. A column of which nothing is left is dropped, and
     # the matrix is factored again without it.
-    L = _cholesky_(_equilibrated_(gram.clone(), inverse), shift)
+    L = cholesky_(equilibrated_(gram.clone(), inverse), shift)
     left_over = torch.linalg.diagonal(L)
     residual *= norm * left_over
     before, live = live, live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
     if not _is_known_equal(before, live):
         inverse = inverse_row(norm, live)
-        L = _cholesky_(_equilibrated_(gram, inverse), shift)
+        L = cholesky_(equilibrated_(gram, inverse), shift)
     B = _solve_(B, inverse, L, by)
     del gram, L
 
     # Third pass, without a shift. Columns that are still far from orthogonal are noise that had been amplified.
-    gram = yield from gram_sum(B, ranks, by.gram, lengths=by.times is not None)
+    gram = (by.gram(B) if by.times is None else gram_with_lengths(B, by.gram)).contiguous()
     norm = torch.linalg.diagonal(gram).sqrt()
-    left_over = torch.linalg.diagonal(_cholesky_(_equilibrated_(gram.clone(), inverse_row(norm, live)), shift))
+    left_over = torch.linalg.diagonal(cholesky_(equilibrated_(gram.clone(), inverse_row(norm, live)), shift))
     live = live & (left_over > 0.5)
     inverse = inverse_row(norm, live)
-    L = _cholesky_(_equilibrated_(gram, inverse), 0.0)
+    L = cholesky_(equilibrated_(gram, inverse), 0.0)
     # A matrix for which even this fails (Kahan's, with hundreds of columns) is left out: its columns do not live.
-    sound = torch.linalg.vector_norm(L, dim=(-2, -1)).isfinite() & (torch.linalg.diagonal(L) > 0.5).all(-1)
+    sound = is_sound(L)
     live = live & sound[:, None]
     torch.where(sound[:, None, None], L, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device), out=L)
-    B = _correct_(B, inverse_row(norm, live), L, by)
+    B = _solve_(B, inverse_row(norm, live), L, by, corrects=True)
     return Columns(B, live, residual * size)
-
-
-def _is_nearly_identity(gram: Tensor) -> bool:
-    """Return whether columns with these Gram matrices become orthonormal in one pass."""
-    # In the Frobenius norm, by less than 0.1: the square of the norm less 2·trace, plus r.
-    trace = torch.linalg.diagonal(gram).sum(-1)
-    return bool((torch.linalg.vector_norm(gram, dim=(-2, -1)).square() - 2 * trace + gram.shape[-1] < 1e-2).all())
 
 
 def _is_known_equal(a: Tensor, b: Tensor) -> bool:
@@ -128,47 +142,10 @@ def _is_known_equal(a: Tensor, b: Tensor) -> bool:
     return is_readable(a) and torch.equal(a, b)
 
 
-def _equilibrated_(gram: Tensor, inverse: Tensor) -> Tensor:
-    """Return the Gram matrix of the columns times their inverse norms (b, 1, r), with unit rows for dead columns.
+def _solve_(B: Tensor, inverse: Tensor, L: Tensor, by: Arithmetic, *, corrects: bool = False) -> Tensor:
+    """Return (B · inverse) L⁻ᵀ, with the inverse norms (b, 1, r) of the columns, zero for dead ones; overwrites B.
 
-    It overwrites `gram`, of which it reads the upper triangle. Of the result the lower one is valid.
+    `corrects` says that L is close to the identity, so that products can err less.
     """
-    result = gram.mul_(inverse).mul_(inverse.mT).mT  # column-major, so that LAPACK can work in place
-    torch.linalg.diagonal(result).fill_(1)
-    return result
-
-
-def _cholesky_(gram: Tensor, shift: float) -> Tensor:
-    """Return the lower Cholesky factor of a Gram matrix with a unit diagonal, shifted; overwrites it."""
-    torch.linalg.diagonal(gram).fill_(1 + shift)
-    info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(gram, out=(gram, info))
-    return gram
-
-
-def _solve_(B: Tensor, inverse: Tensor, L: Tensor, by: Arithmetic) -> Tensor:
-    """Return (B · inverse) L⁻ᵀ, with the inverse norms (b, 1, r) of the columns, zero for dead ones; overwrites B."""
     B.mul_(inverse)
-    if by.times is not None:
-        return by.times(B, _inverted(L))
-    with full_precision():
-        torch.linalg.solve_triangular(L.mT, B, upper=True, left=False, out=B)
-    return B
-
-
-def _correct_(B: Tensor, inverse: Tensor, L: Tensor, by: Arithmetic) -> Tensor:
-    """Return the same as `_solve_`, for L close to the identity: B + B (L⁻ᵀ − I), so that products err less."""
-    if by.correct is None:
-        return _solve_(B, inverse, L, by)
-    B.mul_(inverse)
-    W = _inverted(L)
-    torch.linalg.diagonal(W).sub_(1)
-    return B.add_(by.correct(B, W))
-
-
-def _inverted(L: Tensor) -> Tensor:
-    """Return L⁻ᵀ. This takes r/m of the operations of solving a system with m rows."""
-    I = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand_as(L)
-    with full_precision():
-        W: Tensor = torch.linalg.solve_triangular(L.mT, I, upper=True)
-    return W
+    return solved_(B, L.mT) if by.times is None else times_(B, inverted(L), by, corrects=corrects)

@@ -1,12 +1,12 @@
 """Who holds which shard of a parameter, and what the ranks communicate."""
 
-from orthon.sharding.cost import Message, flops_per_number, record_messages, worth_sending
 from orthon.sharding.cuts import check_placements
 from orthon.sharding.deal import Job, deal
 from orthon.sharding.dtensor import is_dtensor, local, on_meta, relocated, takes_part
 from orthon.sharding.layout import Layout
 from orthon.sharding.layouts import Layouts, placed_like
 from orthon.sharding.matrices import Matrices, Stack
+from orthon.sharding.messages import Message, record_messages
 from orthon.sharding.owners import Owners, Shards
 from orthon.sharding.ranks import Ranks
 from orthon.sharding.side import Side
@@ -29,7 +29,6 @@ __all__ = [
     "Step",
     "check_placements",
     "deal",
-    "flops_per_number",
     "is_dtensor",
     "local",
     "on_meta",
@@ -39,5 +38,4 @@ __all__ = [
     "run",
     "takes_part",
     "together",
-    "worth_sending",
 ]

@@ -9,8 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orthon.sharding.requests import Exchange, Gather, Sum
+from orthon.sharding.sharing import Sharing
 from orthon.sharding.spans import evenly, overlaps, runs
 from orthon.sharding.step import Step
+
+# How many ways of sharing a message a line remembers.
+_REMEMBERED = 256
 
 
 class Line:
@@ -133,14 +137,28 @@ class Line:
             expected: how many come from each.
         """
         if self.is_ascending:
-            arrived: Tensor = yield Exchange(self, x, (), lengths=lengths, expected=expected, like=x)
+            arrived: Tensor = yield Exchange(self, x, lengths, expected)
             return arrived
         parts = torch.split(x, list(lengths))
         by_slot, came = [lengths[i] for i in self.slots], [expected[i] for i in self.slots]
-        sent = [parts[i] for i in self.slots]
-        arrived = yield Exchange(self, sent, range(self.size), lengths=by_slot, expected=came, like=x)
+        arrived = yield Exchange(self, torch.cat([parts[i] for i in self.slots]), by_slot, came)
         those = torch.split(arrived, came)
         return torch.cat([those[place] for place in self.places])
+
+    def sharing(self, lengths_of: Sequence[Sequence[int]]) -> Sharing:
+        """Return how exchanges share a message. It is remembered for tuples, which are the same in every step."""
+        if not all(isinstance(lengths, tuple) for lengths in lengths_of):
+            return Sharing(lengths_of)
+        key = tuple(map(id, lengths_of))
+        if key not in self._shared:
+            if len(self._shared) == _REMEMBERED:  # of plans that are no longer used
+                self._shared.clear()
+            self._shared[key] = lengths_of, Sharing(lengths_of)  # with the tuples, so that no others get their ids
+        return self._shared[key][1]
+
+    @cached_property
+    def _shared(self) -> dict[tuple[int, ...], tuple[Sequence[Sequence[int]], Sharing]]:
+        return {}
 
     def start(self, collective: Callable[..., Any], *tensors: Any) -> Any:
         """Start a collective of the process group. Nothing is done on meta, and None returned."""

@@ -153,24 +153,23 @@ class _Way:
         self._slots = [slots[i] for i in self._order]
         self._back = sorted(range(len(held)), key=self._order.__getitem__)
         self.after = [held[i] for i in self._order if slots[i] == hop.line.slot]
-        self._sent, mine = [0] * hop.line.size, hop.numbers[hop.line.slot]
+        sent, mine = [0] * hop.line.size, hop.numbers[hop.line.slot]
         for slot in slots:
-            self._sent[slot] += mine
-        self._came = [len(self.after) * numbers for numbers in hop.numbers]
+            sent[slot] += mine
+        self._sent, self._came = tuple(sent), tuple(len(self.after) * numbers for numbers in hop.numbers)
 
     def bring(self, shards: Shards, like: Tensor, rows: Sequence[Sequence[int]] | None) -> Step[Shards]:
         hop, ordered = self._hop, _chosen(shards, self._order)
         if rows is None:
             assert isinstance(ordered, Tensor)
-            sent = ordered.reshape(-1)
-            whole = yield Exchange(hop.line, sent, (), lengths=self._sent, expected=self._came, like=like)
+            whole = yield Exchange(hop.line, ordered.reshape(-1), self._sent, self._came)
             return hop.joined(whole, len(self.after))
         lengths = [0] * hop.line.size
         for slot, part in zip(self._slots, ordered, strict=True):
             lengths[slot] += part.numel()
         counts = [ragged.counts(hop, rows[j]) for j in self.after]
         came = _numbers(hop, counts)
-        whole = yield Exchange(hop.line, list(ordered), self._slots, lengths=lengths, expected=came, like=like)
+        whole = yield Exchange(hop.line, _flat(ordered, like), lengths, came)
         return ragged.joined(hop, whole, counts)
 
     def send_back(self, wholes: Shards, like: Tensor, rows: Sequence[Sequence[int]] | None) -> Step[Shards]:
@@ -178,17 +177,16 @@ class _Way:
         if rows is None:
             assert isinstance(wholes, Tensor)
             message = hop.divided(wholes)
-            parts = yield Exchange(hop.line, message, (), lengths=self._came, expected=self._sent, like=like)
+            parts = yield Exchange(hop.line, message, self._came, self._sent)
             return _chosen(parts.view(len(self._held), *hop.mine.shape), self._back)
         counts = [ragged.counts(hop, rows[j]) for j in self.after]
         parts_of = ragged.divided(hop, list(wholes), counts)
-        slots = [slot for slot, parts in enumerate(parts_of) for _ in parts]
         own = ragged.counts_of_mine(hop, [rows[self._held[i]] for i in self._order])
         expected = [0] * hop.line.size
         for slot, count in zip(self._slots, own, strict=True):
             expected[slot] += count * hop.mine.cols.length
         sent = [part for parts in parts_of for part in parts]
-        arrived = yield Exchange(hop.line, sent, slots, lengths=_numbers(hop, counts), expected=expected, like=like)
+        arrived = yield Exchange(hop.line, _flat(sent, like), _numbers(hop, counts), expected)
         return _chosen(_split(arrived, [(count, hop.mine.cols.length) for count in own]), self._back)
 
 
@@ -209,8 +207,9 @@ def _chosen(shards: Shards, order: Sequence[int]) -> Shards:
     return [shards[j] for j in order]
 
 
-def _flat(shards: Sequence[Tensor], like: Tensor) -> Tensor:
-    return torch.cat([shard.reshape(-1) for shard in shards]) if shards else like.new_empty(0)
+def _flat(shards: Iterable[Tensor], like: Tensor) -> Tensor:
+    flat = [shard.reshape(-1) for shard in shards]
+    return torch.cat(flat) if flat else like.new_empty(0)
 
 
 def _split(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:

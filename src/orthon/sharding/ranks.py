@@ -1,16 +1,22 @@
 """Ranks that work together, and their collectives."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from orthon.sharding.line import Line
+from orthon.sharding.spans import evenly
 from orthon.sharding.step import Step
 
 T = TypeVar("T")
+
+# From so many numbers on, a sum along several lines is scattered along the first.
+_LARGE = 1 << 14
 
 
 class Ranks:
@@ -45,10 +51,27 @@ class Ranks:
         return index
 
     def sum(self, x: Tensor) -> Step[Tensor]:
-        """Return the sum of `x` over the ranks. May overwrite `x`."""
+        """Return the sum of `x` over the ranks. May overwrite `x`.
+
+        Along several lines, a large sum is scattered along the first one and gathered at the end, so that the others
+        sum only a part of it.
+        """
+        if len(self.lines) > 1 and x.numel() >= _LARGE:
+            sizes = evenly(x.numel(), self.lines[0].size)
+            part = yield from self.lines[0].scatter_sum(x.reshape(1, -1, 1), sizes)
+            part = yield from self._rest.sum(part)
+            whole = yield from self.lines[0].gather(part, sizes)
+            return whole.view(x.shape)
         for line in self.lines:
             x = yield from line.sum(x)
         return x
+
+    @cached_property
+    def _rest(self) -> "Ranks":
+        """The ranks along all lines but the first."""
+        size = math.prod(line.size for line in self.lines[1:])
+        start = self.index // size * size
+        return Ranks(self.ranks[start : start + size], self.lines[1:])
 
     def scatter_sum(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
         """Return this rank's rows of the sum of x (b, n, r) over the ranks, (b, sizes[index], r).
@@ -117,3 +140,51 @@ class Ranks:
             blocks.append(list(map(sum, split)))
             mine = split[line.index]
         return blocks
+
+    def mine(self, count: int, *, turn: int = 0) -> slice:
+        """Return which of a batch of `count` matrices are dealt to this rank."""
+        sizes = self._dealt(count, turn)
+        start = sum(sizes[: self.index])
+        return slice(start, start + sizes[self.index])
+
+    def reduce_matrices(self, x: Tensor, combine: Callable[[Tensor], Tensor], *, turn: int = 0) -> Step[Tensor]:
+        """Return the parts of all ranks put together, for the matrices that are dealt to this rank.
+
+        Args:
+            x: this rank's part for each matrix, (b, k).
+            combine: puts the parts (s, b, k) of s ranks together, (b, k), and may overwrite them. It is associative,
+                since it is applied along one line after the other.
+            turn: the index of the rank to which the first matrices are dealt, modulo `size`.
+        """
+        for line, blocks in zip(self.lines, self._blocks(self._dealt(len(x), turn)), strict=True):
+            mine, k = blocks[line.index], x.shape[1]
+            lengths = [rows * k for rows in blocks]
+            parts = yield from line.exchange_flat(x.reshape(-1), lengths, [mine * k] * line.size)
+            x = combine(parts.view(line.size, mine, k))
+        return x
+
+    def gather_matrices(self, x: Tensor, count: int, *, turn: int = 0) -> Step[Tensor]:
+        """Return what all ranks have for the matrices that are dealt to them, (count, k).
+
+        Args:
+            x: what this rank has, (b of this rank, k).
+            count: how many matrices there are.
+            turn: the index of the rank to which the first matrices are dealt, modulo `size`.
+        """
+        for line, blocks in zip(reversed(self.lines), reversed(self._blocks(self._dealt(count, turn))), strict=True):
+            if line.size * max(blocks) <= 1.5 * sum(blocks):
+                x = (yield from line.gather(x.unsqueeze(0), blocks)).squeeze(0)
+                continue
+            # It would be padded too much. To itself a rank sends nothing.
+            lengths, expected = [x.numel()] * line.size, [rows * x.shape[1] for rows in blocks]
+            lengths[line.index] = expected[line.index] = 0
+            sent = x.reshape(-1).repeat(line.size - 1)
+            others = yield from line.exchange_flat(sent, lengths, expected)
+            before = sum(expected[: line.index])
+            x = torch.cat([others[:before], x.reshape(-1), others[before:]]).view(-1, x.shape[1])
+        return x
+
+    def _dealt(self, count: int, turn: int) -> list[int]:
+        """Return how many matrices are dealt to each rank."""
+        sizes = evenly(count, self.size)
+        return [sizes[(i - turn) % self.size] for i in range(self.size)]

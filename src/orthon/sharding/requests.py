@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orthon.sharding.cost import note_message
+from orthon.sharding.messages import note_message
 
 if TYPE_CHECKING:
     from orthon.sharding.line import Line
@@ -17,15 +17,8 @@ if TYPE_CHECKING:
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class Request(ABC):
-    """What one computation asks of the ranks along a line. All of these ask for the same, in the same order.
-
-    Attributes:
-        line: the ranks.
-        numbers: what this rank gives; of exchanges a list of parts.
-    """
-
-    kind: ClassVar[type["Flight"]]
+class Request:
+    """What one computation asks of the ranks along a line. All of these ask for the same, in the same order."""
 
     def __init__(self, line: "Line", like: Tensor) -> None:
         self.line = line
@@ -64,27 +57,16 @@ class Exchange(Request):
 
     Args:
         line: the ranks.
-        parts: the numbers to be sent, each part for one rank, those for lower ranks first. If it is one tensor, it has
-            the numbers for all ranks.
-        slots: for each part the place of its rank among the ascending ranks.
-        lengths: how many numbers go to each rank, by ascending rank.
-        expected: how many come from each.
-        like: any tensor of the dtype and on the device of the numbers.
+        x: the numbers to be sent, (numbers,), those for lower ranks first.
+        lengths: how many of them go to each rank, by ascending rank. Where they are the same in every step, the same
+            tuple should be given again.
+        expected: how many come from each, likewise.
     """
 
-    def __init__(
-        self,
-        line: "Line",
-        parts: Tensor | Sequence[Tensor],
-        slots: Sequence[int],
-        *,
-        lengths: Sequence[int],
-        expected: Sequence[int],
-        like: Tensor,
-    ) -> None:
-        super().__init__(line, like)
-        self.parts: Tensor | Sequence[Tensor] | None = parts
-        self.slots, self.lengths, self.expected = slots, lengths, expected
+    def __init__(self, line: "Line", x: Tensor, lengths: Sequence[int], expected: Sequence[int]) -> None:
+        super().__init__(line, x)
+        self.x: Tensor | None = x
+        self.lengths, self.expected = lengths, expected
 
 
 class Flight(ABC):
@@ -150,67 +132,22 @@ class _GatherFlight(Flight):
 class _ExchangeFlight(Flight):
     def __init__(self, requests: list[Exchange]) -> None:
         self._requests, line = requests, requests[0].line
-        if len(requests) == 1:
-            self._lengths, self._expected = requests[0].lengths, requests[0].expected
-        else:
-            self._lengths = list(map(sum, zip(*(request.lengths for request in requests), strict=True)))
-            self._expected = list(map(sum, zip(*(request.expected for request in requests), strict=True)))
-        packed = _packed(requests)
+        out = line.sharing([request.lengths for request in requests])
+        self._into = line.sharing([request.expected for request in requests])
+        packed = out.mixed([cast(Tensor, request.x) for request in requests])
         for request in requests:
-            request.parts = None
-        self._received = packed.new_empty(sum(self._expected))
+            request.x = None
+        self._received = packed.new_empty(sum(self._into.lengths))
         slot = line.slot
-        sent, came = packed.numel() - self._lengths[slot], self._received.numel() - self._expected[slot]
+        sent, came = packed.numel() - out.lengths[slot], self._received.numel() - self._into.lengths[slot]
         note_message("exchange", line.ranks, packed, sent=sent, received=came)
-        self._work = line.start(
-            dist.all_to_all_single, self._received, packed, list(self._expected), list(self._lengths)
-        )
+        self._work = line.start(dist.all_to_all_single, self._received, packed, self._into.lengths, out.lengths)
 
     def land(self) -> None:
         if self._work is not None:
             self._work.wait()
-        expecting = [request for request in self._requests if sum(request.expected)]
-        for request in self._requests:
-            request.arrived(self._received if [request] == expecting else self._received[:0])
-        if len(expecting) < 2:
-            return
-        # What comes from one rank is in the order of the requests.
-        parts: list[list[Tensor]] = [[] for _ in expecting]
-        counts, whose = [], []
-        for each in zip(*(request.expected for request in expecting), strict=True):
-            for which, count in enumerate(each):
-                if count:
-                    counts.append(count)
-                    whose.append(which)
-        for which, part in zip(whose, torch.split(self._received, counts), strict=True):
-            parts[which].append(part)
-        for request, those in zip(expecting, parts, strict=True):
-            request.arrived(those[0] if len(those) == 1 else torch.cat(those))
-
-
-def _packed(requests: Sequence[Exchange]) -> Tensor:
-    """Return the numbers of all requests, those for lower ranks first, and of one rank in the order of the requests."""
-    first = requests[0]
-    if len(requests) == 1:
-        if isinstance(first.parts, Tensor):
-            return first.parts.reshape(-1)
-        parts = [part.reshape(-1) for part in cast(Sequence[Tensor], first.parts)]
-    else:
-        placed: list[tuple[int, int, Tensor]] = []
-        for which, request in enumerate(requests):
-            if isinstance(request.parts, Tensor):
-                slots = [slot for slot, length in enumerate(request.lengths) if length]
-                pieces: Sequence[Tensor] = (
-                    torch.split(request.parts.reshape(-1), [request.lengths[slot] for slot in slots]) if slots else ()
-                )
-            else:
-                slots, pieces = list(request.slots), [part.reshape(-1) for part in request.parts or ()]
-            placed += [(slot, which, piece) for slot, piece in zip(slots, pieces, strict=True)]
-        placed.sort(key=lambda each: each[:2])
-        parts = [piece for _, _, piece in placed]
-    if not parts:
-        return torch.empty(0, dtype=first.dtype, device=first.device)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        for request, answer in zip(self._requests, self._into.parted(self._received), strict=True):
+            request.arrived(answer)
 
 
 _FLIGHTS: dict[type[Request], Any] = {Sum: _SumFlight, Gather: _GatherFlight, Exchange: _ExchangeFlight}

@@ -1,7 +1,8 @@
 """Computations that pause where ranks communicate, and running several of them at once."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
+from itertools import repeat
 from typing import Any, TypeVar
 
 from orthon.sharding.requests import Flight, Request, sent_together
@@ -13,7 +14,7 @@ T = TypeVar("T")
 Step = Generator[Any, Any, T]
 
 
-def run(waves: Iterable[Sequence[Step[None]]], *, at_once: int) -> None:
+def run(waves: Iterable[Iterable[Step[None]]], *, at_once: int) -> None:
     """Run computations to their ends, wave by wave, so that one wave computes while the requests of another travel.
 
     The computations of a wave go together: each goes on until it has a request, and then the requests of all travel in
@@ -32,8 +33,7 @@ def run(waves: Iterable[Sequence[Step[None]]], *, at_once: int) -> None:
         if not under_way:
             return
         wave = under_way.popleft()
-        wave.go_on()
-        if wave.is_under_way:
+        if wave.go_on():
             under_way.append(wave)
 
 
@@ -45,16 +45,15 @@ class _Wave:
     """
 
     def __init__(self, steps: Iterable[Step[None]]) -> None:
-        self._waiting: list[tuple[Step[None], list[Request] | Request | None]] = [(step, None) for step in steps]
+        self._waiting: list[tuple[Step[None], list[Request] | Request | None]] = list(zip(steps, repeat(None)))
         self._flights: list[Flight] = []
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a computation has not come to its end."""
-        return bool(self._waiting)
+    def go_on(self) -> bool:
+        """Let each computation go on with the answers to its requests until it has new ones, and send those.
 
-    def go_on(self) -> None:
-        """Let each computation go on with the answers to its requests until it has new ones, and send those."""
+        Returns:
+            whether a computation has not come to its end.
+        """
         for flight in self._flights:
             flight.land()
         waiting, self._waiting, requests = self._waiting, [], list[Request]()
@@ -67,7 +66,8 @@ class _Wave:
             self._waiting.append((step, asks))
             requests += asks if isinstance(asks, list) else [asks]
         del waiting
-        self._flights = sent_together(requests)
+        self._flights = sent_together(requests) if requests else []
+        return bool(self._waiting)
 
 
 def together(*steps: Step[Any]) -> Step[list[Any]]:

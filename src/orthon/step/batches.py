@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from orthon.algorithms.lr_scale import lr_factor
+from orthon.machines import MACHINES, Machine
 from orthon.sharding import Layout, Stack
 from orthon.step.member import Member
 
@@ -60,12 +61,14 @@ class PlannedBatch:
         route: how matrices are worked on, see `Work.routes`; "alone" on one rank.
         owners: for each matrix who works on the whole of it, or on shards which copy.
         turn: how many matrices batches before this one have.
+        machine: on which the ranks run.
     """
 
     pieces: list[Piece]
     route: str = "alone"
     owners: list[int] | None = None
     turn: int = 0
+    machine: Machine = MACHINES["cpu"]
 
     @cached_property
     def memo(self) -> dict[Any, Any]:

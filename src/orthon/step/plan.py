@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -169,9 +172,10 @@ class Planner:
         # One set of ranks after the other: each of its ranks has the same waves, but other sets have others.
         for waves in plan.sets:
             # The first time, one by one: process groups are made, which nothing else in flight may disturb.
-            kinds = {batch.kind for wave in waves for batch in wave}
+            kinds = set(map(attrgetter("kind"), chain.from_iterable(waves)))
             at_once = AT_ONCE if kinds <= self._been_through else 1
-            run(([update(batch, states, gates, scale) for batch in wave] for wave in waves), at_once=at_once)
+            begin = partial(update, states=states, gates=gates, scale=scale)
+            run((map(begin, wave) for wave in waves), at_once=at_once)
             self._been_through |= kinds
         if self._stepped is not plan:
             self._stepped, self._named = plan, {member.name: member.param for member in plan.members}

@@ -1,5 +1,6 @@
 """How ranks work on the matrices of a step: by owners, or together on their shards."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,17 @@ from orthon.machines import Machine
 from orthon.sharding import Layout
 from orthon.step.batches import Piece, ranks_of
 
-# Collectives that a wave takes, at least.
-_MESSAGES = {"owners": 2, "shards": 8}
+# In one process a batch holds at most this many bytes of gradients, or a single parameter, and so few that its update
+# takes at most twice as many bytes for what it makes and does not keep. On several ranks, a wave that works on shards
+# may be larger, see `cap`. A wave of owners gives each rank this many bytes of matrices, or one matrix.
+BATCH_BYTES = 64 << 20
+
+# So many waves on shards overlap well enough. More of them would only make more collectives.
+_ENOUGH_WAVES = 8
+
+# Collectives that a wave takes, and operations on shards.
+_COLLECTIVES = {"owners": 2, "shards": 8}
+_OPERATIONS = 150
 
 
 @dataclass
@@ -21,10 +31,12 @@ class Alike:
     Attributes:
         pieces: all of them.
         route: how they are worked on.
+        cap: how many bytes of gradients a batch may hold, as `taken` counts them.
     """
 
     pieces: list[Piece]
     route: str = "alone"
+    cap: float = BATCH_BYTES
 
     @property
     def layout(self) -> Layout:
@@ -60,10 +72,17 @@ class Alike:
         return machine.seconds(effort.products, dtype) + machine.factor_seconds(effort.factoring / divided, dtype)
 
     def sending(self, route: str, machine: Machine) -> float:
-        """Return how many seconds each rank sends for all of the matrices."""
+        """Return how many seconds each rank sends for all of the matrices, and starts operations on its shards."""
         number = (self.pieces[0].member.group.get("state_dtype") or self.dtype).itemsize
         numbers = self.effort(route).numbers * self.count
-        return machine.sending_seconds(numbers * number, self.ranks, messages=_MESSAGES[route])
+        batches = 1 if route == "owners" else -(-len(self.pieces) // self.most)
+        seconds = machine.sending_seconds(numbers * number, self.ranks, messages=batches * _COLLECTIVES[route])
+        return seconds if route == "owners" else seconds + batches * _OPERATIONS * machine.launch
+
+    @property
+    def most(self) -> int:
+        """How many of the pieces may be a batch on shards, or in one process."""
+        return max(1, int(self.cap / max(1.0, taken(self.pieces[0]))))
 
 
 def choose_routes(groups: Sequence[Alike], machine: Machine) -> None:
@@ -116,3 +135,25 @@ def choose_routes(groups: Sequence[Alike], machine: Machine) -> None:
     best = min(range(len(free), -1, -1), key=seconds)
     for index, group in enumerate(free):
         group.route = "owners" if index < best else "shards"
+
+
+def cap(groups: Sequence[Alike], wave_memory: float) -> float:
+    """Return how many bytes of gradients a batch or a wave on shards may hold.
+
+    Args:
+        groups: about all of which the same ranks communicate.
+        wave_memory: bytes that a wave may take, which is twice as much as it holds, while two are under way.
+    """
+    if len(groups[0].ranks) == 1:
+        return BATCH_BYTES
+    total = sum(taken(piece) for group in groups for piece in group.pieces)
+    return max(BATCH_BYTES, min(wave_memory / 4, total / _ENOUGH_WAVES))
+
+
+def taken(piece: Piece) -> float:
+    """Return half of the bytes that a piece takes, or those of its gradient where that is more."""
+    work, dtype = piece.member.rule.work, piece.member.param.dtype
+    own = math.prod(piece.layout.largest_shard) * dtype.itemsize
+    if piece.stack is None:
+        return float(own)
+    return piece.count * max(own, work.temporaries(piece.layout, piece.member.group, dtype) / 2)

@@ -47,6 +47,7 @@ def update(
         route=planned.route,
         owners=planned.owners,
         turn=planned.turn,
+        machine=planned.machine,
         of_matrices=planned.of_matrices,
         unsynced=first.compressed,
         gate=gate,

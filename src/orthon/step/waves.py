@@ -7,18 +7,12 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heapreplace
 from typing import Any
 
-import torch
-
 from orthon.machines import Machine
 from orthon.sharding import Job, Layout, deal
+from orthon.step import routes
 from orthon.step.batches import Piece, PlannedBatch, Wave
 from orthon.step.member import Member
-from orthon.step.routes import Alike, choose_routes
-
-# In one process a batch holds at most this many bytes of gradients, or a single parameter, and so few that its update
-# takes at most twice as many bytes for what it makes and does not keep. On several ranks that is so for a wave that
-# works on shards, or a single batch. A wave of owners gives each rank this many bytes of matrices, or one matrix.
-BATCH_BYTES = 64 << 20
+from orthon.step.routes import Alike, choose_routes, taken
 
 # The part of a device's memory that one wave may take, by default.
 WAVE_MEMORY = 1 / 16
@@ -41,10 +35,13 @@ def sets_of_waves(members: Iterable[Member], machine: Machine, wave_memory: floa
     result = []
     for ranks in sorted(sets, key=lambda ranks: (len(ranks), ranks)):
         groups = sets[ranks]
+        most = routes.cap(groups, wave_memory)
+        for group in groups:
+            group.cap = most
         choose_routes(groups, machine)
         owned = [group for group in groups if group.route == "owners"]
         others = [group for group in groups if group.route != "owners"]
-        result.append([*_owned_waves(owned, machine, wave_memory), *_other_waves(others)])
+        result.append([*_owned_waves(owned, machine, wave_memory), *_other_waves(others, machine)])
     return result
 
 
@@ -104,42 +101,58 @@ def _owned_waves(groups: Sequence[Alike], machine: Machine, wave_memory: float) 
     loads = [0.0] * ranks  # of all waves so far
     turn = 0
     while units:
-        total = sum(unit.work * unit.piece.count for unit in units)
-        size = sum(unit.numbers * unit.group.dtype.itemsize * unit.piece.count for unit in units)
-        # So long that small matrices fill a batch, and large ones are at least one.
-        limit = max(units[0].work, total * BATCH_BYTES / max(1.0, size)) * (1 + 1e-9)
-        heap = [(0.0, load, rank) for rank, load in enumerate(loads)]
-        heapify(heap)
-        taken = [0.0] * ranks  # bytes
-        placed: defaultdict[int, list[tuple[Piece, list[int]]]] = defaultdict(list)
-        left = []
-        for unit in units:
-            owners: list[int] = []
-            before = heap.copy() if unit.piece.count > 1 else heap
-            for _ in range(unit.piece.count):
-                work, load, rank = heap[0]
-                fits = work == 0 or (work + unit.work <= limit and taken[rank] + unit.bytes <= wave_memory)
-                if not fits and placed:
-                    break
-                heapreplace(heap, (work + unit.work, load + unit.work, rank))
-                taken[rank] += unit.bytes
-                owners.append(rank)
-            if len(owners) < unit.piece.count:
-                for rank in owners:
-                    taken[rank] -= unit.bytes
-                heap = before
-                left.append(unit)
-                continue
-            placed[id(unit.group)].append((unit.piece, owners))
-        for _, load, rank in heap:
-            loads[rank] = load
+        placed, left = _filled(units, loads, wave_memory)
         wave = []
         for group in groups:
             if id(group) in placed:
-                wave.append(_ordered(placed[id(group)], group.layout, turn))
+                wave.append(_ordered(placed[id(group)], group.layout, turn, machine))
                 turn += sum(len(owners) for _, owners in placed[id(group)])
         yield wave
         units = left
+
+
+# For each group of matrices, by its id, which of them are in a wave, and their owners.
+_Placed = dict[int, list[tuple[Piece, list[int]]]]
+
+
+def _filled(units: Sequence[_Unit], loads: list[float], wave_memory: float) -> tuple[_Placed, list[_Unit]]:
+    """Return the next wave, and the units that are left for later ones.
+
+    Args:
+        units: that are left, the longest work first.
+        loads: of each rank in all waves so far, to which this one is added.
+        wave_memory: bytes that an owner may take for more than one matrix.
+    """
+    total = sum(unit.work * unit.piece.count for unit in units)
+    size = sum(unit.numbers * unit.group.dtype.itemsize * unit.piece.count for unit in units)
+    # So long that small matrices fill a batch, and large ones are at least one.
+    limit = max(units[0].work, total * routes.BATCH_BYTES / max(1.0, size)) * (1 + 1e-9)
+    heap = [(0.0, load, rank) for rank, load in enumerate(loads)]
+    heapify(heap)
+    taken = [0.0] * len(loads)  # bytes
+    placed: _Placed = defaultdict(list)
+    left = []
+    for unit in units:
+        owners: list[int] = []
+        before = heap.copy() if unit.piece.count > 1 else heap
+        for _ in range(unit.piece.count):
+            work, load, rank = heap[0]
+            fits = work == 0 or (work + unit.work <= limit and taken[rank] + unit.bytes <= wave_memory)
+            if not fits and placed:
+                break
+            heapreplace(heap, (work + unit.work, load + unit.work, rank))
+            taken[rank] += unit.bytes
+            owners.append(rank)
+        if len(owners) == unit.piece.count:
+            placed[id(unit.group)].append((unit.piece, owners))
+            continue
+        for rank in owners:
+            taken[rank] -= unit.bytes
+        heap = before
+        left.append(unit)
+    for _, load, rank in heap:
+        loads[rank] = load
+    return placed, left
 
 
 def _units(group: Alike, ranks: int, machine: Machine, wave_memory: float) -> Iterator[_Unit]:
@@ -150,14 +163,14 @@ def _units(group: Alike, ranks: int, machine: Machine, wave_memory: float) -> It
     numbers = float(math.prod(group.layout.shape))
     # Of one parameter with many matrices, some at a time.
     bytes_of_one = max(1.0, numbers * group.dtype.itemsize)
-    most = ranks * max(1, int(min(wave_memory / max(1.0, taken), BATCH_BYTES / bytes_of_one)))
+    most = ranks * max(1, int(min(wave_memory / max(1.0, taken), routes.BATCH_BYTES / bytes_of_one)))
     for piece in group.pieces:
         for start in range(0, piece.count, most):
             part = piece if piece.count <= most else replace(piece, first=start, length=min(most, piece.count - start))
             yield _Unit(group, part, seconds, taken, numbers)
 
 
-def _ordered(placed: Sequence[tuple[Piece, list[int]]], layout: Layout, turn: int) -> PlannedBatch:
+def _ordered(placed: Sequence[tuple[Piece, list[int]]], layout: Layout, turn: int, machine: Machine) -> PlannedBatch:
     """Return a batch in the order in which its matrices are sent, so that they lie so in memory."""
     axes, copied = layout.joint_axes, {*layout.copied_axes, *layout.replicated_axes}
 
@@ -167,25 +180,25 @@ def _ordered(placed: Sequence[tuple[Piece, list[int]]], layout: Layout, turn: in
 
     pieces = sorted(placed, key=lambda each: place(each[1][0]))
     owners = [owner for _, own in pieces for owner in own]
-    return PlannedBatch([piece for piece, _ in pieces], "owners", owners, turn)
+    return PlannedBatch([piece for piece, _ in pieces], "owners", owners, turn, machine)
 
 
 # Shards, and what needs no work on whole matrices
 
 
-def _other_waves(groups: Sequence[Alike]) -> Iterator[Wave]:
+def _other_waves(groups: Sequence[Alike], machine: Machine) -> Iterator[Wave]:
     """Yield waves of batches on shards. Those that communicate go together while they are small."""
-    parts = [(group.route, part) for group in groups for part in _capped(group.pieces)]
+    parts = [(group.route, part) for group in groups for part in _capped(group)]
     jobs = {i: job for i, (route, part) in enumerate(parts) if (job := _joint_job(route, part)) is not None}
     owners = dict(zip(jobs, deal(list(jobs.values())), strict=True))
     wave: Wave = []
     size, turn = 0.0, 0
     for i, (route, part) in enumerate(parts):
-        batch = PlannedBatch(part, route, owners.get(i), turn)
+        batch = PlannedBatch(part, route, owners.get(i), turn, machine)
         turn += sum(piece.count for piece in part)
-        more = sum(_taken(piece) for piece in part)
+        more = sum(taken(piece) for piece in part)
         communicates = len(batch.ranks) > 1
-        if wave and (size + more > BATCH_BYTES or not communicates):
+        if wave and (size + more > groups[0].cap or not communicates):
             yield wave
             wave, size = [], 0.0
         wave.append(batch)
@@ -197,36 +210,22 @@ def _other_waves(groups: Sequence[Alike]) -> Iterator[Wave]:
         yield wave
 
 
-def _taken(piece: Piece) -> float:
-    """Return half of the bytes that a piece takes, or those of its gradient where that is more."""
-    work, dtype = piece.member.rule.work, piece.member.param.dtype
-    if piece.stack is None:
-        return float(_bytes(piece.layout, dtype))
-    return piece.count * max(_bytes(piece.layout, dtype), work.temporaries(piece.layout, piece.member.group, dtype) / 2)
-
-
-def _capped(together: list[Piece]) -> Iterator[list[Piece]]:
-    first = together[0]
-    dtype = first.member.param.dtype
-    if first.stack is None:  # of any shapes
-        batch, size = [first], _bytes(first.layout, dtype)
-        for piece in together[1:]:
-            more = _bytes(piece.layout, dtype)
-            if size + more > BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-            batch.append(piece)
-            size += more
-        yield batch
+def _capped(group: Alike) -> Iterator[list[Piece]]:
+    pieces = group.pieces
+    if pieces[0].stack is not None:
+        count = -(-len(pieces) // group.most)
+        for i in range(count):  # as many in each as can be
+            yield pieces[i * len(pieces) // count : (i + 1) * len(pieces) // count]
         return
-    count = -(-len(together) // max(1, int(BATCH_BYTES / max(1.0, _taken(first)))))
-    for i in range(count):  # as many in each as can be
-        yield together[i * len(together) // count : (i + 1) * len(together) // count]
-
-
-def _bytes(layout: Layout, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest shard that a rank has."""
-    return math.prod(layout.largest_shard) * dtype.itemsize
+    batch, size = [pieces[0]], taken(pieces[0])  # of any shapes
+    for piece in pieces[1:]:
+        more = taken(piece)
+        if size + more > group.cap:
+            yield batch
+            batch, size = [], 0.0
+        batch.append(piece)
+        size += more
+    yield batch
 
 
 def _joint_job(route: str, pieces: list[Piece]) -> Job | None:
