@@ -52,7 +52,7 @@ def test_the_busiest_ranks_say_the_same_of_themselves(ranks: Pool, world: int, l
             continue
         assert explanation.most_work.working == pytest.approx(max(share.working for share in shares))
         most = max(share.sent + share.received for share in shares)
-        # With so few matrices copies have to level what they gather, which the search for the busiest does not count.
-        # And of the few rows that Dion2 selects some ranks have one more than others, which no plan tells.
-        least = 0.75 if rule == "Dion2" else 0.9
+        # With so few matrices it matters what the search for the busiest does not count: that copies level what they
+        # gather, and on shards who factors which Gram matrix. Which rows Dion2 selects no plan tells.
+        least = 0.75 if rule in ("Dion on shards", "Dion2") else 0.9
         assert explanation.most_bytes.sent + explanation.most_bytes.received >= least * most
