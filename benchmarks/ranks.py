@@ -26,8 +26,8 @@ from orthon.step import plan as orthons
 
 CONTENDERS = named(FAMILY, "Dion 1/4", "Muon", "Dion2 1/4")
 
-# How many batches are under way: one after the other, or one computing while another communicates.
-AT_ONCE = {False: 1, True: 2}
+# How many waves are under way: one after the other, or one computing while others communicate.
+AT_ONCE = {False: 1, True: orthons.AT_ONCE}
 
 
 def measured(case: Case, *, worlds: tuple[int, ...] = (1, 2, 4), repeats: int) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ SHAPES: dict[str, tuple[int, int]] = {name: (shape[0], shape[1]) for name, shape
 GRADIENTS = list(KINDS)
 
 EXACT: Options = {"polar": "svd"}  # so that nothing but rounding is between a rule and its formulas
+NEWTON_SCHULZ: Options = {"polar": "newton_schulz", "polar_steps": 3}
 DECAY: Options = {"weight_decay": 0.5, "lr": 0.05}
 CAUTIOUS: Options = {**DECAY, "cautious_weight_decay": True}
 
@@ -97,29 +98,34 @@ OPTIONS: dict[str, dict[str, Options]] = {
 # Whole-matrix rules have their polar factor as options above are: exact.
 POLAR_RULES = ["muon", "normuon", "dion2", "dion3"]
 
-# On ranks, by what a set is called there: the rule and its options.
-DION_ON_RANKS: dict[str, tuple[str, Options]] = {
-    "defaults": ("dion", {}),
-    "rank 1": ("dion", {"rank_fraction": 0.01}),
-    "three power iterations": ("dion", {"power_iterations": 3}),
-    "orthonormalize": ("dion", {"right_factor": "orthonormalize", "rank_fraction": 0.5}),
-    "long side": ("dion", {"orthonormal_side": "long", "rank_fraction": 0.5}),
-    "full rank": ("dion", {"rank_fraction": 1.0}),
-    "long side, orthonormalize, two power iterations": (
-        "dion",
-        {
-            "orthonormal_side": "long",
-            "right_factor": "orthonormalize",
-            "power_iterations": 2,
-            "rank_fraction": 0.5,
-        },
-    ),
+# On ranks, by what a set is called there: the rule and its options. Dion takes either route on every layout.
+ROUTES = ("owners", "shards")
+_OF_DION: dict[str, Options] = {
+    "defaults": {},
+    "rank 1": {"rank_fraction": 0.01},
+    "three power iterations": {"power_iterations": 3},
+    "orthonormalize": {"right_factor": "orthonormalize", "rank_fraction": 0.5},
+    "long side": {"orthonormal_side": "long", "rank_fraction": 0.5},
+    "full rank": {"rank_fraction": 1.0},
+    "long side, orthonormalize, two power iterations": {
+        "orthonormal_side": "long",
+        "right_factor": "orthonormalize",
+        "power_iterations": 2,
+        "rank_fraction": 0.5,
+    },
 }
+DION_BY_ROUTE: dict[str, dict[str, tuple[str, Options]]] = {
+    route: {f"{label}, {route}": ("dion", {**options, "route": route}) for label, options in _OF_DION.items()}
+    for route in ROUTES
+}
+DION_ON_RANKS = {**DION_BY_ROUTE["owners"], **DION_BY_ROUTE["shards"]}
 OTHERS_ON_RANKS: dict[str, tuple[str, Options]] = {
     "muon": ("muon", EXACT),
-    "muon by owners, no nesterov": ("muon", {**EXACT, "polar_route": "owners", "nesterov": False}),
+    "muon, owners, no nesterov": ("muon", {**EXACT, "polar_route": "owners", "nesterov": False}),
+    "muon, shards": ("muon", {"polar_route": "shards", **NEWTON_SCHULZ}),
     "muon ema, cautious": ("muon", {**EXACT, "ema": True, "cautious_weight_decay": True, "weight_decay": 0.5}),
-    "normuon": ("normuon", EXACT),
+    "normuon, owners": ("normuon", {**EXACT, "polar_route": "owners"}),
+    "normuon, shards": ("normuon", {"polar_route": "shards", **NEWTON_SCHULZ, "maximize": True}),
     "dion2": ("dion2", EXACT),
     "dion2 half, cautious": (
         "dion2",
@@ -129,4 +135,5 @@ OTHERS_ON_RANKS: dict[str, tuple[str, Options]] = {
     "dion3": ("dion3", {**EXACT, "fraction": 0.5}),
     "dion3 random": ("dion3", {**EXACT, "selection": "random"}),
 }
-ON_RANKS = {**DION_ON_RANKS, **OTHERS_ON_RANKS}
+ON_RANKS = {"dion": ("dion", {}), **DION_ON_RANKS, **OTHERS_ON_RANKS}
+FORCED = [rule for rule, (_, options) in ON_RANKS.items() if {"route", "polar_route"} & options.keys()]

@@ -16,6 +16,7 @@ from orthon.algorithms import (
     RULES,
     Batch,
     Counter,
+    Effort,
     Elementwise,
     Entry,
     LowRank,
@@ -130,13 +131,16 @@ def test_a_rule_that_writes_by_itself_is_refused_where_steps_may_be_left_out(rul
         optimizer.step()
 
 
-class CostAlone(WholeMatrix):
-    """As an author might begin who needs another cost."""
+class OtherEffort(WholeMatrix):
+    """As an author might begin whose work takes another effort."""
+
+    def effort(self, *_: Any) -> Effort:
+        return Effort(1.0)
 
 
 class HalfWork(Work):
-    def cost(self, *_: Any) -> float:
-        return 1.0
+    def routes(self, *_: Any) -> tuple[str, ...]:
+        return ("owners",)
 
 
 class NoMatrixOptions(Work):
@@ -152,7 +156,11 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "no rule": ("steepest", TypeError, "rule should be a Rule, but is a str"),
     "a name with a space": (replace(STEEPEST, name="my rule"), ValueError, "name should be a Python identifier"),
     "the name of another": (replace(STEEPEST, name="muon"), ValueError, r"name is taken by orthon\.algorithms\.muon"),
-    "a cost without a route": (replace(STEEPEST, work=HalfWork()), ValueError, "HalfWork has a cost without a route"),
+    "routes without effort": (
+        replace(STEEPEST, work=HalfWork()),
+        ValueError,
+        "HalfWork has routes without effort; both belong together",
+    ),
     "matrices without their options": (
         replace(STEEPEST, work=NoMatrixOptions()),
         ValueError,
@@ -302,8 +310,8 @@ def test_what_runs_twice_may_register_twice() -> None:
     assert RULES["steepest"] is again
 
 
-def test_a_rule_that_only_needs_other_costs_takes_over_the_rest() -> None:
-    register_rule(Rule("mine", steepest, MOMENTUM, CostAlone(), {}))
+def test_a_rule_that_only_needs_another_effort_takes_over_the_rest() -> None:
+    register_rule(Rule("mine", steepest, MOMENTUM, OtherEffort(), {}))
     assert RULES["mine"].options.keys() == WholeMatrix().options.keys()
 
 

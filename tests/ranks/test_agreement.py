@@ -48,6 +48,10 @@ def disagree(what: str, on: int) -> None:
             options["rank_fraction"] = 0.5
         elif what == "lr":
             options["lr"] = 0.02
+        elif what == "machine":
+            options["machine"] = "h100"
+        elif what == "wave_memory":
+            options["wave_memory"] = 5000
         elif what == "gradient":
             without.add("c")
         elif what == "all gradients":
@@ -62,6 +66,8 @@ EXPECTED = {
     "order": "'b': rank 2 has 'c' in its place",
     "option": "'a': rank_fraction should be the same on all ranks, but is 0.25 on rank 0 and 0.5 on rank 2",
     "lr": "'a': lr should be the same on all ranks, but is 0.01 on rank 0 and 0.02 on rank 2",
+    "machine": "'a': machine should be the same on all ranks, but is .*'cpu'.* on rank 0 and .*'h100'.* on rank 2",
+    "wave_memory": "'a': wave_memory should be the same on all ranks, but is .* on rank 0 and 5000 on rank 2",
     "gradient": "'c': gradient should be the same on all ranks, but is torch.float32 on rank 0 and none on rank 2",
     "all gradients": "'a': gradient should be the same on all ranks, but is torch.float32 on rank 0 and none on rank 2",
     "missing parameter": "'c': is not on all ranks; rank 0 gives the optimizer 3 parameters, and rank 2 2",

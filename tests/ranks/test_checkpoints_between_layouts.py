@@ -56,6 +56,23 @@ def test_one_process_goes_on_from_every_layout(ranks: Pool, saved: Callable[[int
     ranks.run(1, checkpointing.go_on, ALONE, {source: saved(WORLD, source) for source in ON_FOUR}, timeout=200)
 
 
+# Where one side of a matrix alone is cut, so that Muon has both routes as well.
+BY_ROUTE = ["fsdp 0", "fsdp 1", "tp row", "hsdp", "last axis of size 1"]
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(each, marks=[pytest.mark.long] * (i > 0)) for i, each in enumerate(BY_ROUTE)]
+)
+@pytest.mark.parametrize(("source", "target"), [("owners", "shards"), ("shards", "owners")])
+def test_a_route_goes_on_from_the_other_and_from_one_process(
+    ranks: Pool, saved: Callable[[int, str], Path], tmp_path: Path, layout: str, source: str, target: str
+) -> None:
+    ranks.run(WORLD, checkpointing.save, layout, tmp_path / "checkpoint", source)
+    folders = {f"{layout} by {source}": tmp_path / "checkpoint"}
+    ranks.run(WORLD, checkpointing.go_on, layout, {**folders, ALONE: saved(1, ALONE)}, target)
+    ranks.run(1, checkpointing.go_on, ALONE, folders)
+
+
 # On other numbers of ranks, layouts in turn.
 WORLDS = [(2, 4), (2, 8), (4, 8), (4, 2), (8, 2), (8, 4), (2, 1), (8, 1), (1, 2), (1, 8)]
 SHORT = {(2, 4), (4, 8), (8, 1), (1, 2)}  # of which the first run has one pair of layouts each

@@ -21,7 +21,8 @@ LATER = ["ddp compressed", "fsdp 0", "hsdp", "tp row", "fsdp x tp other dim"]
 FAULTY = 2  # the rank that has the fault
 EXACT = {"polar": "svd"}
 RULES: dict[str, dict[str, Any]] = {
-    "dion": {"algorithm": "dion"},
+    "dion by owners": {"algorithm": "dion", "route": "owners"},
+    "dion on shards": {"algorithm": "dion", "route": "shards"},
     "muon": {"algorithm": "muon", **EXACT},
     "normuon": {"algorithm": "normuon", **EXACT},
     "dion2": {"algorithm": "dion2", **EXACT},

@@ -12,12 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import orthon
 from orthon.linalg import polar
-from orthon.sharding import Extent, Job, Layout, deal
-from orthon.sharding.grid import Grid
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
 from tests.support.counting import MORE, counting, triangle
 from tests.support.short_run import marked, one_of_each
+from tests.support.wire import Place, Wire, exchange, side_by_side, together
 
 COUNT = 3  # matrices, which are one batch
 SHAPES = [(192, 192), (192, 384), (384, 192)]
@@ -29,8 +28,9 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "dion2": ("Dion2", NEWTON),
     "dion2 local": ("Dion2", {**NEWTON, "selection": "local"}),
     "dion2 random": ("Dion2", {**NEWTON, "selection": "random"}),
+    "dion by owners": ("Dion", {"route": "owners"}),
 }
-Counted = list[tuple[str, int, int]]  # kind, ranks, numbers
+BYTES = 8  # of a number: all are of float64
 
 
 def on_this_rank(layout: str, shape: tuple[int, int], rule: str) -> dict[str, Any]:
@@ -49,118 +49,89 @@ def on_this_rank(layout: str, shape: tuple[int, int], rule: str) -> dict[str, An
             param.grad = layouts.build(layout, world, start + step)
         with FlopCounterMode(display=False, custom_mapping=MORE) as flops, counting() as calls:
             optimizer.step()
-    explained = [message for batch in orthon.explain(optimizer).batches for message in batch.messages]
-    alone = FlopCounterMode(display=False, custom_mapping=MORE)
-    rows = math.ceil(min(shape) / 4) if name == "Dion2" else min(shape)
-    with alone:
-        polar(torch.randn(1, rows, max(shape), dtype=torch.float64), method="newton_schulz", steps=3)
+    explanation = orthon.explain(optimizer)
     return {
         # The first is the answer to whether all gradients are finite.
         "calls": calls[1:] if layout != "unaware" else calls,
-        "explained": [("scatter" if m.kind == "exchange" else m.kind, m.ranks, m.numbers) for m in explained],
+        "explained": [
+            Wire(m.kind, m.ranks, m.numbers, m.sent / BYTES, m.received / BYTES) for m in explanation.messages
+        ],
         "flops": flops.get_total_flops(),
-        "alone": alone.get_total_flops(),
-        "routes": [batch.polar_route for batch in orthon.explain(optimizer).batches],
+        "alone": alone(shape, rule),
+        "routes": [batch.route for batch in explanation.batches],
     }
 
 
-def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: str) -> Counted:
+def alone(shape: tuple[int, int], rule: str) -> int:
+    """Return the operations on one matrix in one process."""
+    name, options = RULES[rule]
+    if name == "Dion":
+        param = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+        optimizer = orthon.Dion([param], **options)
+        param.grad = torch.randn_like(param)
+        with FlopCounterMode(display=False, custom_mapping=MORE) as flops:
+            optimizer.step()
+        return int(flops.get_total_flops())
+    rows = math.ceil(min(shape) / 4) if name == "Dion2" else min(shape)
+    with FlopCounterMode(display=False, custom_mapping=MORE) as flops:
+        polar(torch.randn(1, rows, max(shape), dtype=torch.float64), method="newton_schulz", steps=3)
+    return int(flops.get_total_flops())
+
+
+def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: str) -> list[Wire]:
     """Return the collectives of a batch on one rank, as docs/communication.md states them."""
-    kind, name = LAYOUTS[layout], RULES[rule][0]
-    sizes, place = kind.meshes[world], layouts.coordinates(layout, world)[rank]
-    axes = [a for a in range(len(sizes)) if sizes[a] > 1]
-    order = axes[::-1] if kind.inner_first else axes  # in which they cut
-    cut = [[a for a in order if kind.dims[a] == dim] for dim in (0, 1)]
-    copies = [a for a in axes if kind.dims[a] is None and (not kind.plain or kind.replicas)]
-    averaged = [a for a in copies if kind.compressed and kind.axes[a] == kind.replicas]
-    local = [shape[dim] // math.prod(sizes[a] for a in cut[dim]) for dim in (0, 1)]
-    # They are dealt out in turn: to ranks, or to copies whose ranks work on a matrix together.
-    owner = _owners(copies if rule == "muon on shards" else axes, sizes)
-    messages: Counted = []
-
-    def lines(where: list[int]) -> list[int]:
-        """Return over how many ranks each collective runs: all at once, or along one axis after the other."""
-        found = [sizes[a] for a in sorted(where)]
-        return [world] if len(found) > 1 and math.prod(found) == world else found
-
+    at, name = Place(layout, world, rank, COUNT), RULES[rule][0]
+    cut = at.cut
+    local = [shape[dim] // at.size(cut[dim]) for dim in (0, 1)]
+    messages: list[Wire] = []
+    averaged = at.averaged
     if averaged and rule != "dion2 random":  # nothing smaller than the gradients would do
-        messages += [("sum", size, COUNT * math.prod(local)) for size in lines(averaged)]
+        messages += at.sums(COUNT * math.prod(local), averaged)
         averaged = []
+    if name == "Dion":
+        return messages + _dion(at, shape, local)
     side = 1 if name == "Dion2" and shape[0] > shape[1] else 0  # of which Dion2 takes a quarter
     part = list(local)
     if name == "Dion2":
         part[side] //= 4
         if rule != "dion2 random":
-            messages += [("sum", size, COUNT * local[side]) for size in lines(cut[1 - side])]
+            messages += at.sums(COUNT * local[side], cut[1 - side])
         if rule == "dion2":
-            messages += _gathers([COUNT * local[side]] * math.prod(sizes[a] for a in cut[side]), lines(cut[side]))
-
-    def mine(held: list[int], where: list[int]) -> list[int]:
-        return [j for j in held if all(owner[j][a] == place[a] for a in where)]
-
+            messages += at.gather(COUNT * local[side], cut[side])
     numbers = math.prod(part)
-    sending = mine(list(range(COUNT)), [a for a in copies if a not in averaged])
-    messages += [("scatter", size, len(sending) * numbers) for size in lines(averaged)]
-    held = mine(sending, averaged)
+    if averaged:
+        sending = at.mine(range(COUNT), [a for a in at.copies if a not in averaged])
+        of_copy = at.mine(sending, averaged)
+        given, mine = len(sending) * numbers, len(of_copy) * numbers
+        (line,) = at.lines(averaged)
+        messages.append(exchange(at.size(line), given, mine, (at.size(line) - 1) * mine))
     if rule == "muon on shards":
-        n = shape[1] if cut[0] else shape[0]
+        at.deal(at.copies)  # to copies, whose ranks work on a matrix together
+        held, n = len(at.mine(range(COUNT), at.copies)), shape[1] if cut[0] else shape[0]
         # Norms, and the Gram matrix once, and again after the first step.
-        sums = [len(held), *[len(held) * triangle(n)] * 2]
-        messages += [("sum", size, numbers) for numbers in sums for size in lines(cut[0] or cut[1])]
+        for each in (held, held * triangle(n), held * triangle(n)):
+            messages += at.sums(each, cut[0] or cut[1])
     else:
-        back = []
-        for axis in [*reversed(cut[side]), *reversed(cut[1 - side])]:
-            to = [j for j in held if owner[j][axis] == place[axis]]
-            messages.append(("scatter", sizes[axis], len(held) * numbers))
-            back.append(("scatter", sizes[axis], len(to) * numbers * sizes[axis]))
-            held, numbers = to, numbers * sizes[axis]
-        messages += reversed(back)
-    if copies:
-        where = sorted(copies)
-        shares = [0] * math.prod(sizes[a] for a in where)
-        for j in range(COUNT):
-            index = 0
-            for a in where:
-                index = index * sizes[a] + owner[j][a]
-            shares[index] += math.prod(part)
-        along = lines(where)
-        here = [place[a] for a in where]
-        if len(along) < len(where):  # all at once
-            index = 0
-            for a in where:
-                index = index * sizes[a] + place[a]
-            here = [index]
-        messages += _gathers(shares, along, here)
+        there, back = at.there_and_back(numbers, [*reversed(cut[side]), *reversed(cut[1 - side])])
+        messages += side_by_side(there) + side_by_side(back)
+    messages += at.to_copies(numbers)
     if name == "NorMuon":
-        messages += [("sum", size, COUNT * local[0]) for size in lines(cut[1])]
-        messages += [("sum", size, COUNT * 2) for size in lines(cut[0])]
+        messages += at.sums(COUNT * local[0], cut[1])
+        messages += at.sums(COUNT * 2, cut[0])
     return messages
 
 
-def _owners(axes: list[int], sizes: tuple[int, ...]) -> list[dict[int, int]]:
-    """Return for each matrix where its owner is along the axes."""
-    places = list(product(*(range(sizes[a]) for a in axes)))
-    return [dict(zip(axes, places[j % len(places)], strict=True)) for j in range(COUNT)]
-
-
-def _gathers(shares: list[int], along: list[int], place: list[int] | None = None) -> Counted:
-    """Return the gatherings of shares, along the last axis first; each is as long as its longest share."""
-    place = place or [0] * len(along)
-    messages: Counted = []
-    for i in reversed(range(len(along))):
-        inner = math.prod(along[i + 1 :])
-        start = 0
-        for size, index in zip(along[:i], place[:i], strict=True):
-            start = start * size + index
-        start *= along[i] * inner
-        blocks = [sum(shares[start + k * inner : start + (k + 1) * inner]) for k in range(along[i])]
-        sums = [sum(shares[k : k + inner]) for k in range(0, len(shares), inner)]
-        lines = [sums[k : k + along[i]] for k in range(0, len(sums), along[i])]
-        if any(along[i] * max(line) > 1.5 * sum(line) for line in lines):  # dealt out evenly before
-            messages.append(("scatter", along[i], blocks[place[i]]))
-            blocks = [-(-sum(blocks) // along[i])]
-        messages.append(("gather", along[i], along[i] * max(blocks)))
-    return messages
+def _dion(at: Place, shape: tuple[int, int], local: list[int]) -> list[Wire]:
+    """Return what Dion sends: M and Q to the owners, and M, Q and the update back."""
+    side, cut = 0 if shape[0] > shape[1] else 1, at.cut  # along which Q lies
+    r = min(shape) // 4
+    of_m, of_q = math.prod(local), local[side] // at.size(cut[1 - side]) * r
+    there, back = at.there_and_back(of_m, [*reversed(cut[0]), *reversed(cut[1])])
+    q_there, q_back = at.there_and_back(of_q, [*reversed(cut[1 - side]), *reversed(cut[side])])
+    messages = side_by_side(there, q_there) + side_by_side(back, back, q_back)
+    messages += together(at.to_copies(of_m), at.to_copies(of_m), at.to_copies(of_q))
+    is_spread = at.size(cut[1 - side]) > 1 and r > local[1 - side]
+    return messages if is_spread else messages + at.gather(COUNT * of_q, cut[1 - side])
 
 
 def _has_one_cut_side(layout: str, world: int) -> bool:
@@ -189,12 +160,14 @@ def test_costs(ranks: Pool, world: int, layout: str, shape: tuple[int, int], rul
     depends_on_data = rule in ("dion2", "dion2 random") and _is_cut(layout, world, int(shape[0] > shape[1]))
     for rank, result in enumerate(results):
         expected = formula(layout, world, rank, shape, rule)
+        calls: list[tuple[Any, ...]] = [message[:3] for message in expected]
+        explained: list[tuple[Any, ...]] = list(expected)
         if depends_on_data:  # how many of the chosen rows lie where
             for seen in (result["calls"], result["explained"]):
                 assert [message[:2] for message in seen] == [message[:2] for message in expected], f"rank {rank}"
             continue
-        assert result["calls"] == expected, f"rank {rank}: not the collectives of the formula"
-        assert result["explained"] == expected, f"rank {rank}: explain does not tell the collectives of the formula"
+        assert result["calls"] == calls, f"rank {rank}: not the collectives of the formula"
+        assert result["explained"] == explained, f"rank {rank}: explain does not tell what goes over the wire"
     if layout == "unaware":
         return
     route = "shards" if rule == "muon on shards" else "owners"
@@ -208,31 +181,3 @@ def test_costs(ranks: Pool, world: int, layout: str, shape: tuple[int, int], rul
 def _is_cut(layout: str, world: int, side: int) -> bool:
     kind = LAYOUTS[layout]
     return any(dim == side and size > 1 for dim, size in zip(kind.dims, kind.meshes[world], strict=True))
-
-
-# Owners
-
-
-LLAMA_8B = [(4096, 4096)] * 64 + [(1024, 4096)] * 64 + [(14336, 4096)] * 64 + [(4096, 14336)] * 32
-
-
-@pytest.mark.parametrize("world", [2, 8, 24, 32])
-def test_owners_are_even(world: int) -> None:
-    grid = Grid(torch.arange(world), (0,), (None,))
-    costs = {shape: 10.0 * min(shape) ** 2 * max(shape) for shape in set(LLAMA_8B)}
-    grid._made[(0,)] = _Anyone(world)  # type: ignore[assignment]
-    jobs = [
-        Job(Layout((Extent(m), Extent(n)), grid, torch.device("cpu")), LLAMA_8B.count((m, n)), costs[m, n], False)
-        for m, n in dict.fromkeys(LLAMA_8B)
-    ]
-    loads = [0.0] * world
-    for job, owners in zip(jobs, deal(jobs), strict=True):
-        assert len(owners) == job.count
-        for owner in owners:
-            loads[owner] += job.cost
-    assert max(loads) <= 1.1 * sum(loads) / world
-
-
-class _Anyone:
-    def __init__(self, size: int) -> None:
-        self.size, self.ranks = size, tuple(range(size))

@@ -9,7 +9,7 @@ from orthon.testing import Pool, parity
 from orthon.testing.gradients import ON_RANKS as GRADIENTS
 from orthon.testing.layouts import LAYOUTS, layouts_on
 from orthon.testing.problems import SHAPES, VIEWS, Case
-from tests.rules_table import DION_ON_RANKS, ON_RANKS, OTHERS_ON_RANKS
+from tests.rules_table import DION_BY_ROUTE, FORCED, ON_RANKS, OTHERS_ON_RANKS
 from tests.support import parity_cases
 from tests.support.parity_cases import WORLDS
 
@@ -28,8 +28,13 @@ def check(ranks: Pool, case: Case) -> None:
     parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, timeout=30))
 
 
-@pytest.mark.parametrize("case", table(parity_cases.dion_cases))
-def test_ranks_compute_what_one_process_computes(ranks: Pool, case: Case) -> None:
+@pytest.mark.parametrize("case", table(parity_cases.dion_by_owners))
+def test_dion_by_owners(ranks: Pool, case: Case) -> None:
+    check(ranks, case)
+
+
+@pytest.mark.parametrize("case", table(parity_cases.dion_on_shards))
+def test_dion_on_shards(ranks: Pool, case: Case) -> None:
     check(ranks, case)
 
 
@@ -43,25 +48,36 @@ def test_views(ranks: Pool, case: Case) -> None:
     check(ranks, case)
 
 
+@pytest.mark.parametrize("case", table(parity_cases.left_out_cases))
+def test_steps_that_are_left_out_and_small_waves(ranks: Pool, case: Case) -> None:
+    """Before each step one rank finds a NaN. Waves give each owner one matrix."""
+    parity.check(case, ranks.run(case.problem.world, parity.on_this_rank, case, None, None, 1.0, timeout=60))
+
+
 # The table and the judge
 
 
-def test_dions_short_table_has_every_value_on_every_world_size() -> None:
-    short = parity_cases.representatives(parity_cases.dion_cases)
-    assert sum(len(parity_cases.dion_cases(world)) for world in WORLDS) >= 1000
+@pytest.mark.parametrize("route", DION_BY_ROUTE)
+def test_dions_short_tables_have_every_value_on_every_world_size(route: str) -> None:
+    of_world = {"owners": parity_cases.dion_by_owners, "shards": parity_cases.dion_on_shards}[route]
+    short = parity_cases.representatives(of_world)
+    assert sum(len(of_world(world)) for world in WORLDS) >= 1000
     assert {case.layout for case in short} == LAYOUTS.keys()
     for world in WORLDS:
         here = [case for case in short if case.problem.world == world]
         assert world == 8 or {case.layout for case in here} == set(layouts_on(world))
         assert {case.problem.shapes for case in here} == SHAPES.keys(), world
         assert {case.problem.gradients for case in here} == GRADIENTS.keys(), world
-        assert {case.problem.label for case in here} == DION_ON_RANKS.keys(), world
+        assert {case.problem.label for case in here} == DION_BY_ROUTE[route].keys(), world
         assert {case.problem.dtype for case in here} == parity.TOLERANCE.keys(), world
 
 
 def test_the_short_tables_of_others_have_every_value() -> None:
     others = parity_cases.representatives(parity_cases.other_cases)
     views = parity_cases.representatives(parity_cases.view_cases)
+    left_out = parity_cases.representatives(parity_cases.left_out_cases)
+    assert {case.layout for case in left_out} == LAYOUTS.keys()
+    assert {case.problem.label for case in left_out} == set(FORCED)
     assert {case.layout for case in others} == {case.layout for case in views} == LAYOUTS.keys()
     assert {case.problem.gradients for case in others} == {case.problem.gradients for case in views} == GRADIENTS.keys()
     assert {case.problem.label for case in others} == OTHERS_ON_RANKS.keys()
@@ -70,7 +86,7 @@ def test_the_short_tables_of_others_have_every_value() -> None:
     assert {case.problem.shapes for case in views} == VIEWS.keys()
 
 
-CASE = parity_cases.case("unaware", "uneven", "full rank", "defaults", 2)
+CASE = parity_cases.case("unaware", "uneven", "full rank", "dion", 2)
 
 
 def test_a_wrong_gradient_on_one_rank_is_found(ranks: Pool) -> None:

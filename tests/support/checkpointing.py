@@ -58,12 +58,17 @@ class Weights(nn.Module):
             self.register_parameter(name, nn.Parameter(_build(layout, whole)))
 
 
-def run_of(layout: str, seed: int | None) -> tuple[Weights, MixedOptimizer]:
-    """Return weights and an optimizer of all rules."""
+def run_of(layout: str, seed: int | None, route: str | None = None) -> tuple[Weights, MixedOptimizer]:
+    """Return weights and an optimizer of all rules, which work by a route where there are several."""
     model = Weights(layout, seed)
     groups = [
         {"params": [(name, param)], **GROUPS[name][1], "weight_decay": 0.1} for name, param in model.named_parameters()
     ]
+    for group in groups if route is not None else ():
+        if group["algorithm"] == "dion":
+            group["route"] = route
+        elif group["algorithm"] in ("muon", "normuon") and "view" not in group:
+            group["polar_route"] = route
     distributed: dict[str, Any] = {}
     if layout != ALONE and LAYOUTS[layout].replicas:
         distributed["replicas"] = layouts.replica_group(layout, dist.get_world_size())
@@ -93,26 +98,28 @@ def uninterrupted() -> dict[str, Tensor]:
     return {name: param.detach() for name, param in model.named_parameters()}
 
 
-def half_run(layout: str) -> tuple[Weights, MixedOptimizer]:
+def half_run(layout: str, route: str | None = None) -> tuple[Weights, MixedOptimizer]:
     """Train on a layout to the middle of the run."""
-    model, optimizer = run_of(layout, 1)
+    model, optimizer = run_of(layout, 1, route)
     train(layout, model, optimizer, range(SAVED))
     if layout != ALONE and LAYOUTS[layout].compressed:
         optimizer.consolidate()
     return model, optimizer
 
 
-def save(layout: str, folder: Path) -> None:
+def save(layout: str, folder: Path, route: str | None = None) -> None:
     """Train on a layout to the middle of the run, and save."""
-    model, optimizer = half_run(layout)
+    model, optimizer = half_run(layout, route)
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about what it is going to change
         dcp.save(state, checkpoint_id=folder)
 
 
-def load(layout: str, folder: Path, rank_fraction: float | None = None) -> tuple[Weights, MixedOptimizer]:
-    model, optimizer = run_of(layout, None)
+def load(
+    layout: str, folder: Path, rank_fraction: float | None = None, route: str | None = None
+) -> tuple[Weights, MixedOptimizer]:
+    model, optimizer = run_of(layout, None, route)
     for group in optimizer.param_groups if rank_fraction is not None else ():
         if group["algorithm"] == "dion":
             group["rank_fraction"] = rank_fraction
@@ -125,10 +132,11 @@ def load(layout: str, folder: Path, rank_fraction: float | None = None) -> tuple
     return model, optimizer
 
 
-def go_on(layout: str, folders: dict[str, Path]) -> None:
+def go_on(layout: str, folders: dict[str, Path], route: str | None = None) -> None:
     """Load what other layouts have saved, train to the end, and compare with the uninterrupted run."""
     for source, folder in folders.items():
-        model, optimizer = load(layout, folder)
+        model, optimizer = load(layout, folder, route=route)
+        assert route is None or {group.get("route", route) for group in optimizer.param_groups} == {route}
         _finish(layout, model, optimizer, f"from {source} to {layout}")
 
 

@@ -27,15 +27,16 @@ MORE = {
     aten.linalg_solve_triangular: _solve,
 }
 
-Counted = list[tuple[str, int, int]]  # kind, ranks, numbers of the whole tensor
+# Kind, ranks, and numbers of the whole tensor; of an exchange those that this rank gives.
+Counted = list[tuple[str, int, int]]
 
 
 @contextmanager
 def counting() -> Iterator[Counted]:
     """Note every collective that is called."""
     seen: Counted = []
-    kinds = {"all_reduce": "sum", "all_to_all_single": "scatter"}
-    from orthon.sharding import line as module
+    kinds = {"all_reduce": "sum", "all_to_all_single": "exchange"}
+    from orthon.sharding import requests as module
 
     def spy(name: str, real: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:

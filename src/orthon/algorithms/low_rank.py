@@ -113,7 +113,12 @@ class LowRank(Work):
         return sent + self.temporaries(layout.alone, {**options, "cautious_weight_decay": False}, dtype)
 
     def compresses(self, layout: Layout, options: Group) -> bool:
-        """Return whether the factors of all power iterations have fewer numbers than the gradient."""
+        """Return whether the factors of all power iterations have fewer numbers than the gradient.
+
+        Owners find the factors of whole gradients, so that there is nothing to average but these.
+        """
+        if options["route"] == "owners":
+            return False
         m, n = layout.largest_shard
         return bool(options["power_iterations"] * (m + n) * self.update_rank(layout.shape, options) < m * n)
 

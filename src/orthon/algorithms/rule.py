@@ -119,7 +119,7 @@ def _check_work(work: Work, where: str) -> None:
     kind = type(work)
     for one, other in (("routes", "effort"), ("effort", "routes")):
         if getattr(kind, one) is not getattr(Work, one) and getattr(kind, other) is getattr(Work, other):
-            raise ValueError(f"{where}: {kind.__name__} has a {one} without a {other}; both belong together")
+            raise ValueError(f"{where}: {kind.__name__} has {one} without {other}; both belong together")
     if not work.takes_matrices:
         for answer in ("update_rank", "routes", "owned_bytes", "compresses", "check_layout", "polar_dtype"):
             if getattr(kind, answer) is not getattr(Work, answer):

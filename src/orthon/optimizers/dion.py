@@ -62,7 +62,8 @@ class Dion(NamedOptimizer):
         route: how several processes work on one matrix. "owners": one of them works on the whole of it. "shards": all
             do, each on its shard. It changes how much is sent and computed, and the result by rounding alone. "auto"
             takes what is faster for the whole step: for large matrices owners, from about 1/rank_fraction processes on.
-            Compressed synchronization (`sync_gradients`) always works on shards.
+            Compressed synchronization (`sync_gradients`) needs shards: "auto" takes them for it, and with "owners"
+            gradients are averaged in full.
         precision: the arithmetic of the products that make P orthonormal. "float32" is the most accurate. "bf16x3"
             splits each number into two of bfloat16: columns are orthonormal up to 3e-5, usually to 1e-5, and directions
             of relative size 6e-5 count as noise. "tf32" is for CUDA devices alone: up to 1e-3, and 4e-3. None chooses:

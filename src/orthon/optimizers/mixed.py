@@ -53,8 +53,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         machine: on which the processes run, where several work together: a name of `orthon.machines.MACHINES` or a
             `Machine`. It decides who does what, and nothing about the result. None looks at the device.
         wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several
-            work together; one matrix, if that is more. None is a sixteenth of the device's memory. Two such waves are
-            under way at a time.
+            work together; one matrix, if that is more. None is a sixteenth of the device's memory. Three such waves
+            are under way at a time.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.

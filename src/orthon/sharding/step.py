@@ -1,6 +1,5 @@
 """Computations that pause where ranks communicate, and running several of them at once."""
 
-from collections import deque
 from collections.abc import Generator, Iterable
 from itertools import repeat
 from typing import Any, TypeVar
@@ -18,23 +17,22 @@ def run(waves: Iterable[Iterable[Step[None]]], *, at_once: int) -> None:
     """Run computations to their ends, wave by wave, so that one wave computes while the requests of another travel.
 
     The computations of a wave go together: each goes on until it has a request, and then the requests of all travel in
-    as few collectives as there are kinds. Whose turn it is depends on how often each has paused, never on which
-    collective has arrived. So the order of collectives is the same on every rank.
+    as few collectives as there are kinds. The waves under way take turns, the newest first. So the matrices of one wave
+    arrive, and the results of another return, while a third computes. Whose turn it is depends on how often each has
+    paused, never on which collective has arrived. So the order of collectives is the same on every rank.
 
     Args:
         waves: the computations of each wave. The next wave is taken only when it can start.
         at_once: how many waves are under way at the same time, each with its temporaries.
     """
-    under_way: deque[_Wave] = deque()
+    under_way: list[_Wave] = []
     coming = iter(waves)
     while True:
-        while len(under_way) < at_once and (steps := next(coming, None)) is not None:
-            under_way.append(_Wave(steps))
+        if len(under_way) < at_once and (steps := next(coming, None)) is not None:
+            under_way.insert(0, _Wave(steps))
         if not under_way:
             return
-        wave = under_way.popleft()
-        if wave.go_on():
-            under_way.append(wave)
+        under_way = list(filter(_Wave.go_on, under_way))
 
 
 class _Wave:

@@ -27,8 +27,8 @@ from orthon.step.waves import WAVE_MEMORY, sets_of_waves
 
 States = MutableMapping[Tensor, dict[str, Any]]
 
-# Waves under way at the same time, so that one computes while another communicates.
-AT_ONCE = 2
+# Waves under way at the same time: the matrices of one arrive, and the results of another return, while one computes.
+AT_ONCE = 3
 
 # Options that schedulers change from step to step. Nothing in a plan depends on them.
 _CHANGING = {"lr", "weight_decay"}

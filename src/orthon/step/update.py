@@ -161,6 +161,8 @@ class _Viewed:
                 continue
             now = matrices.open(kept, stack) if entry.side is None else matrices.open_factor(kept, entry.side, stack)
             now[self._places] = torch.stack([state[key] for state in self.states]) if moved else opened
+            if _shares(now, kept):
+                continue
             if entry.side is None:
                 matrices.close(kept, stack, now)
             else:

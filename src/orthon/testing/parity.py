@@ -56,13 +56,19 @@ def scales(right: dict[str, Tensor], start: Tensor) -> dict[str, float]:
     return {what: scale or 1.0 for what, scale in largest.items()}
 
 
-def on_this_rank(case: Case, source: Source | None = None, wrong_on: int | None = None) -> Result:
+def on_this_rank(
+    case: Case,
+    source: Source | None = None,
+    wrong_on: int | None = None,
+    wave_memory: float | None = None,
+) -> Result:
     """Run the case in a worker and return the local parts.
 
     Args:
         case: what is run.
         source: where the rule is registered, if it is none of Orthon's.
         wrong_on: a rank whose gradients are to be slightly wrong, if any.
+        wave_memory: of the optimizer.
     """
     load(case.problem.rule, source)
     problem, layout, world = case.problem, case.layout, case.problem.world
@@ -70,7 +76,8 @@ def on_this_rank(case: Case, source: Source | None = None, wrong_on: int | None 
     named: list[tuple[str, Tensor]] = [(w.name, param) for w, param in zip(weights(problem), params, strict=True)]
     compressed = LAYOUTS[layout].compressed
     group = layouts.replica_group(layout, world)
-    optimizer = optimizer_of(problem, named, replicas=group, sync_gradients=compressed)
+    optimizer = optimizer_of(problem, named, replicas=group, sync_gradients=compressed, wave_memory=wave_memory)
+    is_alone = LAYOUTS[layout].plain and group is None
     generator = torch.Generator().manual_seed(1)
     for step in range(STEPS):
         for param, weight in zip(params, weights(problem), strict=True):
@@ -78,10 +85,26 @@ def on_this_rank(case: Case, source: Source | None = None, wrong_on: int | None 
             if wrong_on == dist.get_rank():
                 layouts.local(gradient)[:1] *= 1 + 1e-7
             param.grad = gradient
+        if problem.skips:
+            _step_with_a_nan(params, optimizer, here=is_alone or dist.get_rank() == 1)
         optimizer.step()
     if compressed:
         optimizer.consolidate()  # until then every replica has a momentum of its own
     return [{what: layouts.local(x) for what, x in _held(param, optimizer, problem.rule).items()} for param in params]
+
+
+def _step_with_a_nan(params: list[nn.Parameter], optimizer: MixedOptimizer, *, here: bool) -> None:
+    """Make a step in which a gradient has a NaN, perhaps on this rank, and restore the gradients."""
+    grads = [param.grad for param in params]
+    for param, grad in zip(params, grads, strict=True):
+        assert grad is not None
+        param.grad = grad.clone()
+        if here and layouts.local(grad).numel():
+            layouts.local(param.grad)[(-1,) * grad.ndim] = float("nan")
+            break
+    optimizer.step()
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
 
 
 def gradient_of(case: Case, full: Tensor, generator: torch.Generator) -> Tensor:

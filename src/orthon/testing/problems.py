@@ -19,17 +19,18 @@ STEPS = 5
 LR = 0.1
 COPIES = 3  # parameters of the first shape
 
-# Several matrices of the first shape, which are one batch, and one of the second.
-SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+# Several matrices of the first shape, which are one batch, and one of the second; or a single matrix.
+SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "even": ((16, 24), (24, 16)),
     "even tall": ((24, 16), (16, 24)),
     "uneven": ((13, 10), (10, 21)),
     "empty shards": ((5, 12), (12, 9)),  # torch.chunk makes 3 or 5 pieces of 5 rows, and 5 of 9
     "few rows": ((3, 7), (7, 3)),
     "few columns": ((7, 3), (3, 7)),
+    "one matrix": ((14, 20),),
 }
 # Those of rules that take any shape, besides.
-OTHER_SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+OTHER_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "vectors": ((13,), (3,)),
     "three dims": ((6, 4, 5), (3, 8, 2)),
 }
@@ -66,6 +67,7 @@ class Problem:
         gradients: a key of `gradients.ON_RANKS`.
         dtype: of weights and gradients.
         world: the number of ranks; where some gradients are zero depends on it.
+        skips: whether steps with a NaN are left out. On ranks there is one before each step then.
     """
 
     rule: str
@@ -75,6 +77,7 @@ class Problem:
     gradients: str
     dtype: torch.dtype
     world: int
+    skips: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,8 @@ def weights(problem: Problem) -> list[Weight]:
     if problem.shapes in VIEWS:
         shapes = [VIEWS[problem.shapes][0]] * (COPIES - 1)
     else:
-        first, other = {**SHAPES, **OTHER_SHAPES}[problem.shapes]
-        shapes = [*[first] * (COPIES - 1), other, first]
+        first, *others = {**SHAPES, **OTHER_SHAPES}[problem.shapes]
+        shapes = [*[first] * (COPIES - 1), *others, first] if others else [first]
     result = []
     for i, shape in enumerate(shapes):
         start = torch.randn(shape, generator=generator, dtype=torch.float64).mul_(0.1).to(problem.dtype)
@@ -127,11 +130,18 @@ def optimizer_of(
     *,
     replicas: dist.ProcessGroup | None = None,
     sync_gradients: bool = False,
+    wave_memory: float | None = None,
 ) -> MixedOptimizer:
     """Return an optimizer of the problem's rule over named parameters."""
     options: dict[str, Any] = {"lr": LR, **problem.options}
     if problem.shapes in VIEWS:
         options["view"] = VIEWS[problem.shapes][1]
     return MixedOptimizer(
-        named, algorithm=problem.rule, options=options, replicas=replicas, sync_gradients=sync_gradients
+        named,
+        algorithm=problem.rule,
+        options=options,
+        replicas=replicas,
+        sync_gradients=sync_gradients,
+        nonfinite="skip" if problem.skips else "raise",
+        wave_memory=wave_memory,
     )
