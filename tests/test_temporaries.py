@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from orthon import Dion, Dion2, Dion3, Explanation, MatrixView, Muon, NorMuon, explain
-from orthon.explain import BatchRow
+from orthon.explain import BatchRow, WaveRow
+from orthon.explain.dry_run import DryRun
 from orthon.explain.temporaries import Temporaries
-from orthon.linalg.device import meta_stands_for
+from orthon.explain.units import size
 from orthon.sharding import Message
+from orthon.step.batches import Wave
 from tests.support.sampling import crossed
 
 FAMILY = (Dion, Muon, NorMuon, Dion2, Dion3)
@@ -145,8 +147,9 @@ def test_batches_are_capped(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert batch.batch_bytes <= cap or batch.matrices == 1, batch
     for explanation in (whole, capped):
         assert sum(batch.batch_bytes for batch in explanation.batches) == sum(param.nbytes for param in params)
-    assert capped.temporary_bytes == max(batch.temporary_bytes for batch in capped.batches)
-    largest = [max(b.temporary_bytes for b in e.batches if b.shape == (32, 48)) for e in (capped, whole)]
+        assert all(len(wave.batches) == 1 for wave in explanation.waves)
+    assert capped.temporary_bytes == max(wave.temporary_bytes for wave in capped.waves)
+    largest = [max(w.temporary_bytes for w in e.waves if w.batches[0].shape == (32, 48)) for e in (capped, whole)]
     assert largest[0] <= 0.7 * largest[1]
 
 
@@ -161,34 +164,36 @@ def test_batches_of_any_shapes_are_capped(algorithm: str, monkeypatch: pytest.Mo
 def test_batches_that_are_alike_cost_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind is tried once; what is told of it is told of all."""
     monkeypatch.setattr("orthon.step.routes.BATCH_BYTES", 2 * 4 * 40 * 40)
-    tried = []
-    module = sys.modules["orthon.explain.dry_run"]
-    monkeypatch.setattr(module, "_try", lambda work, *_, **__: tried.append(len(work.pieces)) or ((), len(tried)))
+    tried: list[int] = []
+
+    def trial(_: DryRun, wave: Wave) -> tuple[tuple[Message, ...], int]:
+        (batch,) = wave
+        tried.append(len(batch.pieces))
+        return (), len(tried)
+
+    monkeypatch.setattr(DryRun, "_try", trial)
     explanation = explain(Dion([nn.Parameter(torch.zeros(40, 40)) for _ in range(7)]))
     assert tried == [1, 2]
-    assert [batch.temporary_bytes for batch in explanation.batches] == [1, 2, 2, 2]
-
-
-def standing_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["orthon.explain.dry_run"]
-    monkeypatch.setattr(module, "meta_stands_for", lambda _: meta_stands_for(torch.device("cuda")))
+    assert [wave.temporary_bytes for wave in explanation.waves] == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
 @pytest.mark.parametrize("make", FAMILY)
-def test_plans_for_a_gpu(make: Any, nonfinite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_for_a_gpu(make: Any, nonfinite: str) -> None:
     model = nn.Sequential(nn.Embedding(50, 256), nn.Linear(256, 512), nn.Linear(512, 256), nn.Conv2d(3, 4, 3))
     on_cpu = explain(make.for_model(model, nonfinite=nonfinite))
-    standing_for_a_gpu(monkeypatch)
-    on_gpu = explain(make.for_model(model, nonfinite=nonfinite))
+    on_gpu = explain(make.for_model(model, nonfinite=nonfinite), machine="h100")
+    assert (on_cpu.machine, on_gpu.machine) == ("cpu", "h100")
     assert [batch.parameters for batch in on_gpu.batches] == [batch.parameters for batch in on_cpu.batches]
     if make is Dion:  # products of three parts in bfloat16
-        assert on_gpu.batches[1].temporary_bytes > on_cpu.batches[1].temporary_bytes
+        assert on_gpu.waves[1].temporary_bytes > on_cpu.waves[1].temporary_bytes
+    assert explain(make.for_model(model, nonfinite=nonfinite), machine="cpu") == on_cpu
 
 
-def row(temporary_bytes: int, messages: int) -> BatchRow:
-    sent = tuple(Message("sum", 2, 1, 4) for _ in range(messages))
-    return BatchRow(("w",), 1, (1, 1), "dion", "whole", "", "", sent, 4, temporary_bytes)
+def row(temporary_bytes: int, messages: int) -> WaveRow:
+    sent = tuple(Message("sum", 2, 1, 4, sent=4.0, received=4.0) for _ in range(messages))
+    batch = BatchRow(("w",), 1, (1, 1), "dion", "whole", "", "", 4)
+    return WaveRow((batch,), sent, temporary_bytes)
 
 
 @pytest.mark.parametrize(
@@ -201,34 +206,38 @@ def row(temporary_bytes: int, messages: int) -> BatchRow:
         ([(5, 3), (7, 3), (1, 0)], 12),
     ],
 )
-def test_batches_under_way_together_add_up(rows: list[tuple[int, int]], expected: int) -> None:
+def test_waves_under_way_together_add_up(rows: list[tuple[int, int]], expected: int) -> None:
     assert sys.modules["orthon.explain.dry_run"]._under_way([row(*each) for each in rows]) == expected
 
 
 def test_the_memory_is_printed() -> None:
     params = [nn.Parameter(torch.zeros(64, 64)) for _ in range(3)]
     explanation = explain(Dion(params, rank_fraction=0.25))
-    told = f"{explanation.temporary_bytes:,} bytes"
+    told = size(explanation.temporary_bytes)
+    assert told.endswith(" kB")
     assert str(explanation).splitlines()[-2:] == [
         "",
         f"memory of a step beside weights, gradients and state: at most {told}, in 1 batch of at most "
-        "49,152 bytes of gradients",
+        "49.2 kB of gradients",
     ]
     two = Explanation((), (row(0, 0),) * 2, temporary_bytes=132_149_999)
-    assert str(two).endswith("state: at most 132.1 MB, in 2 batches of at most 4 bytes of gradients")
+    assert str(two).endswith("state: at most 132 MB, in 2 batches of at most 4 bytes of gradients")
     assert "memory" not in str(Explanation(()))
 
 
 def test_the_choice_of_adamw_on_an_accelerator_is_told() -> None:
     """By torch's own choice a CPU takes one parameter after the other, and an accelerator all together."""
 
-    def explained(device: str, **options: Any) -> int:
+    def explained(device: str, *, machine: str | None = None, **options: Any) -> int:
         params: list[Tensor] = [nn.Parameter(torch.zeros(30, 40, device=device)) for _ in range(20)]
-        return explain(Dion([{"params": params, "algorithm": "adamw", **options}])).temporary_bytes
+        optimizer = Dion([{"params": params, "algorithm": "adamw", **options}])
+        return explain(optimizer, machine=machine).temporary_bytes
 
     assert explained("meta") > 3 * explained("cpu")
     assert explained("meta") == explained("cpu", foreach=True)
     assert explained("meta", foreach=False) == explained("cpu")
+    assert explained("meta") == explained("cpu", machine="a100") == explained("meta", machine="a100")
+    assert explained("cpu") == explained("meta", machine="cpu")
 
 
 @pytest.mark.parametrize(

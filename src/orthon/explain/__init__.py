@@ -1,7 +1,8 @@
 """What an optimizer does with each parameter, and what its step sends and takes."""
 
-from orthon.explain.dry_run import explain
+from orthon.explain.explaining import explain
 from orthon.explain.explanation import Explanation
-from orthon.explain.rows import BatchRow, Row
+from orthon.explain.rows import BatchRow, Row, WaveRow
+from orthon.explain.shares import Share
 
-__all__ = ["BatchRow", "Explanation", "Row", "explain"]
+__all__ = ["BatchRow", "Explanation", "Row", "Share", "WaveRow", "explain"]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from orthon.explain.rows import BatchRow, Row, WaveRow
-from orthon.explain.tables import communication_table, memory_line, parameter_table
+from orthon.explain.shares import Share
+from orthon.explain.tables import communication_table, memory_line, parameter_table, share_table
 from orthon.sharding import Message
 
 
@@ -16,14 +17,22 @@ class Explanation:
     Attributes:
         rows: one for each parameter.
         waves: one for each wave of batches, in the order of a step.
-        temporary_bytes: the most that this process holds at one time in a step, beside weights, gradients and state.
-            It is what the largest wave takes, or the largest that are under way together where processes communicate.
+        temporary_bytes: the most that this rank holds at one time in a step, beside weights, gradients and state.
+            It is what the largest wave takes, or the largest that are under way together where ranks communicate.
             The first step, which makes the state, may take more.
+        machine: the name of the one for which the step is planned.
+        here: what this rank does of the step; None if there are no parameters.
+        most_work: what the rank does that works the longest. This rank's share, if no other works longer.
+        most_bytes: what the rank does that sends and receives the most. This rank's share, if no other does more.
     """
 
     rows: tuple[Row, ...]
     waves: tuple[WaveRow, ...] = ()
     temporary_bytes: int = 0
+    machine: str = ""
+    here: Share | None = None
+    most_work: Share | None = None
+    most_bytes: Share | None = None
 
     @property
     def batches(self) -> tuple[BatchRow, ...]:
@@ -39,6 +48,8 @@ class Explanation:
         parts = [parameter_table(self.rows)]
         if self.messages:
             parts.append(communication_table(self.waves))
+            if self.here and self.most_work and self.most_bytes:
+                parts.append(share_table(self.here, self.most_work, self.most_bytes, self.machine))
         if self.batches:
             parts.append(memory_line(self.batches, self.temporary_bytes))
         return "\n\n".join(parts)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from orthon.explain.rows import BatchRow, Row, WaveRow
+from orthon.explain.shares import Share
+from orthon.explain.units import amount, duration, operations, size
 
 
 def parameter_table(rows: Sequence[Row]) -> str:
     """Return a line for each parameter, or for each set of parameters that are alike, and totals for each rule."""
-    header = ("parameter", "shape", "matrices", "rule", "rank of update", "lr factor", "state bytes", "why")
+    header = ("parameter", "shape", "matrices", "rule", "rank of update", "lr factor", "state", "why")
     alike: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         # Without their numbers, the names in all layers of a stack are the same.
@@ -22,17 +24,33 @@ def parameter_table(rows: Sequence[Row]) -> str:
 
 
 def communication_table(waves: Sequence[WaveRow]) -> str:
-    """Return a line for each wave, or for each set of waves that are alike, and the total of one step."""
-    header = ("waves", "matrices", "shapes", "layout", "by", "synchronization", "collectives", "over the wire")
+    """Return a line for each set of waves that are alike, with the mean of what they send, and the total of a step."""
+    header = ("waves", "matrices", "shapes", "layout", "by", "synchronization", "collectives", "sent", "received")
     alike: dict[tuple[str, ...], list[WaveRow]] = {}
     for wave in waves:
         if wave.messages:
             alike.setdefault(_wave_cells(wave), []).append(wave)
-    lines = [(str(len(same)), *cells) for cells, same in alike.items()]
-    messages = [message for wave in waves for message in wave.messages]
-    sent, received = sum(message.sent for message in messages), sum(message.received for message in messages)
-    total = f"one step: {len(messages)} collectives, {size(sent)} sent and {size(received)} received"
-    return "\n".join([*_table(header, lines, right={0, 1, 6, 7}), "", total])
+    lines = []
+    for cells, same in alike.items():
+        means = [sum(wave.sent for wave in same) / len(same), sum(wave.received for wave in same) / len(same)]
+        lines.append((str(len(same)), *cells, *map(size, means)))
+    count = sum(len(wave.messages) for wave in waves)
+    sent, received = sum(wave.sent for wave in waves), sum(wave.received for wave in waves)
+    total = f"one step: {count} collectives, {size(sent)} sent and {size(received)} received by this rank"
+    return "\n".join([*_table(header, lines, right={0, 1, 6, 7, 8}), "", total])
+
+
+def share_table(here: Share, most_work: Share, most_bytes: Share, machine: str) -> str:
+    """Return what this rank does of a step, and what the busiest ones do, with the time that it takes."""
+    header = ("rank", "", "products", "factorizations", "sent", "received", "work", "sending")
+    kinds: dict[Share, list[str]] = {}
+    for share, kind in ((here, "this one"), (most_work, "most work"), (most_bytes, "most bytes")):
+        kinds.setdefault(share, []).append(kind)
+    lines = [(str(share.rank), ", ".join(kind), *_share_cells(share)) for share, kind in kinds.items()]
+    work = duration(max(share.working for share in kinds)) or "none"
+    sending = duration(max(share.sending for share in kinds)) or "none"
+    total = f"one step on {machine}: about {work} of work on the busiest rank, {sending} of sending"
+    return "\n".join([*_table(header, lines, right={0, 2, 3, 4, 5, 6, 7}), "", total])
 
 
 def memory_line(batches: Sequence[BatchRow], temporary_bytes: int) -> str:
@@ -54,7 +72,7 @@ def _parameter_cells(rows: Sequence[Row]) -> tuple[str, ...]:
         first.rule,
         "" if first.update_rank is None else str(first.update_rank),
         f"{first.lr_factor:.4g}",
-        f"{sum(row.state_bytes for row in rows):,}",
+        size(sum(row.state_bytes for row in rows)),
         first.reason,
     )
 
@@ -65,7 +83,8 @@ def _totals(rows: Sequence[Row]) -> list[str]:
         its = list(of_rule)
         numbers = sum(math.prod(row.shape) for row in its)
         state = sum(row.state_bytes for row in its)
-        totals.append(f"{rule}: {len(its)} parameters, {numbers:,} numbers, {state:,} bytes of state")
+        parameters = "1 parameter" if len(its) == 1 else f"{len(its)} parameters"
+        totals.append(f"{rule}: {parameters}, {amount(numbers)} numbers, {size(state)} of state")
     return totals
 
 
@@ -82,7 +101,17 @@ def _wave_cells(wave: WaveRow) -> tuple[str, ...]:
         ", ".join(dict.fromkeys(batch.route for batch in batches if batch.route)),
         ", ".join(dict.fromkeys(batch.synchronization for batch in batches if batch.synchronization)),
         str(len(wave.messages)),
-        size(wave.bytes),
+    )
+
+
+def _share_cells(share: Share) -> tuple[str, ...]:
+    return (
+        operations(share.products),
+        operations(share.factoring),
+        size(share.sent),
+        size(share.received),
+        duration(share.working),
+        duration(share.sending),
     )
 
 
@@ -114,11 +143,3 @@ def _ranges(values: Sequence[int]) -> str:
         else:
             runs.append([value])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def size(count: float) -> str:
-    """Return a number of bytes in a unit that a person reads."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= 0.9995 * unit:
-            return f"{count / unit:.3g} {name}" if count < 999.5 * unit else f"{count / unit:,.0f} {name}"
-    return f"{count:,.0f} bytes"

@@ -249,6 +249,10 @@ class MixedOptimizer(torch.optim.Optimizer):
         planner = self._planner if machine is None else self._planner_for(machine)
         return planner.waves(members)
 
+    def machine_of(self, member: Member) -> Machine:
+        """Return the machine on which a parameter is, as far as plans are concerned."""
+        return self._planner.machine(member.layout)
+
     def _capture(self, members: list[Member]) -> Capture:
         """Return what must still hold at the end of a step that is being captured. Raise for what does not hold now."""
         warm, owner = self._skipped is not None, type(self).__name__

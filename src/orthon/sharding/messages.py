@@ -1,8 +1,8 @@
 """The collectives of a step, noted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ class Message:
         bytes: of these numbers.
         sent: the bytes that leave this rank. A sum sends as a ring does, nearly twice what it sums.
         received: the bytes that come to this rank.
+        line: the global ranks that take part.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Message:
     bytes: int
     sent: float
     received: float
+    line: tuple[int, ...] = field(default=(), repr=False)
 
 
 _log: list[Message] | None = None
@@ -43,8 +45,8 @@ def record_messages() -> Iterator[list[Message]]:
         _log = before
 
 
-def note_message(kind: str, ranks: int, whole: Tensor, *, sent: float, received: float) -> None:
+def note_message(kind: str, line: Sequence[int], whole: Tensor, *, sent: float, received: float) -> None:
     """Note a collective, if somebody records them. For the arguments see `Message`; numbers, here, and not bytes."""
     if _log is not None:
         size = whole.element_size()
-        _log.append(Message(kind, ranks, whole.numel(), whole.nbytes, sent * size, received * size))
+        _log.append(Message(kind, len(line), whole.numel(), whole.nbytes, sent * size, received * size, tuple(line)))

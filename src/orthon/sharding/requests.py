@@ -95,7 +95,7 @@ class _SumFlight(Flight):
         self._whole = parts[0].contiguous() if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
         line = requests[0].line
         ring = 2 * self._whole.numel() * (line.size - 1) / line.size
-        note_message("sum", line.size, self._whole, sent=ring, received=ring)
+        note_message("sum", line.ranks, self._whole, sent=ring, received=ring)
         self._work = line.start(dist.all_reduce, self._whole)
 
     def land(self) -> None:
@@ -119,7 +119,7 @@ class _GatherFlight(Flight):
         mine = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
         self._received = mine.new_empty(line.size, mine.numel())
         others = (line.size - 1) * mine.numel()
-        note_message("gather", line.size, self._received, sent=others, received=others)
+        note_message("gather", line.ranks, self._received, sent=others, received=others)
         self._work = line.start(_gather_into, self._received.view(-1), mine)
 
     def land(self) -> None:
@@ -140,7 +140,7 @@ class _ExchangeFlight(Flight):
         self._received = packed.new_empty(sum(self._into.lengths))
         slot = line.slot
         sent, came = packed.numel() - out.lengths[slot], self._received.numel() - self._into.lengths[slot]
-        note_message("exchange", line.size, packed, sent=sent, received=came)
+        note_message("exchange", line.ranks, packed, sent=sent, received=came)
         self._work = line.start(dist.all_to_all_single, self._received, packed, self._into.lengths, out.lengths)
 
     def land(self) -> None:
