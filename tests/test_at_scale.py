@@ -13,7 +13,7 @@ FSDP_64_TP_8 = {"dp": 64, "tp": 8}
 
 
 def of_owners(size: str, fraction: float, ranks: int) -> float:
-    """Return the bytes that a rank sends on average if owners work: M there, M and the update back, Q there and back."""
+    """Return the bytes that a rank sends on average by owners: M there, M and the update back, Q there and back."""
     options = {"rank_fraction": fraction, "rank_multiple_of": 1}
     numbers = 0
     for shape in shapes(size).values():
@@ -24,7 +24,7 @@ def of_owners(size: str, fraction: float, ranks: int) -> float:
 def show(counts: Counts) -> None:
     print(
         f"{counts.sent / 1e9:.3f} GB sent, {counts.received / 1e9:.3f} GB received, {counts.collectives} collectives, "
-        f"{counts.operations} operations, {counts.flops / 1e12:.2f} TF, of these {counts.factoring / 1e12:.2f} factoring"
+        f"{counts.operations} operations, {counts.flops / 1e12:.2f} TF, with {counts.factoring / 1e12:.2f} of factoring"
     )
 
 

@@ -38,7 +38,9 @@ def on_this_rank(layout: str, shape: tuple[int, int], options: dict[str, Any]) -
     full = [torch.randn(*shape, generator=generator) for _ in range(COUNT)]
     named = [(f"w{i}", nn.Parameter(layouts.build(layout, world, start))) for i, start in enumerate(full)]
     group = layouts.replica_group(layout, world) if kind.replicas else None
-    optimizer = Dion(named, nonfinite="skip", replicas=group, sync_gradients=kind.compressed, **options)
+    optimizer = Dion(
+        named, nonfinite="skip", replicas=group, sync_gradients=kind.compressed, **{"route": "shards", **options}
+    )
     for step in range(3):
         for (_, param), start in zip(named, full, strict=True):
             param.grad = layouts.build(layout, world, start + step)
@@ -48,7 +50,7 @@ def on_this_rank(layout: str, shape: tuple[int, int], options: dict[str, Any]) -
                 optimizer.step()
         else:
             optimizer.step()
-    explained = [message for batch in orthon.explain(optimizer).batches for message in batch.messages]
+    explained = orthon.explain(optimizer).messages
     return {
         # The first is the answer to whether all gradients are finite.
         "calls": calls[1:] if world > 1 and layout != "unaware" else calls,
@@ -77,62 +79,102 @@ def memory(options: dict[str, Any]) -> tuple[list[int], orthon.Explanation]:
     return taken, orthon.explain(optimizer)
 
 
-def formula(layout: str, world: int, shape: tuple[int, int], options: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """Return the collectives of a batch, as docs/communication.md states them."""
+def formula(
+    layout: str, world: int, rank: int, shape: tuple[int, int], options: dict[str, Any], *, passes: int
+) -> Counted:
+    """Return the collectives of a batch on one rank, as docs/communication.md states them.
+
+    Args:
+        layout: a key of `LAYOUTS`.
+        world: the number of ranks.
+        rank: the one.
+        shape: of the matrices.
+        options: of Dion.
+        passes: that orthonormalizations take.
+    """
     kind = LAYOUTS[layout]
+    sizes, place = kind.meshes[world], layouts.coordinates(layout, world)[rank]
     r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
+    t = triangle(r)
     orthonormal = "right_factor" in options
     iterations = options.get("power_iterations", 1)
     left = 1 if shape[0] > shape[1] else 0  # the dim to which P belongs
-    cuts: list[list[int]] = [[], []]  # sizes of the mesh axes that cut rows and columns
-    copies: list[int] = []
-    averaged: list[int] = []
-    for size, dim, axis in zip(kind.meshes[world], kind.dims, kind.axes, strict=True):
-        if dim is not None:
-            cuts[dim].append(size)
-        elif kind.compressed and axis == kind.replicas:
-            averaged.append(size)
-        elif not kind.plain or kind.replicas:
-            copies.append(size)
-    local = [shape[dim] // math.prod(cuts[dim]) for dim in (0, 1)]
-    messages: list[tuple[str, int, int]] = []
+    axes = [a for a in range(len(sizes)) if sizes[a] > 1]
+    order = axes[::-1] if kind.inner_first else axes  # in which they cut
+    cuts = [[a for a in order if kind.dims[a] == dim] for dim in (0, 1)]
+    alike = [a for a in axes if kind.dims[a] is None]
+    averaged = [a for a in alike if kind.compressed and kind.axes[a] == kind.replicas]
+    copies = [a for a in alike if a not in averaged and (not kind.plain or kind.replicas)]
+    local = [shape[dim] // math.prod(sizes[a] for a in cuts[dim]) for dim in (0, 1)]
+    messages: Counted = []
 
-    def lines(*axes: list[int]) -> list[int]:
-        """Return over how many ranks each collective runs: all at once, or along one axis after the other."""
-        found = [size for each in axes for size in each if size > 1]
-        return [world] if len(found) > 1 and math.prod(found) == world else found
+    def lines(*groups: list[int]) -> list[tuple[int, int]]:
+        """Return over how many ranks each collective runs, all at once or along one axis after the other, and where."""
+        found = [(sizes[a], place[a]) for group in groups for a in group]
+        if len(found) < 2 or math.prod(size for size, _ in found) != world:
+            return found
+        index = 0
+        for size, own in found:
+            index = index * size + own
+        return [(world, index)]
 
-    def sums(numbers: list[int], *axes: list[int]) -> None:
-        messages.extend(("sum", size, COUNT * number) for number in numbers for size in lines(*axes))
+    def sums(number: int, *groups: list[int]) -> None:
+        messages.extend(("sum", size, COUNT * number) for size, _ in lines(*groups))
 
-    def scatter(numbers: int, *axes: list[int]) -> None:
+    def scatter(numbers: int, *groups: list[int]) -> None:
         whole = COUNT * numbers
-        for size in lines(*axes):
-            messages.append(("scatter", size, whole))
+        for size, _ in lines(*groups):
+            messages.append(("exchange", size, whole))
             whole //= size
 
-    def gather(numbers: int, *axes: list[int]) -> None:
-        part = COUNT * numbers // math.prod(lines(*axes))
-        for size in reversed(lines(*axes)):
+    def gather(numbers: int, *groups: list[int]) -> None:
+        part = COUNT * numbers // math.prod(size for size, _ in lines(*groups))
+        for size, _ in reversed(lines(*groups)):
             part *= size
             messages.append(("gather", size, part))
 
+    def dealt(there: int, back: int, *groups: list[int]) -> None:
+        """Gram matrices are added up where each is dealt to, and what is made of them is gathered."""
+        along = lines(*groups)
+        mine = [COUNT // world_ + (i < COUNT % world_) for world_ in [math.prod(s for s, _ in along)] for i in range(world_)]
+        blocks = []
+        for size, index in along:
+            length = len(mine) // size
+            split = [mine[i * length : (i + 1) * length] for i in range(size)]
+            blocks.append([sum(part) for part in split])
+            mine = split[index]
+        for (size, _), of_line in zip(along, blocks, strict=True):
+            messages.append(("exchange", size, sum(of_line) * there))
+        for (size, index), of_line in reversed(list(zip(along, blocks, strict=True))):
+            if size * max(of_line) <= 1.5 * sum(of_line):
+                messages.append(("gather", size, size * max(of_line) * back))
+            else:  # it would be padded too much
+                messages.append(("exchange", size, (size - 1) * of_line[index] * back))
+
+    def orthonormalization(*groups: list[int]) -> None:
+        if lines(*groups):
+            for there, back in [(t + r, t + 2 * r), (t, t + 2 * r + 1), (t, t + r)][:passes]:
+                dealt(there, back, *groups)
+
     if averaged and iterations * sum(local) * r >= math.prod(local):  # cheaper to average the gradients
-        sums([math.prod(local)], averaged)
-        copies, averaged = copies + averaged, []
+        sums(math.prod(local), averaged)
+        copies, averaged = sorted(copies + averaged), []
     a, c = local[left], local[1 - left]
     shared = copies if orthonormal or 2 * a > 300 else []
-    if math.prod(cuts[left]) > 1 and r > a:  # Q is spread
+    if cuts[left] and r > a:  # Q is spread
         gather(c * r, cuts[left])
     for _ in range(iterations):
-        scatter(a // math.prod(copies) * r, cuts[1 - left], averaged)
-        sums([r, *[triangle(r)] * 3], cuts[left], copies, cuts[1 - left], averaged)
+        scatter(a // math.prod(sizes[i] for i in copies) * r, cuts[1 - left], averaged)
+        orthonormalization(cuts[left], copies, cuts[1 - left], averaged)
         gather(a * r, copies, cuts[1 - left], averaged)
-        scatter(c // math.prod(shared) * r, cuts[left], averaged)
-        sums([r, *[triangle(r)] * 3] if orthonormal else [r, r], cuts[1 - left], shared, cuts[left], averaged)
+        scatter(c // math.prod(sizes[i] for i in shared) * r, cuts[left], averaged)
+        if orthonormal:
+            orthonormalization(cuts[1 - left], shared, cuts[left], averaged)
+        else:
+            sums(r, cuts[1 - left], shared, cuts[left], averaged)
         gather(c * r, shared, cuts[left], averaged)
     if orthonormal:
-        sums([r * r], cuts[1 - left], shared, cuts[left], averaged)
+        sums(r * r, cuts[1 - left], shared, cuts[left], averaged)
     return messages
 
 
@@ -151,11 +193,12 @@ def test_the_short_table_has_every_value() -> None:
 def test_costs(ranks: Pool, world: int, layout: str, shape: tuple[int, int], options: str) -> None:
     chosen = OPTIONS[options]
     results = ranks.run(world, on_this_rank, layout, shape, chosen)
-    expected = formula(layout, world, shape, chosen)
     for rank, result in enumerate(results):
-        assert result["calls"] == expected, f"rank {rank}: not the collectives of the formula"
-        assert result["explained"] == expected, f"rank {rank}: explain does not tell the collectives of the formula"
-    _check_numbers(layout, world, shape, chosen, expected)
+        # The host leaves out the last pass where the factors say so. Without numbers there is nothing that says so.
+        two, three = (formula(layout, world, rank, shape, chosen, passes=passes) for passes in (2, 3))
+        assert result["calls"] in (two, three), f"rank {rank}: not the collectives of the formula"
+        assert result["explained"] == three, f"rank {rank}: explain does not tell the collectives of the formula"
+    _check_numbers(layout, world, shape, chosen, formula(layout, world, 0, shape, chosen, passes=3))
     _check_flops(layout, world, shape, chosen, max(result["flops"] for result in results))
 
 
