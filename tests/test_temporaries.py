@@ -201,9 +201,10 @@ def row(temporary_bytes: int, messages: int) -> WaveRow:
     [
         ([], 0),
         ([(5, 0), (7, 0), (6, 0)], 7),  # none waits: one after the other
-        ([(5, 3), (7, 3), (6, 3)], 13),
+        ([(5, 3), (7, 3), (6, 3), (4, 3)], 18),  # three are under way
         ([(5, 3), (70, 0), (60, 0)], 75),  # one computes while another waits
-        ([(5, 3), (7, 3), (1, 0)], 12),
+        ([(5, 3), (7, 3), (1, 0)], 13),
+        ([(5, 3), (7, 3), (6, 3), (4, 0)], 18),
     ],
 )
 def test_waves_under_way_together_add_up(rows: list[tuple[int, int]], expected: int) -> None:
