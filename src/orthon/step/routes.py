@@ -23,6 +23,9 @@ _ENOUGH_WAVES = 8
 _COLLECTIVES = {"owners": 2, "shards": 8}
 _OPERATIONS = 150
 
+# Some matrices on shards are more waves and collectives. They have to save a part of the time that owners take.
+_WORTH_MIXING = 0.9
+
 # How often a number that is sent is written to memory or read: where it is packed, received, put together and used.
 _PASSES = 6
 
@@ -68,15 +71,24 @@ class Alike:
 
     def work(self, route: str, machine: Machine) -> float:
         """Return how many seconds the owner of one matrix works on it, or each rank on its shard."""
-        effort = self.effort(route)
-        group = self.pieces[0].member.group
-        dtype = group.get("product_dtype") or group.get("state_dtype") or self.dtype
-        divided = max(1, min(len(self.ranks), self.count)) if route == "shards" else 1
+        effort, dtype = self.effort(route), self.computed_in
+        # Of the matrices of a batch on shards, each rank factors some.
+        divided = max(1, min(len(self.ranks), self.most * self.pieces[0].count, self.count)) if route == "shards" else 1
         return machine.seconds(effort.products, dtype) + machine.factor_seconds(effort.factoring / divided, dtype)
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """The dtype of large products, and of what is sent for polar factors."""
+        member, group = self.pieces[0].member, self.pieces[0].member.group
+        storage = group.get("state_dtype") or self.dtype
+        polar: torch.dtype | None = member.rule.work.polar_dtype(storage, self.layout, group)
+        return polar or group.get("product_dtype") or storage
 
     def sending(self, route: str, machine: Machine) -> float:
         """Return how many seconds each rank sends for all of the matrices, and starts operations on its shards."""
-        number = (self.pieces[0].member.group.get("state_dtype") or self.dtype).itemsize
+        member, group = self.pieces[0].member, self.pieces[0].member.group
+        storage = group.get("state_dtype") or self.dtype
+        number = (member.rule.work.polar_dtype(storage, self.layout, group) or storage).itemsize
         numbers = self.effort(route).numbers * self.count
         passes = machine.traffic_seconds(_PASSES * numbers * number)
         batches = 1 if route == "owners" else -(-len(self.pieces) // self.most)
@@ -137,6 +149,8 @@ def choose_routes(groups: Sequence[Alike], machine: Machine) -> None:
 
     free.sort(key=gain, reverse=True)
     best = min(range(len(free), -1, -1), key=seconds)
+    if seconds(best) > _WORTH_MIXING * seconds(len(free)):
+        best = len(free)
     for index, group in enumerate(free):
         group.route = "owners" if index < best else "shards"
 
@@ -146,12 +160,12 @@ def cap(groups: Sequence[Alike], wave_memory: float) -> float:
 
     Args:
         groups: about all of which the same ranks communicate.
-        wave_memory: bytes that a wave may take, which is twice as much as it holds, while two are under way.
+        wave_memory: bytes that a wave may take, which is twice as much as it holds.
     """
     if len(groups[0].ranks) == 1:
         return BATCH_BYTES
     total = sum(taken(piece) for group in groups for piece in group.pieces)
-    return max(BATCH_BYTES, min(wave_memory / 4, total / _ENOUGH_WAVES))
+    return max(BATCH_BYTES, min(wave_memory / 2, total / _ENOUGH_WAVES))
 
 
 def taken(piece: Piece) -> float:
