@@ -44,7 +44,7 @@ def on_shards(mesh: str, rows: tuple[int, ...], count: int, options: dict[str, A
         unit = yield from unit_columns_on_shards(B[:, mine].clone(), ranks)
         check(unit, one_of_unit, "unit columns")
 
-    run([compute(turn) for turn in range(3)], at_once=2)
+    run(([compute(turn)] for turn in range(3)), at_once=2)
 
 
 @pytest.mark.parametrize("count", [1, 3, 14])
@@ -71,7 +71,7 @@ def dealt(mesh: str, count: int) -> list[tuple[int, int, int]]:
         torch.testing.assert_close(gathered, expected, rtol=1e-14, atol=0)
         places.append((turn, mine.start, mine.stop))
 
-    run([compute(turn) for turn in range(ranks.size + 1)], at_once=1)
+    run(([compute(turn)] for turn in range(ranks.size + 1)), at_once=1)
     return places
 
 
