@@ -143,11 +143,11 @@ class Step:
             for waves in self.sets:
                 run(([update(b, self.states, {}, LossScale()) for b in wave] for wave in waves), at_once=2)
 
-    def sent(self) -> float:
-        """Make the step, and return the bytes that are sent."""
+    def wire(self) -> float:
+        """Make the step, and return the bytes that are sent or received, whichever is more."""
         with record_messages() as messages:
             self.make()
-        return sum(message.sent for message in messages)
+        return max(sum(message.sent for message in messages), sum(message.received for message in messages))
 
     def counted(self) -> Counts:
         """Make the step, and count."""

@@ -52,8 +52,8 @@ class _Wave:
         Returns:
             whether a computation has not come to its end.
         """
-        for flight in self._flights:
-            flight.land()
+        while self._flights:
+            self._flights.pop().land()  # so that its memory is free
         waiting, self._waiting, requests = self._waiting, [], list[Request]()
         for step, asked in waiting:
             answer = [request.answer() for request in asked] if isinstance(asked, list) else asked and asked.answer()
