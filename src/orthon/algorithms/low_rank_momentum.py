@@ -123,13 +123,9 @@ class LowRankMomentum:
         of_weights = self._batch.weights[0].dtype
         P, Q = P.to(dtype or of_weights), Q.to(dtype or of_weights)
         update = (Q @ P.mT if self._way.transposed else P @ Q.mT).to(of_weights)
-        M, update, kept = yield from self._way.owned.send_back(
-            self._stored.mT if self._way.transposed else self._stored,
-            update,
-            self._Q,
-            shards=self._shards,
-            kept=self._kept,
-        )
+        M = self._stored.mT if self._way.transposed else self._stored
+        del self._M, self._left, self._right, self._R  # what is sent takes their memory
+        M, update, kept = yield from self._way.owned.send_back(M, update, self._Q, shards=self._shards, kept=self._kept)
         with self._batch.writing:
             self._shards.copy_(M)
             self._kept.copy_(kept)
