@@ -82,10 +82,10 @@ def _gpu(
 # One core that talks through gloo. There is one row for all CPUs, so that ranks on different ones choose the same
 # routes, and the bandwidth is the same within a node and between nodes, because gloo's work takes longer than the wire.
 # A number sent (4 bytes) takes 16 ns: 8 on the wire, and as much to put messages together and take them apart in fresh
-# memory. Dion on 2 and 4 ranks took 9 to 20 ns of both ranks' time for each. Measured on one core of an AMD EPYC with AVX-512 and AMX, all rates of arithmetic
-# and of memory are 2.5 times these (104 GFLOP/s in float32, 52 in float64, Cholesky 18 to 25, 40 to 60 GB/s), and
-# bfloat16 is faster still; most CPUs have no AMX. A small operation takes 1.4 to 2 µs there, a small sum of two ranks
-# 110 to 160 µs.
+# memory. Dion on 2 and 4 ranks took 9 to 20 ns of both ranks' time for each. Measured on one core of an AMD EPYC with
+# AVX-512 and AMX, all rates of arithmetic and of memory are 2.5 times these (104 GFLOP/s in float32, 52 in float64,
+# Cholesky 18 to 25, 40 to 60 GB/s), and bfloat16 is faster still; most CPUs have no AMX. A small operation takes 1.4 to
+# 2 µs there, a small sum of two ranks 110 to 160 µs.
 _CPU = Machine(
     name="cpu",
     float64=20e9,
