@@ -164,7 +164,8 @@ def formula(
         sums(math.prod(local), averaged)
         copies, averaged = sorted(copies + averaged), []
     a, c = local[left], local[1 - left]
-    shared = copies if orthonormal or 2 * a > 300 else []
+    # A number of R takes 2·a operations. In the time of receiving one, a rank on CPUs makes 640.
+    shared = copies if orthonormal or 2 * a > 640 else []
     if cuts[left] and r > a:  # Q is spread
         gather(c * r, cuts[left])
     for _ in range(iterations):
