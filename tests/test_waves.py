@@ -1,8 +1,7 @@
 """Waves: who owns which matrix and when, so that all ranks work about equally long, within a bound of memory."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import orthon
 from orthon import MatrixView
@@ -21,6 +19,7 @@ from orthon.sharding import step as scheduler
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.plan import AT_ONCE
 from orthon.step.routes import BATCH_BYTES, Alike
+from tests.support.many_ranks import fake_ranks
 
 Shape = tuple[int, ...]
 H100 = MACHINES["h100"]
@@ -30,15 +29,6 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "Muon": ("Muon", {"polar_route": "owners"}),
     "Dion 1/4": ("Dion", {"route": "owners"}),
 }
-
-
-@contextmanager
-def fake_ranks(world: int, rank: int = 0) -> Iterator[None]:
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def sharded(shape: Shape, placement: Placement, dtype: torch.dtype) -> nn.Parameter:

@@ -13,13 +13,10 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.distributed.tensor.parallel import parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,17 +27,15 @@ from orthon.sharding import local, on_meta, record_messages, run
 from orthon.step.batches import Wave
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
+from orthon.step.plan import AT_ONCE
 from orthon.step.update import update
 from tests.support.counting import MORE
+from tests.support.many_ranks import PLAN, fake_ranks
 
 CUDA = torch.device("cuda")
 
 # Layers, width, width of keys and values, width of the feed-forward part.
 LLAMA = {"8B": (32, 4096, 1024, 14336), "405B": (126, 16384, 1024, 53248)}
-
-PLAN = {name: ColwiseParallel() for name in ("q", "k", "v", "gate", "up")} | {
-    name: RowwiseParallel() for name in ("o", "down")
-}
 
 
 def _bmm(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:
@@ -141,7 +136,7 @@ class Step:
         """Make the step."""
         with torch.no_grad(), meta_stands_for(CUDA):
             for waves in self.sets:
-                run(([update(b, self.states, {}, LossScale()) for b in wave] for wave in waves), at_once=2)
+                run(([update(b, self.states, {}, LossScale()) for b in wave] for wave in waves), at_once=AT_ONCE)
 
     def wire(self) -> float:
         """Make the step, and return the bytes that are sent or received, whichever is more."""
@@ -206,12 +201,8 @@ def step_on(
         options: of it.
         layers: how many layers the model has; None for all.
     """
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=math.prod(mesh.values()))
-    try:
+    with fake_ranks(math.prod(mesh.values()), rank):
         yield Step(_optimizer(mesh, size, name, options, layers or LLAMA[size][0]))
-    finally:
-        dist.destroy_process_group()
-        _clear_sharding_prop_cache()  # it would give the meshes of these process groups to the next ones
 
 
 def _optimizer(mesh: dict[str, int], size: str, name: str, options: dict[str, Any], count: int) -> MixedOptimizer:

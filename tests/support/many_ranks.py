@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -43,13 +44,14 @@ PLAN = {name: ColwiseParallel() for name in ("q", "k", "v", "gate", "up")} | {
 
 
 @contextmanager
-def fake_ranks(world: int, rank: int) -> Iterator[None]:
+def fake_ranks(world: int, rank: int = 0) -> Iterator[None]:
     """Within the block, be one of so many ranks, whose collectives do nothing."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         yield
     finally:
         dist.destroy_process_group()
+        _clear_sharding_prop_cache()  # it would give the meshes of these process groups to the next ones
 
 
 class Layer(nn.Module):

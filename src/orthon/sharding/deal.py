@@ -1,4 +1,4 @@
-"""Which rank works on which whole matrix."""
+"""Which copy of the ranks works together on which matrix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +15,20 @@ class Job:
         layout: of the matrices.
         count: how many they are.
         cost: of the work on one of them, in any unit.
-        is_joint: whether all ranks that together hold one copy of a matrix work on it together.
     """
 
     layout: Layout
     count: int
     cost: float
-    is_joint: bool
 
 
 def deal(jobs: Sequence[Job]) -> list[list[int]]:
     """Return the owner of each matrix of each job, as an index in `layout.everyone.ranks`.
 
-    The matrix with the longest work comes first. Each goes to the rank that has the least work so far (Graham, "Bounds
-    on multiprocessing timing anomalies", SIAM J. Appl. Math. 17, 1969). Joint work goes to the copy whose busiest rank
-    has the least, and the first rank of that copy counts as the owner. Only jobs of the same ranks are weighed
-    together, so that all of them come to the same result.
+    All ranks that together hold one copy of a matrix work on it together; the first of them counts as the owner. The
+    matrix with the longest work comes first. Each goes to the copy whose busiest rank has the least work so far
+    (Graham, "Bounds on multiprocessing timing anomalies", SIAM J. Appl. Math. 17, 1969). Only jobs of the same ranks
+    are weighed together, so that all of them come to the same result.
     """
     loads: dict[tuple[int, ...], list[float]] = {}
     owners: list[list[int]] = [[] for _ in jobs]
@@ -38,7 +36,7 @@ def deal(jobs: Sequence[Job]) -> list[list[int]]:
         job = jobs[i]
         ranks = job.layout.everyone
         load = loads.setdefault(ranks.ranks, [0.0] * ranks.size)
-        teams = _copies(job.layout) if job.is_joint else [[rank] for rank in range(ranks.size)]
+        teams = _copies(job.layout)
         heap = [(max(load[rank] for rank in team), place) for place, team in enumerate(teams)]
         heapify(heap)
         for _ in range(job.count):

@@ -54,6 +54,7 @@ class Owners:
         self.mine = held
         self._to_copies = self._dealt(range(len(owners)), self._copied)
         self._order = [j for js in self._to_copies for j in js]
+        self._back = sorted(range(len(self._order)), key=self._order.__getitem__)
 
     def take(self, shards: Shards) -> Step[Shards]:
         """Return this rank's shards of the matrices `of_copy`, with the mean over replicas if these are to be averaged.
@@ -112,9 +113,9 @@ class Owners:
         flat = shards.reshape(-1) if isinstance(shards, Tensor) else _flat(shards, like)
         counts = list(map(len, self._to_copies))
         whole = yield from self.layout.grid.along(self._copied).gather_flat(flat, sizes, counts)
-        found = _split(whole, [shapes[j] for j in self._order])
-        back = sorted(range(len(self._order)), key=self._order.__getitem__)
-        return _chosen(found if isinstance(shards, list) else whole.view(len(back), *shapes[0]), back)
+        if isinstance(shards, Tensor):
+            return _chosen(whole.view(len(self._back), *shapes[0]), self._back)
+        return _chosen(_split(whole, [shapes[j] for j in self._order]), self._back)
 
     def _dealt(self, held: Iterable[int], axes: Sequence[int]) -> list[list[int]]:
         """Return the matrices by where their owners are along some axes, the first axis slowest."""

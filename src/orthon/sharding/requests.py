@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,12 +18,24 @@ _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_
 
 
 class Request:
-    """What one computation asks of the ranks along a line. All of these ask for the same, in the same order."""
+    """What one computation asks of the ranks along a line. All of these ask for the same, in the same order.
 
-    def __init__(self, line: "Line", like: Tensor) -> None:
+    Args:
+        line: the ranks.
+        x: what this rank gives.
+    """
+
+    def __init__(self, line: "Line", x: Tensor) -> None:
         self.line = line
-        self.dtype, self.device = like.dtype, like.device
+        self.dtype, self.device = x.dtype, x.device
+        self._x: Tensor | None = x
         self._answer: Tensor | None = None
+
+    def taken(self) -> Tensor:
+        """Return what this rank gives, once, so that its memory is free when it has been packed."""
+        x, self._x = self._x, None
+        assert x is not None
+        return x
 
     def answer(self) -> Tensor:
         """Return what has arrived, once."""
@@ -39,17 +51,9 @@ class Request:
 class Sum(Request):
     """The sum over the ranks of x, whose storage may be overwritten. The answer has its shape."""
 
-    def __init__(self, line: "Line", x: Tensor) -> None:
-        super().__init__(line, x)
-        self.x: Tensor | None = x
-
 
 class Gather(Request):
     """The numbers x (k,) of all ranks, where k is the same on all. The answer is (ranks, k), by ascending rank."""
-
-    def __init__(self, line: "Line", x: Tensor) -> None:
-        super().__init__(line, x)
-        self.x: Tensor | None = x
 
 
 class Exchange(Request):
@@ -65,7 +69,6 @@ class Exchange(Request):
 
     def __init__(self, line: "Line", x: Tensor, lengths: Sequence[int], expected: Sequence[int]) -> None:
         super().__init__(line, x)
-        self.x: Tensor | None = x
         self.lengths, self.expected = lengths, expected
 
 
@@ -88,10 +91,8 @@ def sent_together(requests: Sequence[Request]) -> list[Flight]:
 class _SumFlight(Flight):
     def __init__(self, requests: list[Sum]) -> None:
         self._requests = requests
-        self._shapes = [cast(Tensor, request.x).shape for request in requests]
-        parts = [cast(Tensor, request.x) for request in requests]
-        for request in requests:
-            request.x = None
+        parts = [request.taken() for request in requests]
+        self._shapes = [part.shape for part in parts]
         self._whole = parts[0].contiguous() if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
         line = requests[0].line
         ring = 2 * self._whole.numel() * (line.size - 1) / line.size
@@ -112,9 +113,7 @@ class _SumFlight(Flight):
 class _GatherFlight(Flight):
     def __init__(self, requests: list[Gather]) -> None:
         self._requests, line = requests, requests[0].line
-        parts = [cast(Tensor, request.x) for request in requests]
-        for request in requests:
-            request.x = None
+        parts = [request.taken() for request in requests]
         self._sizes = [part.numel() for part in parts]
         mine = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
         self._received = mine.new_empty(line.size, mine.numel())
@@ -134,9 +133,7 @@ class _ExchangeFlight(Flight):
         self._requests, line = requests, requests[0].line
         out = line.sharing([request.lengths for request in requests])
         self._into = line.sharing([request.expected for request in requests])
-        packed = out.mixed([cast(Tensor, request.x) for request in requests])
-        for request in requests:
-            request.x = None
+        packed = out.mixed([request.taken() for request in requests])
         self._received = packed.new_empty(sum(self._into.lengths))
         slot = line.slot
         sent, came = packed.numel() - out.lengths[slot], self._received.numel() - self._into.lengths[slot]

@@ -79,16 +79,22 @@ class Alike:
     @property
     def computed_in(self) -> torch.dtype:
         """The dtype of large products, and of what is sent for polar factors."""
-        member, group = self.pieces[0].member, self.pieces[0].member.group
-        storage = group.get("state_dtype") or self.dtype
-        polar: torch.dtype | None = member.rule.work.polar_dtype(storage, self.layout, group)
-        return polar or group.get("product_dtype") or storage
+        return self._polar_dtype or self.pieces[0].member.group.get("product_dtype") or self._stored_in
+
+    @property
+    def _stored_in(self) -> torch.dtype:
+        """The dtype of the state."""
+        return self.pieces[0].member.group.get("state_dtype") or self.dtype
+
+    @property
+    def _polar_dtype(self) -> torch.dtype | None:
+        """The dtype of polar factors, for a rule that has some."""
+        member = self.pieces[0].member
+        return member.rule.work.polar_dtype(self._stored_in, self.layout, member.group)
 
     def sending(self, route: str, machine: Machine) -> float:
         """Return how many seconds each rank sends for all of the matrices, and starts operations on its shards."""
-        member, group = self.pieces[0].member, self.pieces[0].member.group
-        storage = group.get("state_dtype") or self.dtype
-        number = (member.rule.work.polar_dtype(storage, self.layout, group) or storage).itemsize
+        number = (self._polar_dtype or self._stored_in).itemsize
         numbers = self.effort(route).numbers * self.count
         passes = machine.traffic_seconds(_PASSES * numbers * number)
         batches = 1 if route == "owners" else -(-len(self.pieces) // self.most)

@@ -234,4 +234,4 @@ def _joint_job(route: str, pieces: list[Piece]) -> Job | None:
     if route != "shards" or not first.member.rule.work.copies_divide_matrices:
         return None
     effort = first.member.rule.work.effort("owners", first.layout, first.member.group)
-    return Job(first.layout, sum(piece.count for piece in pieces), effort.products, is_joint=True)
+    return Job(first.layout, sum(piece.count for piece in pieces), effort.products)
