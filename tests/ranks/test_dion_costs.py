@@ -81,6 +81,21 @@ def memory(options: dict[str, Any]) -> tuple[list[int], orthon.Explanation]:
     return taken, orthon.explain(optimizer)
 
 
+def dealing(sizes: list[int]) -> list[int]:
+    """Return for each rank of a grid its place in the order of dealing: that of its digits read backwards.
+
+    A digit is an index along an axis, or two where the size is the product of two factors.
+    """
+    digits = [factor for size in sizes for factor in ({4: (2, 2), 8: (2, 4)}.get(size) or (size,))]
+    places = []
+    for index in product(*map(range, digits)):
+        place = 0
+        for size, digit in reversed(list(zip(digits, index, strict=True))):
+            place = place * size + digit
+        places.append(place)
+    return places
+
+
 def formula(
     layout: str, world: int, rank: int, shape: tuple[int, int], options: dict[str, Any], *, passes: int
 ) -> Counted:
@@ -138,9 +153,8 @@ def formula(
     def dealt(there: int, back: int, *groups: list[int]) -> None:
         """Gram matrices are added up where each is dealt to, and what is made of them is gathered."""
         along = lines(*groups)
-        mine = [
-            COUNT // world_ + (i < COUNT % world_) for world_ in [math.prod(s for s, _ in along)] for i in range(world_)
-        ]
+        order = dealing([size for size, _ in along])
+        mine = [COUNT // len(order) + (place < COUNT % len(order)) for place in order]
         blocks = []
         for size, index in along:
             length = len(mine) // size

@@ -74,8 +74,8 @@ def orthonormalize_on_shards(
         left: as for `orthonormalize`.
         precision: as for `orthonormalize`, or the arithmetic itself.
         noise: as for `orthonormalize`.
-        turn: the index of the rank that factors the first of the Gram matrices, modulo the number of ranks. Batches of
-            few matrices should differ in it. It must be the same on all ranks.
+        turn: the place of the rank with which the dealing of the Gram matrices starts, see `RowRanks`. It must be the
+            same on all ranks.
     """
     noise = noise or rounding_noise(B.dtype)
     B = B.to(factor_dtype(B.dtype))

@@ -31,7 +31,7 @@ def orthonormalize_dealt(
         left: as for `orthonormalize`.
         noise: of B.
         by: the arithmetic.
-        turn: where the dealing of the matrices starts.
+        turn: the place of the rank with which the dealing of the matrices starts, see `RowRanks`.
     """
     b, _, r = B.shape
     looks, mine = host_decides(B, by), ranks.mine(b, turn=turn)

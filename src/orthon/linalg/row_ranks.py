@@ -21,9 +21,10 @@ class RowRanks(Protocol):
 
     All of them must ask for the same sums in the same order.
 
-    Small work on the matrices of a batch can be dealt out: each rank does it for some of them. These are the next ones
-    in the batch for each next rank, as evenly as possible, from the rank whose index is `turn` modulo `size`. Batches
-    of few matrices should differ in `turn`, so that their work does not all fall to the same ranks.
+    Small work on the matrices of a batch can be dealt out: each rank does it for some of them, as evenly as possible.
+    The ranks have an order of dealing. Those from place `turn` on (modulo `size`) get one more where it does not come
+    out even. Of two batches, the second should have a `turn` that is larger by the matrices of the first. Then the two
+    together are dealt evenly, too.
     """
 
     @property
@@ -45,7 +46,7 @@ class RowRanks(Protocol):
         Args:
             x: this rank's part for each of the matrices, (b, k).
             combine: puts parts together.
-            turn: where the dealing starts.
+            turn: the place of the rank with which the dealing starts.
 
         Returns:
             (b of this rank, k).
@@ -58,7 +59,7 @@ class RowRanks(Protocol):
         Args:
             x: what this rank has, (b of this rank, k).
             count: how many matrices the batch has.
-            turn: where the dealing starts.
+            turn: the place of the rank with which the dealing starts.
         """
         ...
 

@@ -75,6 +75,16 @@ class Line:
         """
         b, _, r = x.shape
         mine = sizes[self.index]
+        received = yield from self.exchange_flat(
+            self._packed(x, sizes), [b * size * r for size in sizes], [b * mine * r] * self.size
+        )
+        return received.view(self.size, b, mine, r).sum(0)
+
+    def _packed(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return the rows of x (b, n, r) that go to each rank, one after the other, as numbers."""
+        b, _, r = x.shape
+        if b == 1:
+            return x.reshape(-1)
         packed, start = x.new_empty(x.numel()), 0
         for count, size in runs(sizes):
             if size == 0:
@@ -82,8 +92,7 @@ class Line:
             rows = x[:, start : start + count * size].reshape(b, count, size, r).movedim(1, 0)
             packed[start * b * r : (start + count * size) * b * r].view(count, b, size, r).copy_(rows)
             start += count * size
-        received = yield from self.exchange_flat(packed, [b * size * r for size in sizes], [b * mine * r] * self.size)
-        return received.view(self.size, b, mine, r).sum(0)
+        return packed
 
     def gather(self, x: Tensor, sizes: Sequence[int]) -> Step[Tensor]:
         """Return the rows of all ranks, one after the other.

@@ -5,18 +5,21 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from orthon.sharding.line import Line
 from orthon.sharding.spans import evenly
+from orthon.sharding.stages import Stage, stages_of, two_factors
 from orthon.sharding.step import Step
 
 T = TypeVar("T")
 
 # From so many numbers on, a sum along several lines is scattered along the first.
 _LARGE = 1 << 14
+
+# How many dealings of matrices are remembered.
+_REMEMBERED = 256
 
 
 class Ranks:
@@ -153,14 +156,11 @@ class Ranks:
         Args:
             x: this rank's part for each matrix, (b, k).
             combine: puts the parts (s, b, k) of s ranks together, (b, k), and may overwrite them. It is associative,
-                since it is applied along one line after the other.
-            turn: the index of the rank to which the first matrices are dealt, modulo `size`.
+                since it is applied in one stage after the other.
+            turn: the place of the rank with which the dealing starts.
         """
-        for line, blocks in zip(self.lines, self._blocks(self._dealt(len(x), turn)), strict=True):
-            mine, k = blocks[line.index], x.shape[1]
-            lengths = [rows * k for rows in blocks]
-            parts = yield from line.exchange_flat(x.reshape(-1), lengths, [mine * k] * line.size)
-            x = combine(parts.view(line.size, mine, k))
+        for stage in self._stages(len(x), turn):
+            x = combine((yield from stage.collect(x)))
         return x
 
     def gather_matrices(self, x: Tensor, count: int, *, turn: int = 0) -> Step[Tensor]:
@@ -169,22 +169,43 @@ class Ranks:
         Args:
             x: what this rank has, (b of this rank, k).
             count: how many matrices there are.
-            turn: the index of the rank to which the first matrices are dealt, modulo `size`.
+            turn: the place of the rank with which the dealing starts.
         """
-        for line, blocks in zip(reversed(self.lines), reversed(self._blocks(self._dealt(count, turn))), strict=True):
-            if line.size * max(blocks) <= 1.5 * sum(blocks):
-                x = (yield from line.gather(x.unsqueeze(0), blocks)).squeeze(0)
-                continue
-            # It would be padded too much. To itself a rank sends nothing.
-            lengths, expected = [x.numel()] * line.size, [rows * x.shape[1] for rows in blocks]
-            lengths[line.index] = expected[line.index] = 0
-            sent = x.reshape(-1).repeat(line.size - 1)
-            others = yield from line.exchange_flat(sent, lengths, expected)
-            before = sum(expected[: line.index])
-            x = torch.cat([others[:before], x.reshape(-1), others[before:]]).view(-1, x.shape[1])
+        for stage in reversed(self._stages(count, turn)):
+            x = yield from stage.spread(x)
         return x
+
+    def _stages(self, count: int, turn: int) -> list[Stage]:
+        """Return the stages in which parts of matrices come together. They are remembered, as steps repeat them."""
+        key = count, turn % self.size
+        if key not in self._remembered:
+            if len(self._remembered) == _REMEMBERED:
+                self._remembered.clear()
+            stages: list[Stage] = []
+            most = count
+            for line, counts in zip(self.lines, self._blocks(self._dealt(*key)), strict=True):
+                stages += stages_of(line, counts, most=most)
+                most = math.ceil(most / line.size)
+            self._remembered[key] = stages
+        return self._remembered[key]
+
+    @cached_property
+    def _remembered(self) -> dict[tuple[int, int], list[Stage]]:
+        return {}
 
     def _dealt(self, count: int, turn: int) -> list[int]:
         """Return how many matrices are dealt to each rank."""
-        sizes = evenly(count, self.size)
-        return [sizes[(i - turn) % self.size] for i in range(self.size)]
+        each, more = divmod(count, self.size)
+        return [each + ((place - turn) % self.size < more) for place in self._places]
+
+    @cached_property
+    def _places(self) -> list[int]:
+        """For each rank its place in the order of dealing, in which ranks that follow each other are far apart.
+
+        So matrices that are dealt to few ranks take different ways to them.
+        """
+        places, weight = [0], 1
+        for size in (factor for line in self.lines for factor in two_factors(line.size)):
+            places = [place + weight * digit for place in places for digit in range(size)]
+            weight *= size
+        return places
