@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 import orthon
 from orthon import Dion, Explanation, Muon, NorMuon
 from orthon.explain import Share
-from orthon.explain.dry_run import DryRun
+from orthon.explain.explained_step import ExplainedStep
 from orthon.explain.shares import Shares
 from orthon.machines import MACHINES
 from tests.support.many_ranks import divided, fake_ranks
@@ -94,7 +94,7 @@ def test_no_rank_is_busier_than_the_busiest(mesh: str, rule: str) -> None:
         explanation = orthon.explain(optimizer, machine="a100")
         shares: list[Share] = []
         for rank in range(12):
-            run = DryRun(optimizer, MACHINES["a100"], torch.device("cuda"), rank=rank)
+            run = ExplainedStep(optimizer, MACHINES["a100"], torch.device("cuda"), rank=rank)
             shares.append(Shares(run.batches, MACHINES["a100"]).of(rank, run.messages))
     assert explanation.here == shares[7]
     assert explanation.most_work is not None

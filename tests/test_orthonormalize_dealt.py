@@ -183,10 +183,10 @@ def test_matrices_are_dealt_evenly(turn: int) -> None:
 
     for count, size in [(0, 3), (1, 4), (3, 3), (7, 3), (9, 4)]:
         ranks = Ranks(range(size), [Line(range(size), 0, None)])
-        sizes = ranks._dealt(count, turn)
+        sizes = ranks.dealt(count, turn=turn)
         assert sum(sizes) == count
         assert max(sizes) - min(sizes) <= 1
-        with_the_next = [a + b for a, b in zip(sizes, ranks._dealt(5, turn + count), strict=True)]
+        with_the_next = [a + b for a, b in zip(sizes, ranks.dealt(5, turn=turn + count), strict=True)]
         assert max(with_the_next) - min(with_the_next) <= 1
 
 

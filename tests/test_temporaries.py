@@ -1,7 +1,6 @@
 """The memory of a step's temporaries: counted, explained, and bounded by batches."""
 
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -10,11 +9,10 @@ from torch import Tensor, nn
 
 from orthon import Dion, Dion2, Dion3, Explanation, MatrixView, Muon, NorMuon, explain
 from orthon.explain import BatchRow, WaveRow
-from orthon.explain.dry_run import DryRun
+from orthon.explain.explained_step import ExplainedStep, most_under_way
 from orthon.explain.temporaries import Temporaries
 from orthon.explain.units import size
 from orthon.sharding import Message
-from orthon.step.batches import Wave
 from tests.support.sampling import crossed
 
 FAMILY = (Dion, Muon, NorMuon, Dion2, Dion3)
@@ -166,12 +164,12 @@ def test_batches_that_are_alike_cost_alike(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("orthon.step.routes.BATCH_BYTES", 2 * 4 * 40 * 40)
     tried: list[int] = []
 
-    def trial(_: DryRun, wave: Wave) -> tuple[tuple[Message, ...], int]:
-        (batch,) = wave
-        tried.append(len(batch.pieces))
+    def trial(_: ExplainedStep, steps: list[Any]) -> tuple[tuple[Message, ...], int]:
+        (batch,) = steps
+        tried.append(len(batch.gi_frame.f_locals["planned"].pieces))
         return (), len(tried)
 
-    monkeypatch.setattr(DryRun, "_try", trial)
+    monkeypatch.setattr(ExplainedStep, "carry_out", trial)
     explanation = explain(Dion([nn.Parameter(torch.zeros(40, 40)) for _ in range(7)]))
     assert tried == [1, 2]
     assert [wave.temporary_bytes for wave in explanation.waves] == [1, 2, 2, 2]
@@ -190,25 +188,19 @@ def test_plans_for_a_gpu(make: Any, nonfinite: str) -> None:
     assert explain(make.for_model(model, nonfinite=nonfinite), machine="cpu") == on_cpu
 
 
-def row(temporary_bytes: int, messages: int) -> WaveRow:
-    sent = tuple(Message("sum", 2, 1, 4, sent=4.0, received=4.0) for _ in range(messages))
-    batch = BatchRow(("w",), 1, (1, 1), "dion", "whole", "", "", 4)
-    return WaveRow((batch,), sent, temporary_bytes)
-
-
 @pytest.mark.parametrize(
-    ("rows", "expected"),
+    ("waves", "expected"),
     [
         ([], 0),
-        ([(5, 0), (7, 0), (6, 0)], 7),  # none waits: one after the other
-        ([(5, 3), (7, 3), (6, 3), (4, 3)], 18),  # three are under way
-        ([(5, 3), (70, 0), (60, 0)], 75),  # one computes while another waits
-        ([(5, 3), (7, 3), (1, 0)], 13),
-        ([(5, 3), (7, 3), (6, 3), (4, 0)], 18),
+        ([(5, False), (7, False), (6, False)], 7),  # none waits: one after the other
+        ([(5, True), (7, True), (6, True), (4, True)], 18),  # three are under way
+        ([(5, True), (70, False), (60, False)], 75),  # one computes while another waits
+        ([(5, True), (7, True), (1, False)], 13),
+        ([(5, True), (7, True), (6, True), (4, False)], 18),
     ],
 )
-def test_waves_under_way_together_add_up(rows: list[tuple[int, int]], expected: int) -> None:
-    assert sys.modules["orthon.explain.dry_run"]._under_way([row(*each) for each in rows]) == expected
+def test_waves_under_way_together_add_up(waves: list[tuple[int, bool]], expected: int) -> None:
+    assert most_under_way(waves) == expected
 
 
 def test_the_memory_is_printed() -> None:
@@ -221,7 +213,8 @@ def test_the_memory_is_printed() -> None:
         f"memory of a step beside weights, gradients and state: at most {told}, in 1 batch of at most "
         "49.2 kB of gradients",
     ]
-    two = Explanation((), (row(0, 0),) * 2, temporary_bytes=132_149_999)
+    batch = BatchRow(("w",), 1, (1, 1), "dion", "whole", "", "", 4)
+    two = Explanation((), (WaveRow((batch,), (), 0),) * 2, temporary_bytes=132_149_999)
     assert str(two).endswith("state: at most 132 MB, in 2 batches of at most 4 bytes of gradients")
     assert "memory" not in str(Explanation(()))
 

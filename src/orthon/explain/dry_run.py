@@ -1,27 +1,27 @@
-"""A step without numbers: on tensors of the device "meta", it tells what a rank would send and take."""
+"""A step without numbers: on tensors of the device "meta", it tells what a rank would do, send and take."""
 
-from collections.abc import Hashable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from orthon.explain.held import Held
-from orthon.explain.rows import BatchRow, WaveRow
 from orthon.explain.seen import members_seen
-from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
 from orthon.machines import Machine
 from orthon.optimizers.mixed import MixedOptimizer
-from orthon.sharding import Message, local, record_messages, run
+from orthon.sharding import Step, local
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.loss_scale import LossScale
-from orthon.step.plan import AT_ONCE
 from orthon.step.update import update
 
+T = TypeVar("T")
 
-class DryRun:
-    """A step of an optimizer as one of its ranks makes it.
+
+class DryRun(ABC, Generic[T]):
+    """A step of an optimizer as one of its ranks makes it, of which each kind of wave is tried once.
 
     Args:
         optimizer: the optimizer.
@@ -33,7 +33,10 @@ class DryRun:
         members: the parameters, without storage.
         states: of them, likewise.
         sets: the waves, in sets that the same ranks communicate about.
+        as_usual: whether the host, where it reads values, sees usual ones. If not, it takes the longer way.
     """
+
+    as_usual: ClassVar[bool] = False
 
     def __init__(
         self, optimizer: MixedOptimizer, machine: Machine, device: torch.device | None, *, rank: int | None = None
@@ -42,44 +45,27 @@ class DryRun:
         self.states: dict[Tensor, dict[str, Any]] = {member.param: member.new_state() for member in self.members}
         self.sets = optimizer.waves(self.members, machine=machine)
         self._skips = optimizer.nonfinite == "skip"
-        self._tried: dict[Hashable, tuple[tuple[Message, ...], int]] = {}
+        self._tried: dict[Hashable, T] = {}
 
     @property
     def batches(self) -> list[PlannedBatch]:
         """All batches."""
         return [batch for waves in self.sets for wave in waves for batch in wave]
 
-    @property
-    def messages(self) -> list[Message]:
-        """The collectives, wave by wave."""
-        return [message for waves in self.sets for wave in waves for message in self.tried(wave)[0]]
-
-    def rows(self) -> tuple[list[WaveRow], int]:
-        """Return a row for each wave, and the most temporary bytes at one time."""
-        rows, most = [], 0
-        for waves in self.sets:
-            of_set = [WaveRow(tuple(map(BatchRow.of, wave)), *self.tried(wave)) for wave in waves]
-            rows += of_set
-            most = max(most, _under_way(of_set))
-        return rows, most
-
-    def tried(self, wave: Wave) -> tuple[tuple[Message, ...], int]:
-        """Return the collectives of a wave, and the most bytes of temporaries at one time.
-
-        Waves that communicate and take the same are tried once.
-        """
+    def tried(self, wave: Wave) -> T:
+        """Return what comes of trying a wave. Of waves that communicate and take the same, one is tried."""
         kind = tuple(map(_kind, wave))
         if kind not in self._tried:
-            self._tried[kind] = self._try(wave)
+            meta = torch.device("meta")
+            gates = {meta: torch.ones((), device=meta)} if self._skips else {}
+            steps = [update(batch, self.states, gates, LossScale()) for batch in wave]
+            with meta_stands_for(wave[0].pieces[0].layout.device, as_usual=self.as_usual):
+                self._tried[kind] = self.carry_out(steps)
         return self._tried[kind]
 
-    def _try(self, wave: Wave) -> tuple[tuple[Message, ...], int]:
-        meta = torch.device("meta")
-        gates = {meta: torch.ones((), device=meta)} if self._skips else {}
-        device = wave[0].pieces[0].layout.device
-        with meta_stands_for(device), record_messages() as messages, Temporaries() as temporaries:
-            run([[update(batch, self.states, gates, LossScale()) for batch in wave]], at_once=1)
-        return tuple(messages), temporaries.bytes
+    @abstractmethod
+    def carry_out(self, steps: Sequence[Step[None]]) -> T:
+        """Carry out the steps of a wave, and return what there is to tell of it."""
 
 
 def _kind(batch: PlannedBatch) -> Hashable:
@@ -94,13 +80,3 @@ def _kind(batch: PlannedBatch) -> Hashable:
         return batch.kind, tuple(pieces), turn
     held = Held(batch)
     return batch.kind, tuple(pieces), turn, held.of_copies, held.by(batch.pieces[0].layout.grid.coordinate)
-
-
-def _under_way(rows: list[WaveRow]) -> int:
-    """Return the most temporary bytes at one time of the waves about which the same ranks communicate.
-
-    While some wait for their collectives, others begin. Of waves without collectives, one at a time is under way.
-    """
-    waiting = sorted((row.temporary_bytes for row in rows if row.messages), reverse=True)[:AT_ONCE]
-    alone = max((row.temporary_bytes for row in rows if not row.messages), default=0)
-    return max(sum(waiting), alone + sum(waiting[: AT_ONCE - 1]))

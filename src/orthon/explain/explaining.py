@@ -2,7 +2,7 @@
 
 import torch
 
-from orthon.explain.dry_run import DryRun
+from orthon.explain.explained_step import ExplainedStep
 from orthon.explain.explanation import Explanation
 from orthon.explain.rows import Row
 from orthon.explain.shares import Shares
@@ -36,7 +36,7 @@ def explain(optimizer: MixedOptimizer, *, machine: Machine | str | None = None) 
         return Explanation(())
     planned_for = named or optimizer.machine_of(members[0])
     device = None if named is None else torch.device("cpu" if named.name == "cpu" else "cuda")
-    here = DryRun(optimizer, planned_for, device)
+    here = ExplainedStep(optimizer, planned_for, device)
     parameters = tuple(Row.of(member, here.states[member.param]) for member in here.members)
     waves, temporary_bytes = here.rows()
     me = int(members[0].layout.grid.ranks[members[0].layout.grid.coordinate])
@@ -44,7 +44,7 @@ def explain(optimizer: MixedOptimizer, *, machine: Machine | str | None = None) 
     found = {me: shares.of(me, here.messages)}
     most_work, most_bytes = shares.busiest(me)
     for rank in {most_work, *most_bytes} - {me}:
-        there = DryRun(optimizer, planned_for, device, rank=rank)
+        there = ExplainedStep(optimizer, planned_for, device, rank=rank)
         found[rank] = Shares(there.batches, planned_for).of(rank, there.messages)
     return Explanation(
         rows=parameters,

@@ -9,7 +9,8 @@ from torch import Tensor
 
 _TYPES = ("cpu",)
 
-_STAND_IN: ContextVar[str] = ContextVar("stand_in", default="meta")
+# The type of device that meta stands for, and whether what the host asks about values is answered as usual.
+_STAND_IN: ContextVar[tuple[str, bool]] = ContextVar("stand_in", default=("meta", False))
 
 
 def is_readable(x: Tensor) -> bool:
@@ -17,21 +18,32 @@ def is_readable(x: Tensor) -> bool:
 
     For the values of other tensors the host has to wait, which is slow, and impossible while a CUDA graph is captured.
     """
+    if x.is_meta:
+        stand_in, as_usual = _STAND_IN.get()
+        return as_usual and stand_in in _TYPES
     return x.device.type in _TYPES
+
+
+def holds(condition: Tensor) -> bool:
+    """Return whether a condition about a readable tensor holds for all of its numbers, which is the usual case."""
+    return condition.is_meta or bool(condition.all())
 
 
 def device_type(device: torch.device) -> str:
     """Return the type of a device, such as "cuda". For meta, return the type of the device that it stands for."""
-    return device.type if device.type != "meta" else _STAND_IN.get()
+    return device.type if device.type != "meta" else _STAND_IN.get()[0]
 
 
 @contextmanager
-def meta_stands_for(device: torch.device) -> Iterator[None]:
+def meta_stands_for(device: torch.device, *, as_usual: bool = False) -> Iterator[None]:
     """Within the block, let computations on meta tensors take the code paths that they take on a device.
 
-    Paths that need values of tensors are not taken.
+    Args:
+        device: the one.
+        as_usual: where the device lets the host read values, whether to go on as with usual ones, see `holds`. If not,
+            nothing is read. That is the longer way, which is taken for any values.
     """
-    before = _STAND_IN.set(device.type)
+    before = _STAND_IN.set((device.type, as_usual))
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from orthon.sharding.owners import Owners, Shards
 from orthon.sharding.ranks import Ranks
 from orthon.sharding.side import Side
 from orthon.sharding.spans import Extent, Span
-from orthon.sharding.step import Step, run, together
+from orthon.sharding.step import Step, UnderWay, run, together
 
 __all__ = [
     "Extent",
@@ -27,6 +27,7 @@ __all__ = [
     "Span",
     "Stack",
     "Step",
+    "UnderWay",
     "check_placements",
     "deal",
     "is_dtensor",

@@ -146,7 +146,7 @@ class Ranks:
 
     def mine(self, count: int, *, turn: int = 0) -> slice:
         """Return which of a batch of `count` matrices are dealt to this rank."""
-        sizes = self._dealt(count, turn)
+        sizes = self.dealt(count, turn=turn)
         start = sum(sizes[: self.index])
         return slice(start, start + sizes[self.index])
 
@@ -183,7 +183,7 @@ class Ranks:
                 self._remembered.clear()
             stages: list[Stage] = []
             most = count
-            for line, counts in zip(self.lines, self._blocks(self._dealt(*key)), strict=True):
+            for line, counts in zip(self.lines, self._blocks(self.dealt(count, turn=turn)), strict=True):
                 stages += stages_of(line, counts, most=most)
                 most = math.ceil(most / line.size)
             self._remembered[key] = stages
@@ -193,8 +193,8 @@ class Ranks:
     def _remembered(self) -> dict[tuple[int, int], list[Stage]]:
         return {}
 
-    def _dealt(self, count: int, turn: int) -> list[int]:
-        """Return how many matrices are dealt to each rank."""
+    def dealt(self, count: int, *, turn: int = 0) -> list[int]:
+        """Return how many of a batch of `count` matrices are dealt to each of `ranks`."""
         each, more = divmod(count, self.size)
         return [each + ((place - turn) % self.size < more) for place in self._places]
 

@@ -25,18 +25,18 @@ def run(waves: Iterable[Iterable[Step[None]]], *, at_once: int) -> None:
         waves: the computations of each wave. The next wave is taken only when it can start.
         at_once: how many waves are under way at the same time, each with its temporaries.
     """
-    under_way: list[_Wave] = []
+    under_way: list[UnderWay] = []
     coming = iter(waves)
     while True:
         if len(under_way) < at_once and (steps := next(coming, None)) is not None:
-            under_way.insert(0, _Wave(steps))
+            under_way.insert(0, UnderWay(steps))
         if not under_way:
             return
-        under_way = list(filter(_Wave.go_on, under_way))
+        under_way = list(filter(UnderWay.go_on, under_way))
 
 
-class _Wave:
-    """Computations that go together.
+class UnderWay:
+    """The computations of a wave, which go together.
 
     Args:
         steps: the computations, in the same order on every rank.
