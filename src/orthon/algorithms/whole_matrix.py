@@ -107,7 +107,9 @@ def polar_factor(U: Tensor | Sequence[Tensor], batch: Batch) -> Step[Tensor]:
         return polar(U, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, overwrite=True)
     owners = batch.owned(layout)
     if batch.route == "owners":
-        return cast(Tensor, (yield from polar_by_owners(U, owners, U, options)))
+        working = polar_by_owners(U, owners, U.new_empty(0), options)
+        del U  # so that its memory is free when it has been sent
+        return cast(Tensor, (yield from working))
     mine = cast(Tensor, (yield from owners.take(U)))
     cut = 0 if layout.cuts[0] else 1
     tall = mine if cut == 0 else mine.mT  # what the ranks have is rows of it
@@ -133,11 +135,20 @@ def polar_by_owners(
         rows: for each matrix which of its rows are sent, if not all.
     """
     shapes = [shard.shape for shard in shards]
-    taken = yield from owners.take(shards)
-    whole = yield from owners.bring(taken, like, rows=rows)
+    taking = owners.take(shards)
+    del shards  # so that their memory is free when they have been sent, and so below
+    whole = yield from owners.bring((yield from taking), like, rows=rows)
     if len(whole):
-        stacked, steps = whole if isinstance(whole, Tensor) else torch.stack(whole), options["polar_steps"]
-        found = polar(stacked, method=options["polar"], steps=steps, dtype=like.dtype, overwrite=True)
-        whole = found if isinstance(whole, Tensor) else list(found.unbind())
-    returned = yield from owners.send_back(whole, like, rows=rows)
-    return (yield from owners.send_to_copies(returned, shapes, like))
+        whole = _polar(whole, like.dtype, options)
+    returning = owners.send_back(whole, like, rows=rows)
+    del whole
+    return (yield from owners.send_to_copies((yield from returning), shapes, like))
+
+
+def _polar(whole: Shards, dtype: torch.dtype, options: Group) -> Shards:
+    """Return the polar factors of whole matrices, of which those in a list go out of it."""
+    stacked = whole if isinstance(whole, Tensor) else torch.stack(whole)
+    if isinstance(whole, list):
+        whole.clear()
+    found = polar(stacked, method=options["polar"], steps=options["polar_steps"], dtype=dtype, overwrite=True)
+    return found if isinstance(whole, Tensor) else list(found.unbind())
