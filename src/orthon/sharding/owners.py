@@ -12,11 +12,6 @@ from orthon.sharding.layout import Layout
 from orthon.sharding.requests import Delivery
 from orthon.sharding.step import Step
 
-# Matrices of so many numbers travel in collectives of their own. Otherwise what is sent is copied into a message that
-# others share, and what arrives out of one. The copies of large matrices would be most of what their owner takes. One
-# collective more takes about 50 µs, and on a link of 50 GB/s a matrix of this size in bfloat16 takes 5 ms.
-ALONE = 1 << 27
-
 # Matrices (b, m, n), or where only some rows of each are sent a list of these (k, n).
 Shards = Tensor | list[Tensor]
 
@@ -167,14 +162,13 @@ class _Way:
         for slot in slots:
             sent[slot] += mine
         self._sent, self._came = tuple(sent), tuple(len(self.after) * numbers for numbers in hop.numbers)
-        self._alone = prod(layout.shape) >= ALONE
 
     def bring(self, shards: Shards, like: Tensor, rows: Sequence[Sequence[int]] | None) -> Step[Shards]:
         hop, ordered = self._hop, _chosen(shards, self._order)
         del shards
         if rows is None:
             assert isinstance(ordered, Tensor)
-            asked = Delivery(hop.line, ordered.reshape(-1), self._sent, self._came, alone=self._alone)
+            asked = Delivery(hop.line, ordered.reshape(-1), self._sent, self._came)
             del ordered
             delivery: Delivery = yield asked
             return hop.joined(delivery.unpacked(), len(self.after))
@@ -183,7 +177,7 @@ class _Way:
             lengths[slot] += part.numel()
         counts = [ragged.counts(hop, rows[j]) for j in self.after]
         came = _numbers(hop, counts)
-        asked = Delivery(hop.line, _flat(ordered, like), lengths, came, alone=self._alone)
+        asked = Delivery(hop.line, _flat(ordered, like), lengths, came)
         del ordered
         delivery = yield asked
         return ragged.joined(hop, delivery.unpacked(), counts)
@@ -192,7 +186,7 @@ class _Way:
         hop = self._hop
         if rows is None:
             assert isinstance(wholes, Tensor)
-            asked = Delivery(hop.line, hop.divided(wholes), self._came, self._sent, alone=self._alone)
+            asked = Delivery(hop.line, hop.divided(wholes), self._came, self._sent)
             del wholes
             delivery: Delivery = yield asked
             return _chosen(delivery.unpacked().view(len(self._held), *hop.mine.shape), self._back)
@@ -204,7 +198,7 @@ class _Way:
             expected[slot] += count * hop.mine.cols.length
         message = _flat((part for parts in parts_of for part in parts), like)
         del wholes, parts_of
-        asked = Delivery(hop.line, message, _numbers(hop, counts), expected, alone=self._alone)
+        asked = Delivery(hop.line, message, _numbers(hop, counts), expected)
         del message
         delivery = yield asked
         return _chosen(_split(delivery.unpacked(), [(count, hop.mine.cols.length) for count in own]), self._back)

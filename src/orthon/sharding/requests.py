@@ -65,15 +65,11 @@ class Exchange(Request):
         lengths: how many of them go to each rank, by ascending rank. Where they are the same in every step, the same
             tuple should be given again.
         expected: how many come from each, likewise.
-        alone: whether it travels in a collective of its own. Then nothing is copied into a common message or out of
-            it, which takes memory. It must be the same on all ranks.
     """
 
-    def __init__(
-        self, line: "Line", x: Tensor, lengths: Sequence[int], expected: Sequence[int], *, alone: bool = False
-    ) -> None:
+    def __init__(self, line: "Line", x: Tensor, lengths: Sequence[int], expected: Sequence[int]) -> None:
         super().__init__(line, x)
-        self.lengths, self.expected, self.alone = lengths, expected, alone
+        self.lengths, self.expected = lengths, expected
 
 
 class Delivery(Exchange):
@@ -102,14 +98,10 @@ class Flight(ABC):
 
 
 def sent_together(requests: Sequence[Request]) -> list[Flight]:
-    """Send requests, in one collective those that are of one kind and dtype and go over the same ranks.
-
-    Exchanges that are to travel alone go in collectives of their own.
-    """
+    """Send requests, in one collective those that are of one kind and dtype and go over the same ranks."""
     alike: dict[Any, list[Any]] = {}
     for request in requests:
-        only = id(request) if isinstance(request, Exchange) and request.alone else None
-        key = _FLIGHTS[type(request)], id(request.line.group), request.dtype, request.device, only
+        key = _FLIGHTS[type(request)], id(request.line.group), request.dtype, request.device
         alike.setdefault(key, []).append(request)
     return [flight(those) for (flight, *_), those in alike.items()]
 
