@@ -11,7 +11,7 @@ from torch import Tensor
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import Group, Option, choice, float_dtype_or_none, integer, own
 from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
-from orthon.linalg import factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
+from orthon.linalg import factor_dtype, polar, polar_bytes, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.polar import METHODS
 from orthon.sharding import Layout, Owners, Shards, Step
 
@@ -24,7 +24,13 @@ POLAR_OPTIONS: Mapping[str, Option] = {
 
 @dataclass(frozen=True)
 class WholeMatrix(Work):
-    """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards."""
+    """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards.
+
+    Attributes:
+        moments: whether the update is divided by moments of its rows, which takes memory.
+    """
+
+    moments: bool = False
 
     takes_matrices = True
     copies_divide_matrices = True
@@ -76,9 +82,14 @@ class WholeMatrix(Work):
         return Effort(flops / copies, 0.0, sums * short * (short + 1) / copies + to_copies)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of a matrix that is received and sent, and of what its polar factor takes."""
+        """Return the bytes of the polar factor while it is computed, or after that on its way back.
+
+        With moments, or of two matrices in float32, of which each rank has shards.
+        """
         dtype = self.polar_dtype(options["state_dtype"] or dtype, layout, options)
-        return 6.0 * math.prod(layout.shape) * dtype.itemsize
+        (m, n), numbers = layout.shape, math.prod(layout.shape)
+        computing = polar_bytes(m, n, method=options["polar"], steps=options["polar_steps"], dtype=dtype)
+        return max(computing, 2.0 * numbers * (factor_dtype(dtype) if self.moments else dtype).itemsize)
 
     def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
         """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""

@@ -172,9 +172,7 @@ class _Way:
             del ordered
             delivery: Delivery = yield asked
             return hop.joined(delivery.unpacked(), len(self.after))
-        lengths = [0] * hop.line.size
-        for slot, part in zip(self._slots, ordered, strict=True):
-            lengths[slot] += part.numel()
+        lengths = self._lengths([part.numel() for part in ordered])
         counts = [ragged.counts(hop, rows[j]) for j in self.after]
         came = _numbers(hop, counts)
         asked = Delivery(hop.line, _flat(ordered, like), lengths, came)
@@ -193,15 +191,20 @@ class _Way:
         counts = [ragged.counts(hop, rows[j]) for j in self.after]
         parts_of = ragged.divided(hop, list(wholes), counts)
         own = ragged.counts_of_mine(hop, [rows[self._held[i]] for i in self._order])
-        expected = [0] * hop.line.size
-        for slot, count in zip(self._slots, own, strict=True):
-            expected[slot] += count * hop.mine.cols.length
+        expected = self._lengths([count * hop.mine.cols.length for count in own])
         message = _flat((part for parts in parts_of for part in parts), like)
         del wholes, parts_of
         asked = Delivery(hop.line, message, _numbers(hop, counts), expected)
         del message
         delivery = yield asked
         return _chosen(_split(delivery.unpacked(), [(count, hop.mine.cols.length) for count in own]), self._back)
+
+    def _lengths(self, sizes: Sequence[int]) -> list[int]:
+        """Return how many numbers each rank gets, for those of each matrix in the order in which they are sent."""
+        lengths = [0] * self._hop.line.size
+        for slot, size in zip(self._slots, sizes, strict=True):
+            lengths[slot] += size
+        return lengths
 
 
 def _numbers(hop: Hop, counts: Sequence[Sequence[int]]) -> list[int]:
