@@ -132,9 +132,9 @@ class Step:
                     work[owner] += round(effort.products)
         return work
 
-    def make(self) -> None:
-        """Make the step."""
-        with torch.no_grad(), meta_stands_for(CUDA):
+    def make(self, device: torch.device = CUDA) -> None:
+        """Make the step, where meta stands for a device."""
+        with torch.no_grad(), meta_stands_for(device):
             for waves in self.sets:
                 run(([update(b, self.states, {}, LossScale()) for b in wave] for wave in waves), at_once=AT_ONCE)
 

@@ -21,7 +21,14 @@ from orthon.algorithms.options import (
 )
 from orthon.algorithms.state import Entries, Entry
 from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
-from orthon.linalg import PRECISIONS, check_precision
+from orthon.linalg import (
+    PRECISIONS,
+    check_precision,
+    compute_dtype,
+    default_precision,
+    factor_dtype,
+    orthonormalizing_bytes,
+)
 from orthon.sharding import Layout
 
 
@@ -106,11 +113,34 @@ class LowRank(Work):
         return Effort(products, factoring, numbers)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of M, the update and Q that are received and sent, and of the factors."""
+        """Return the bytes of M, Q and the update on their way back, or of the work on them if that takes more.
+
+        While an owner sends the three, it receives its shards of those of others, which are as many numbers.
+        """
         m, n = layout.shape
         kept, r = options["state_dtype"] or dtype, self.update_rank(layout.shape, options)
-        sent = 2.0 * m * n * (kept.itemsize + dtype.itemsize) + 2.0 * max(m, n) * r * kept.itemsize
-        return sent + self.temporaries(layout.alone, {**options, "cautious_weight_decay": False}, dtype)
+        side = 1 if is_transposed(layout.shape, options) else 0  # to which P belongs
+        p, q = layout.shape[side], layout.shape[1 - side]
+        computed = options["product_dtype"] or compute_dtype(kept)
+        precision = options["precision"] or default_precision(computed, layout.device)
+        wide, sent = factor_dtype(computed), torch.promote_types(computed, dtype)
+
+        def made(numbers: float, of: torch.dtype, given: torch.dtype) -> float:
+            return 0.0 if of == given else float(numbers * of.itemsize)
+
+        def orthonormal(rows: int) -> float:
+            return orthonormalizing_bytes(rows, r, precision=precision, dtype=computed)
+
+        M = m * n * kept.itemsize + made(m * n, computed, kept)
+        returning = 2.0 * (m * n * (kept.itemsize + dtype.itemsize) + q * r * kept.itemsize)
+        right = p * r * wide.itemsize + made(p * r, sent, wide) + made(q * r, computed, wide)  # P and R
+        if options["right_factor"] == "orthonormalize":
+            right += q * r * computed.itemsize + orthonormal(q)
+        else:
+            right += 2.0 * q * r * wide.itemsize
+        working = M + q * r * kept.itemsize + max(orthonormal(p), right)
+        descending = M + m * n * computed.itemsize + made(m * n, dtype, computed) + (p + q) * r * sent.itemsize
+        return max(returning, working, descending)
 
     def compresses(self, layout: Layout, options: Group) -> bool:
         """Return whether the factors of all power iterations have fewer numbers than the gradient.

@@ -55,6 +55,7 @@ class LowRankMomentum:
             added_gradients(batch, norms=False)
             whole, self._Q = yield from self._way.owned.bring(self._shards, self._kept)
             self._stored = whole.mT if self._way.transposed else whole
+            del whole
             self._M = self._stored.to(dtype)
         else:
             self._Q = yield from self._cols.whole(self._kept)
@@ -75,11 +76,12 @@ class LowRankMomentum:
             partial = product(self._rows.divided(self._M), self._Q.to(self._M.dtype))  # (b, m of this copy, r)
         self._MQ = None
         B = yield from self._rows.reduce(partial)  # (b, share of m, r)
-        del partial  # where B is a share of it
         precision, noise = self._way.arithmetic, self._way.noise
-        self._left: Columns = yield from orthonormalize_on_shards(
+        orthonormalizing = orthonormalize_on_shards(
             B, self._rows.ranks, precision=precision, noise=noise, turn=self._given.turn
         )
+        del partial, B  # so that their memory is free when it has wider copies
+        self._left: Columns = yield from orthonormalizing
         P: Tensor = yield from self._rows.gather(self._left.vectors.to(self._sent))
         return P
 
@@ -124,11 +126,14 @@ class LowRankMomentum:
         P, Q = P.to(dtype or of_weights), Q.to(dtype or of_weights)
         update = (Q @ P.mT if self._way.transposed else P @ Q.mT).to(of_weights)
         M = self._stored.mT if self._way.transposed else self._stored
-        del self._M, self._left, self._right, self._R  # what is sent takes their memory
-        M, update, kept = yield from self._way.owned.send_back(M, update, self._Q, shards=self._shards, kept=self._kept)
+        returning = self._way.owned.send_back(M, update, self._Q, shards=self._shards, kept=self._kept)
+        # What is sent takes their memory, and is free itself when it has been sent.
+        del M, update, P, Q, self._stored, self._Q, self._M, self._left, self._right, self._R
+        M, update, kept = yield from returning
         with self._batch.writing:
             self._shards.copy_(M)
             self._kept.copy_(kept)
+        del M, kept
         self._given.descend(update)
 
 

@@ -26,8 +26,8 @@ def muon(batch: Batch) -> Step[None]:
 def direction(batch: Batch) -> Step[Tensor]:
     """Return O, the polar factor of the updated momentum, (b, m, n)."""
     stored = batch.state[0]["momentum"].dtype
-    U = updated_momentum(batch, dtype_of_polar(stored, batch.layout, batch.options))
-    return (yield from polar_factor(U, batch))
+    dtype = dtype_of_polar(stored, batch.layout, batch.options)
+    return (yield from polar_factor(updated_momentum(batch, dtype), batch))
 
 
 def entries(shape: tuple[int, ...], options: Group) -> Entries:  # noqa: ARG001

@@ -31,5 +31,9 @@ def _entries(shape: tuple[int, ...], options: Group) -> Entries:
 
 
 RULE = Rule(
-    name="normuon", update=normuon, entries=_entries, work=WholeMatrix(), options={**MOMENTUM_OPTIONS, **ROW_OPTIONS}
+    name="normuon",
+    update=normuon,
+    entries=_entries,
+    work=WholeMatrix(moments=True),
+    options={**MOMENTUM_OPTIONS, **ROW_OPTIONS},
 )

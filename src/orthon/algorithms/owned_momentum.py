@@ -1,5 +1,7 @@
 """The way of momentum and right factor to the owners of the matrices, and of what these make of them back."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
@@ -51,25 +53,29 @@ class OwnedMomentum:
             kept: Q as given to `bring`.
         """
         part = kept if self._is_spread else kept[:, self._part]
-        M, update, Q = yield from together(
-            _returned(self._momentum, M, shards),
-            _returned(self._momentum, update, shards),
-            _returned(self._factor, Q, part),
+        of_m, of_q = [shards.shape[1:]] * len(shards), [part.shape[1:]] * len(part)
+        returning = together(
+            _returned(self._momentum, M, of_m),
+            _returned(self._momentum, update, of_m),
+            _returned(self._factor, Q, of_q),
         )
+        del M, update, Q  # so that their memory is free when they have been sent
+        M, update, Q = yield from returning
         if not self._is_spread:
             Q = yield from self._same.gather(Q, self._sizes)
         return [M, update, Q]
 
 
 def _brought(owners: Owners, x: Tensor) -> Step[Tensor]:
-    taken = yield from owners.take(x)
-    whole = yield from owners.bring(taken, x)
+    whole = yield from owners.bring((yield from owners.take(x)), x)
     assert isinstance(whole, Tensor)
     return whole
 
 
-def _returned(owners: Owners, whole: Tensor, shards: Tensor) -> Step[Tensor]:
-    returned = yield from owners.send_back(whole, whole)
-    result = yield from owners.send_to_copies(returned, [shards.shape[1:]] * len(shards), whole)
+def _returned(owners: Owners, whole: Tensor, shapes: Sequence[Sequence[int]]) -> Step[Tensor]:
+    like = whole.new_empty(0)
+    returning = owners.send_back(whole, like)
+    del whole
+    result = yield from owners.send_to_copies((yield from returning), shapes, like)
     assert isinstance(result, Tensor)
     return result

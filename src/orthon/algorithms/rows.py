@@ -47,14 +47,15 @@ class Rows:
     def polar(self) -> Step["Rows"]:
         """Return this rank's shards of the polar factors of the selected rows. May overwrite the values."""
         batch, selection, options = self.batch, self.selection, self.batch.options
-        if batch.route != "alone":
-            rows, values = selection.everywhere, self.values
-            if rows is None and not isinstance(values, Tensor):
-                values = torch.stack(values)
-            owners = batch.owned(selection.layout)
-            values = yield from polar_by_owners(values, owners, self.values[0], options, rows=rows)
-            return replace(self, values=values if isinstance(self.values, Tensor) else list(values))
         whole, turned = self.values, batch.reads_transposed  # what lies in memory by columns is quicker to read so
+        if batch.route != "alone":
+            rows, are_even, like = selection.everywhere, isinstance(whole, Tensor), whole[0].new_empty(0)
+            if rows is None and not isinstance(whole, Tensor):
+                whole = torch.stack(whole)
+            working = polar_by_owners(whole, batch.owned(selection.layout), like, options, rows=rows)
+            del self, whole  # so that the memory of the values is free when they have been sent
+            found = yield from working
+            return Rows(batch, selection, found if are_even else list(found))
         if isinstance(whole, Tensor):
             seen = whole.mT if turned else whole
         else:

@@ -12,7 +12,7 @@ from orthon.algorithms.options import Group, Option, choice, number, portion
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.whole_matrix import POLAR_OPTIONS, WholeMatrix, dtype_of_polar
 from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
-from orthon.linalg import polar_flops, random_normal
+from orthon.linalg import factor_dtype, polar_bytes, polar_flops, random_normal
 from orthon.sharding import Extent, Layout, Step
 
 
@@ -66,8 +66,24 @@ class SelectedRows(Work):
         return Effort(flops, 0.0, fraction * whole.numbers)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of the selected rows that are received and sent, and of what their polar factor takes."""
-        return float(options["fraction"]) * WholeMatrix().owned_bytes(layout, options, dtype)
+        """Return the bytes of the polar factor of the selected rows, or of what comes before or after if that is more.
+
+        They are copied out of the momentum, first in its dtype. The ways to the owner and back take two matrices of
+        them, of which each rank sends and receives shards; three where ranks have unequally many and columns are put
+        together. The step takes two as well, with moments in float32. Where they are spread over the weights for it,
+        one of the two has all rows.
+        """
+        kept = options["state_dtype"] or dtype
+        dtype = self.polar_dtype(kept, layout, options)
+        short, long = sorted(layout.shape)
+        k, side = portion(options["fraction"], short), 1 if layout.shape[0] > layout.shape[1] else 0
+        computing = polar_bytes(k, long, method=options["polar"], steps=options["polar_steps"], dtype=dtype)
+        is_ragged = bool(layout.cuts[side])
+        of_one = (factor_dtype(dtype) if self.moments else dtype).itemsize
+        stepping = (k + (k if is_ragged or layout.device.type == "cpu" else short)) * of_one
+        sending = (3 if is_ragged and layout.cuts[1] else 2) * k * dtype.itemsize
+        taking = 0 if is_ragged and options["selection"] != "local" else k * (kept.itemsize + dtype.itemsize)
+        return max(computing, float(long * max(taking, sending, stepping)))
 
     def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
         """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""

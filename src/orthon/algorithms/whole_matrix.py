@@ -11,7 +11,7 @@ from torch import Tensor
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import Group, Option, choice, float_dtype_or_none, integer, own
 from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
-from orthon.linalg import factor_dtype, polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
+from orthon.linalg import factor_dtype, polar, polar_bytes, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.polar import METHODS
 from orthon.sharding import Layout, Owners, Shards, Step
 
@@ -24,7 +24,13 @@ POLAR_OPTIONS: Mapping[str, Option] = {
 
 @dataclass(frozen=True)
 class WholeMatrix(Work):
-    """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards."""
+    """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards.
+
+    Attributes:
+        moments: whether the update is divided by moments of its rows, which takes memory.
+    """
+
+    moments: bool = False
 
     takes_matrices = True
     copies_divide_matrices = True
@@ -76,9 +82,14 @@ class WholeMatrix(Work):
         return Effort(flops / copies, 0.0, sums * short * (short + 1) / copies + to_copies)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of a matrix that is received and sent, and of what its polar factor takes."""
+        """Return the bytes of the polar factor while it is computed, or after that on its way back.
+
+        With moments, or of two matrices in float32, of which each rank has shards.
+        """
         dtype = self.polar_dtype(options["state_dtype"] or dtype, layout, options)
-        return 6.0 * math.prod(layout.shape) * dtype.itemsize
+        (m, n), numbers = layout.shape, math.prod(layout.shape)
+        computing = polar_bytes(m, n, method=options["polar"], steps=options["polar_steps"], dtype=dtype)
+        return max(computing, 2.0 * numbers * (factor_dtype(dtype) if self.moments else dtype).itemsize)
 
     def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
         """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
@@ -107,7 +118,9 @@ def polar_factor(U: Tensor | Sequence[Tensor], batch: Batch) -> Step[Tensor]:
         return polar(U, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, overwrite=True)
     owners = batch.owned(layout)
     if batch.route == "owners":
-        return cast(Tensor, (yield from polar_by_owners(U, owners, U, options)))
+        working = polar_by_owners(U, owners, U.new_empty(0), options)
+        del U  # so that its memory is free when it has been sent
+        return cast(Tensor, (yield from working))
     mine = cast(Tensor, (yield from owners.take(U)))
     cut = 0 if layout.cuts[0] else 1
     tall = mine if cut == 0 else mine.mT  # what the ranks have is rows of it
@@ -133,11 +146,20 @@ def polar_by_owners(
         rows: for each matrix which of its rows are sent, if not all.
     """
     shapes = [shard.shape for shard in shards]
-    taken = yield from owners.take(shards)
-    whole = yield from owners.bring(taken, like, rows=rows)
+    taking = owners.take(shards)
+    del shards  # so that their memory is free when they have been sent, and so below
+    whole = yield from owners.bring((yield from taking), like, rows=rows)
     if len(whole):
-        stacked, steps = whole if isinstance(whole, Tensor) else torch.stack(whole), options["polar_steps"]
-        found = polar(stacked, method=options["polar"], steps=steps, dtype=like.dtype, overwrite=True)
-        whole = found if isinstance(whole, Tensor) else list(found.unbind())
-    returned = yield from owners.send_back(whole, like, rows=rows)
-    return (yield from owners.send_to_copies(returned, shapes, like))
+        whole = _polar(whole, like.dtype, options)
+    returning = owners.send_back(whole, like, rows=rows)
+    del whole
+    return (yield from owners.send_to_copies((yield from returning), shapes, like))
+
+
+def _polar(whole: Shards, dtype: torch.dtype, options: Group) -> Shards:
+    """Return the polar factors of whole matrices, of which those in a list go out of it."""
+    stacked = whole if isinstance(whole, Tensor) else torch.stack(whole)
+    if isinstance(whole, list):
+        whole.clear()
+    found = polar(stacked, method=options["polar"], steps=options["polar_steps"], dtype=dtype, overwrite=True)
+    return found if isinstance(whole, Tensor) else list(found.unbind())

@@ -3,6 +3,7 @@
 from orthon.linalg.arithmetic import PRECISIONS, check_precision, default_precision
 from orthon.linalg.columns import Columns, overwrite_where_, unit_columns, unit_columns_on_shards
 from orthon.linalg.in_cache import IN_CACHE, in_cache
+from orthon.linalg.memory import orthonormalizing_bytes, polar_bytes
 from orthon.linalg.orthonormalize import orthonormalize, orthonormalize_on_shards
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.precision import compute_dtype, factor_dtype, rounding_noise
@@ -22,8 +23,10 @@ __all__ = [
     "in_cache",
     "orthonormalize",
     "orthonormalize_on_shards",
+    "orthonormalizing_bytes",
     "overwrite_where_",
     "polar",
+    "polar_bytes",
     "polar_dtype",
     "polar_flops",
     "polar_on_shards",

@@ -79,7 +79,7 @@ def polar(
     overwrite = overwrite and batch.dtype == made_in and batch.is_contiguous()
     result = batch if overwrite else torch.empty(batch.shape, dtype=made_in, device=U.device)
     if result.numel() > 0:
-        steps_of = segments(method, steps, dtype, _route(m, n, steps, route), min(m, n))
+        steps_of = polar_segments(m, n, method=method, steps=steps, dtype=dtype, route=route)
         on_cpu = device_type(U.device) == "cpu"
         per_chunk = _per_chunk(m * n, min(m, n), result.dtype, threads=torch.get_num_threads() if on_cpu else None)
         for part, out in zip(torch.split(batch, per_chunk), torch.split(result, per_chunk), strict=True):
@@ -154,12 +154,19 @@ def polar_dtype(storage: torch.dtype, device: torch.device, shape: Sequence[int]
     return torch.bfloat16 if device.type != "cpu" or _cpu_multiplies_bfloat16() else torch.float32
 
 
+def polar_segments(
+    m: int, n: int, *, method: str, steps: int, dtype: torch.dtype, route: str = "auto"
+) -> list[list[Polynomial]]:
+    """Return the polynomials for the polar factor of an m × n matrix, in lists of those that are composed."""
+    return segments(method, steps, dtype, _route(m, n, steps, route), min(m, n))
+
+
 def polar_flops(m: int, n: int, *, method: str = "polar_express", steps: int = 5, route: str = "auto") -> float:
     """Return about how many floating-point operations the polar factor of one m × n matrix takes."""
     short, long = min(m, n), max(m, n)
     if method == "svd":  # Golub and Van Loan, "Matrix Computations": R-SVD, and the product of the factors
         return 6.0 * long * short**2 + 20.0 * short**3 + 2.0 * short**2 * long
-    steps_of = segments(method, steps, torch.float32, _route(m, n, steps, route), short)
+    steps_of = polar_segments(m, n, method=method, steps=steps, dtype=torch.float32, route=route)
     return _flops(long, short, method, steps_of)
 
 

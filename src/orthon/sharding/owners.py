@@ -9,7 +9,7 @@ from torch import Tensor
 from orthon.sharding import ragged
 from orthon.sharding.hops import Hop, hops
 from orthon.sharding.layout import Layout
-from orthon.sharding.requests import Exchange
+from orthon.sharding.requests import Delivery
 from orthon.sharding.step import Step
 
 # Matrices (b, m, n), or where only some rows of each are sent a list of these (k, n).
@@ -84,7 +84,9 @@ class Owners:
             rows: for each matrix of the batch which of its rows are sent, in ascending order, if not all.
         """
         for way in self._ways:
-            shards = yield from way.bring(shards, like, rows)
+            bringing = way.bring(shards, like, rows)
+            del shards  # so that their memory is free when they have been sent
+            shards = yield from bringing
         return shards
 
     def send_back(self, wholes: Shards, like: Tensor, *, rows: Sequence[Sequence[int]] | None = None) -> Step[Shards]:
@@ -96,7 +98,9 @@ class Owners:
             rows: as for `bring`.
         """
         for way in reversed(self._ways):
-            wholes = yield from way.send_back(wholes, like, rows)
+            returning = way.send_back(wholes, like, rows)
+            del wholes  # so that their memory is free when they have been sent
+            wholes = yield from returning
         return wholes
 
     def send_to_copies(self, shards: Shards, shapes: Sequence[Sequence[int]], like: Tensor) -> Step[Shards]:
@@ -161,34 +165,46 @@ class _Way:
 
     def bring(self, shards: Shards, like: Tensor, rows: Sequence[Sequence[int]] | None) -> Step[Shards]:
         hop, ordered = self._hop, _chosen(shards, self._order)
+        del shards
         if rows is None:
             assert isinstance(ordered, Tensor)
-            whole = yield Exchange(hop.line, ordered.reshape(-1), self._sent, self._came)
-            return hop.joined(whole, len(self.after))
-        lengths = [0] * hop.line.size
-        for slot, part in zip(self._slots, ordered, strict=True):
-            lengths[slot] += part.numel()
+            asked = Delivery(hop.line, ordered.reshape(-1), self._sent, self._came)
+            del ordered
+            delivery: Delivery = yield asked
+            return hop.joined(delivery.unpacked(), len(self.after))
+        lengths = self._lengths([part.numel() for part in ordered])
         counts = [ragged.counts(hop, rows[j]) for j in self.after]
         came = _numbers(hop, counts)
-        whole = yield Exchange(hop.line, _flat(ordered, like), lengths, came)
-        return ragged.joined(hop, whole, counts)
+        asked = Delivery(hop.line, _flat(ordered, like), lengths, came)
+        del ordered
+        delivery = yield asked
+        return ragged.joined(hop, delivery.unpacked(), counts)
 
     def send_back(self, wholes: Shards, like: Tensor, rows: Sequence[Sequence[int]] | None) -> Step[Shards]:
         hop = self._hop
         if rows is None:
             assert isinstance(wholes, Tensor)
-            message = hop.divided(wholes)
-            parts = yield Exchange(hop.line, message, self._came, self._sent)
-            return _chosen(parts.view(len(self._held), *hop.mine.shape), self._back)
+            asked = Delivery(hop.line, hop.divided(wholes), self._came, self._sent)
+            del wholes
+            delivery: Delivery = yield asked
+            return _chosen(delivery.unpacked().view(len(self._held), *hop.mine.shape), self._back)
         counts = [ragged.counts(hop, rows[j]) for j in self.after]
         parts_of = ragged.divided(hop, list(wholes), counts)
         own = ragged.counts_of_mine(hop, [rows[self._held[i]] for i in self._order])
-        expected = [0] * hop.line.size
-        for slot, count in zip(self._slots, own, strict=True):
-            expected[slot] += count * hop.mine.cols.length
-        sent = [part for parts in parts_of for part in parts]
-        arrived = yield Exchange(hop.line, _flat(sent, like), _numbers(hop, counts), expected)
-        return _chosen(_split(arrived, [(count, hop.mine.cols.length) for count in own]), self._back)
+        expected = self._lengths([count * hop.mine.cols.length for count in own])
+        message = _flat((part for parts in parts_of for part in parts), like)
+        del wholes, parts_of
+        asked = Delivery(hop.line, message, _numbers(hop, counts), expected)
+        del message
+        delivery = yield asked
+        return _chosen(_split(delivery.unpacked(), [(count, hop.mine.cols.length) for count in own]), self._back)
+
+    def _lengths(self, sizes: Sequence[int]) -> list[int]:
+        """Return how many numbers each rank gets, for those of each matrix in the order in which they are sent."""
+        lengths = [0] * self._hop.line.size
+        for slot, size in zip(self._slots, sizes, strict=True):
+            lengths[slot] += size
+        return lengths
 
 
 def _numbers(hop: Hop, counts: Sequence[Sequence[int]]) -> list[int]:

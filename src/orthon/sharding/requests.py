@@ -37,7 +37,7 @@ class Request:
         assert x is not None
         return x
 
-    def answer(self) -> Tensor:
+    def answer(self) -> Any:
         """Return what has arrived, once."""
         answer, self._answer = self._answer, None
         assert answer is not None
@@ -72,6 +72,23 @@ class Exchange(Request):
         self.lengths, self.expected = lengths, expected
 
 
+class Delivery(Exchange):
+    """An exchange whose answer is a parcel: who gets it takes out what has arrived, and is then alone in holding it.
+
+    Whoever sends an answer to a computation holds it until the computation pauses again. Whole matrices should be free
+    before that.
+    """
+
+    def answer(self) -> Any:
+        """Return the delivery itself, which has what has arrived."""
+        return self
+
+    def unpacked(self) -> Tensor:
+        """Return what has arrived, once."""
+        arrived: Tensor = super().answer()
+        return arrived
+
+
 class Flight(ABC):
     """Requests of one kind that travel together, in one collective."""
 
@@ -84,8 +101,9 @@ def sent_together(requests: Sequence[Request]) -> list[Flight]:
     """Send requests, in one collective those that are of one kind and dtype and go over the same ranks."""
     alike: dict[Any, list[Any]] = {}
     for request in requests:
-        alike.setdefault((type(request), id(request.line.group), request.dtype, request.device), []).append(request)
-    return [_FLIGHTS[kind](those) for (kind, *_), those in alike.items()]
+        key = _FLIGHTS[type(request)], id(request.line.group), request.dtype, request.device
+        alike.setdefault(key, []).append(request)
+    return [flight(those) for (flight, *_), those in alike.items()]
 
 
 class _SumFlight(Flight):
@@ -139,12 +157,19 @@ class _ExchangeFlight(Flight):
         sent, came = packed.numel() - out.lengths[slot], self._received.numel() - self._into.lengths[slot]
         note_message("exchange", line.ranks, packed, sent=sent, received=came)
         self._work = line.start(dist.all_to_all_single, self._received, packed, self._into.lengths, out.lengths)
+        self._packed: Tensor | None = packed  # as the process group does, so that it counts where there is none
 
     def land(self) -> None:
         if self._work is not None:
             self._work.wait()
+        self._work = self._packed = None  # so that its memory is free
         for request, answer in zip(self._requests, self._into.parted(self._received), strict=True):
             request.arrived(answer)
 
 
-_FLIGHTS: dict[type[Request], Any] = {Sum: _SumFlight, Gather: _GatherFlight, Exchange: _ExchangeFlight}
+_FLIGHTS: dict[type[Request], Any] = {
+    Sum: _SumFlight,
+    Gather: _GatherFlight,
+    Exchange: _ExchangeFlight,
+    Delivery: _ExchangeFlight,
+}
