@@ -26,10 +26,6 @@ class Load:
         self._held = None if batch.owners is None else Held(batch)
         # On shards the ranks share factorizations.
         self._sharers = max(1, min(len(batch.ranks), self._count)) if batch.route == "shards" else 1
-        # How many indices the ranks along the axes that cut a dim have of it.
-        self._lengths = [
-            [span.length for span in self._layout.spans(dim, axes)] for dim, axes in enumerate(self._layout.cuts)
-        ]
 
     def work(self, place: Sequence[int]) -> tuple[float, float, float]:
         """Return the operations of products and of factorizations that a rank makes, and the seconds that they take."""
@@ -41,7 +37,7 @@ class Load:
 
     def volume(self, place: Sequence[int]) -> float:
         """Return about how many bytes a rank sends and receives, half of their sum. It serves to compare ranks."""
-        part = float(math.prod(self._shard(place)))
+        part = float(math.prod(self._layout.shard_at(place)))
         if self._held is None or not self._by_owners:
             return self._count * self._effort.numbers * self._bytes * part / math.prod(self._layout.largest_shard)
         before, *counts = self._held.by(place)
@@ -53,13 +49,3 @@ class Load:
         # How often all numbers of a matrix are sent, there or back.
         ways = self._effort.numbers * len(self._layout.everyone.ranks) / math.prod(self._layout.shape)
         return one_way * ways / 2 * self._bytes
-
-    def _shard(self, place: Sequence[int]) -> list[int]:
-        """Return the shape of a rank's shard."""
-        shape, sizes = [], self._layout.grid.ranks.shape
-        for axes, lengths in zip(self._layout.cuts, self._lengths, strict=True):
-            index = 0
-            for axis in axes:
-                index = index * sizes[axis] + place[axis]
-            shape.append(lengths[index])
-        return shape

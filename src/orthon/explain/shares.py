@@ -57,7 +57,7 @@ class Shares:
             if len(batch.ranks) > 1:
                 self._shared.add(batch.ranks)
             if id(layout.grid) not in places:
-                places[id(layout.grid)] = _places(layout.grid)
+                places[id(layout.grid)] = places_of(layout.grid)
             self._loads.append((places[id(layout.grid)], Load(batch, machine)))
 
     def of(self, rank: int, messages: Sequence[Message]) -> Share:
@@ -92,7 +92,7 @@ class Shares:
         return sum(load.volume(places.get(rank, ())) for places, load in self._loads)
 
 
-def _places(grid: Grid) -> dict[int, tuple[int, ...]]:
+def places_of(grid: Grid) -> dict[int, tuple[int, ...]]:
     """Return where each rank of a grid is."""
     return dict(zip(grid.ranks.flatten().tolist(), product(*map(range, grid.ranks.shape)), strict=True))
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
+from orthon.explain.aligned import table
 from orthon.explain.rows import BatchRow, Row, WaveRow
 from orthon.explain.shares import Share
 from orthon.explain.units import amount, duration, operations, size
@@ -20,7 +21,7 @@ def parameter_table(rows: Sequence[Row]) -> str:
         key = (pattern, row.shape, row.matrices, row.rule, row.update_rank, row.lr_factor, row.reason)
         alike.setdefault(key, []).append(row)
     lines = [_parameter_cells(same) for same in alike.values()]
-    return "\n".join([*_table(header, lines, right={4, 5, 6}), "", *_totals(rows)])
+    return "\n".join([*table(header, lines, right={4, 5, 6}), "", *_totals(rows)])
 
 
 def communication_table(waves: Sequence[WaveRow]) -> str:
@@ -37,7 +38,7 @@ def communication_table(waves: Sequence[WaveRow]) -> str:
     count = sum(len(wave.messages) for wave in waves)
     sent, received = sum(wave.sent for wave in waves), sum(wave.received for wave in waves)
     total = f"one step: {count} collectives, {size(sent)} sent and {size(received)} received by this rank"
-    return "\n".join([*_table(header, lines, right={0, 1, 6, 7, 8}), "", total])
+    return "\n".join([*table(header, lines, right={0, 1, 6, 7, 8}), "", total])
 
 
 def share_table(here: Share, most_work: Share, most_bytes: Share, machine: str) -> str:
@@ -50,7 +51,7 @@ def share_table(here: Share, most_work: Share, most_bytes: Share, machine: str) 
     work = duration(max(share.working for share in kinds)) or "none"
     sending = duration(max(share.sending for share in kinds)) or "none"
     total = f"one step on {machine}: about {work} of work on the busiest rank, {sending} of sending"
-    return "\n".join([*_table(header, lines, right={0, 2, 3, 4, 5, 6, 7}), "", total])
+    return "\n".join([*table(header, lines, right={0, 2, 3, 4, 5, 6, 7}), "", total])
 
 
 def memory_line(batches: Sequence[BatchRow], temporary_bytes: int) -> str:
@@ -113,17 +114,6 @@ def _share_cells(share: Share) -> tuple[str, ...]:
         duration(share.working),
         duration(share.sending),
     )
-
-
-def _table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], *, right: set[int]) -> list[str]:
-    """Return aligned lines: the header, dashes, and the rest. The columns in `right` are aligned to the right."""
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-
-    def text(cells: tuple[str, ...]) -> str:
-        aligned = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        return "  ".join(aligned).rstrip()
-
-    return [text(header), "  ".join("─" * width for width in widths), *map(text, lines)]
 
 
 def _common_name(names: Sequence[str]) -> str:

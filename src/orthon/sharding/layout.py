@@ -145,8 +145,19 @@ class Layout:
             along: in these axes alone the places of the other ranks differ from this one's; the first axis slowest.
             also: more axes that cut the dim, after its own.
         """
-        places = product(*(range(self.grid.ranks.shape[axis]) for axis in along))
-        return [self._span_at(dim, also, dict(zip(along, place, strict=True))) for place in places]
+        extent = self.extents[dim]
+        axes = (*extent.axes, *also)
+        if [axis for axis in axes if axis in along] != list(along):  # they cut in another order, or do not cut it
+            places = product(*(range(self.grid.ranks.shape[axis]) for axis in along))
+            return [self._span_at(dim, also, dict(zip(along, place, strict=True))) for place in places]
+        spans = [Span(0, extent.size)]
+        for axis in axes:
+            count, own = self.grid.ranks.shape[axis], self.grid.coordinate[axis]
+            if axis in along:
+                spans = [chunk for span in spans for chunk in span.chunks(count)]
+            else:
+                spans = [span.chunk(count, own) for span in spans]
+        return list(map(extent.held, spans))
 
     def _span_at(self, dim: int, also: Sequence[int], at: Mapping[int, int]) -> Span:
         """Return the indices of a dim that a rank holds. Its coordinates are this rank's, but for those in `at`."""
@@ -164,7 +175,22 @@ class Layout:
     @cached_property
     def largest_shard(self) -> tuple[int, ...]:
         """For each dim the most indices that any rank holds."""
-        return tuple(max(span.length for span in self.spans(dim, axes)) for dim, axes in enumerate(self.cuts))
+        return tuple(map(max, self._lengths))
+
+    def shard_at(self, place: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the shard of a rank at a place of the grid."""
+        shape, sizes = [], self.grid.ranks.shape
+        for axes, lengths in zip(self.cuts, self._lengths, strict=True):
+            index = 0
+            for axis in axes:
+                index = index * sizes[axis] + place[axis]
+            shape.append(lengths[index])
+        return tuple(shape)
+
+    @cached_property
+    def _lengths(self) -> list[list[int]]:
+        """For each dim how many indices the ranks along the axes that cut it hold."""
+        return [[span.length for span in self.spans(dim, axes)] for dim, axes in enumerate(self.cuts)]
 
     # The sides of matrices
 

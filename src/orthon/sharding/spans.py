@@ -27,6 +27,12 @@ class Span(NamedTuple):
         size = -(-self.length // count)
         return Span(min(self.start + which * size, self.stop), min(self.start + (which + 1) * size, self.stop))
 
+    def chunks(self, count: int) -> "list[Span]":
+        """Return all of these chunks."""
+        size = -(-self.length // count)
+        edges = [min(self.start + which * size, self.stop) for which in range(count + 1)]
+        return list(map(Span, edges, edges[1:]))
+
     def within(self, outer: "Span") -> "Span":
         """Return the indices that `outer` has as well, counted from its start."""
         start, stop = (min(max(edge, outer.start), outer.stop) - outer.start for edge in self)
@@ -65,6 +71,8 @@ class Extent:
 
     def held(self, span: Span) -> Span:
         """Return which indices of the side, counted from its first, belong to these indices of the dim."""
+        if self.unit == 1 and self.window is None:
+            return span
         return Span(span.start * self.unit, span.stop * self.unit).within(self.span)
 
 

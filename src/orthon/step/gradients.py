@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
+from orthon.linalg.device import device_type
 from orthon.linalg.kernels import SMALL
 from orthon.sharding import Layout, is_dtensor, local
 from orthon.step.member import Member
@@ -83,7 +84,7 @@ class Gradients:
         self._members = [member for member in members if member.grad is not None]
         grads = [member.grad for member in self._members if member.grad is not None]
         # On a CPU a sum takes a third of the time of a norm, and one for many small gradients less than one for each.
-        self._sums = all(g.device.type == "cpu" and g.dtype == grads[0].dtype and g.itemsize > 2 for g in grads)
+        self._sums = all(device_type(g.device) == "cpu" and g.dtype == grads[0].dtype and g.itemsize > 2 for g in grads)
         alike: dict[tuple[int, ...], list[Member]] = {}
         for member, grad in zip(self._members, grads, strict=True):
             alike.setdefault(tuple(grad.shape), []).append(member)
@@ -92,7 +93,7 @@ class Gradients:
     def nonfinite(self) -> list[str]:
         """Return the names of the parameters whose gradients have infinities or NaNs. Waits for an accelerator."""
         # One quick pass. It may overflow, so that a closer look decides.
-        if not self._members or math.isfinite(float(self._quick().sum())):
+        if not self._members or math.isfinite(float(self.quick().sum())):
             return []
         return [m.name for m in self._members if m.grad is not None and not m.grad.isfinite().all()]
 
@@ -104,7 +105,7 @@ class Gradients:
         """Return whether all gradients are zero, a boolean on the device."""
         return self._norms(math.inf).amax() == 0 if self._members else torch.ones((), dtype=torch.bool)
 
-    def _quick(self) -> Tensor:
+    def quick(self) -> Tensor:
         """Return numbers that are finite only if the gradients are."""
         if not self._sums:
             return self._norms(2.0)

@@ -1,0 +1,135 @@
+"""The function `plan`: what a step of each of several optimizers would take on a machine that need not be here."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from orthon.explain.explained_step import most_under_way
+from orthon.machines import Machine, named_machine
+from orthon.optimizers.mixed import MixedOptimizer
+from orthon.plan.kinds import kinds_of_ranks, representatives
+from orthon.plan.recording import RecordedStep
+from orthon.plan.rows import Plan, PlanRow
+from orthon.plan.timeline import simulated
+from orthon.plan.totals import Totals
+from orthon.sharding import local
+
+# Called with how many optimizers are planned, of how many, and the name of the next one.
+Progress = Callable[[int, int, str], None]
+
+
+@torch.no_grad()
+def plan(
+    model: nn.Module,
+    optimizers: Mapping[str, Callable[[nn.Module], MixedOptimizer]],
+    *,
+    machine: Machine | str,
+    progress: Progress | None = None,
+) -> Plan:
+    """Return what a step of each optimizer would take; `print` shows it as a table.
+
+    The code of the step itself runs, on tensors without storage, for each kind of rank. What it computes and sends is
+    counted. Times follow from that and from the figures of the machine, see docs/plan.md.
+
+    Args:
+        model: whose parameters lie as they will: plain, or DTensors on a mesh of any size under the fake process group,
+            on the device "meta" or with storage. `orthon.plan.cluster` makes such a mesh.
+        optimizers: by name, functions that make an optimizer of Orthon's for the model, such as
+            `{"Dion 1/4": Dion.for_model, "Muon": Muon.for_model}`.
+        machine: a name of `orthon.machines.MACHINES` or a `Machine`.
+        progress: is told about each optimizer before it is planned, and at the end.
+
+    Raises:
+        TypeError: for an optimizer that is not one of Orthon's, or a machine that is none.
+        ValueError: for a machine that is not known, or no optimizers.
+    """
+    found = named_machine(machine, "plan")
+    if found is None:
+        raise TypeError("plan: machine should be a name or an orthon.Machine, but is None")
+    if not optimizers:
+        raise ValueError("plan: optimizers should have at least one, but is empty")
+    rows = []
+    for done, (name, make) in enumerate(optimizers.items()):
+        if progress is not None:
+            progress(done, len(optimizers), name)
+        optimizer = make(model)
+        if not isinstance(optimizer, MixedOptimizer):
+            raise TypeError(
+                f"plan: {name!r} should make one of Orthon's optimizers, but makes a {type(optimizer).__name__}"
+            )
+        planned = _Planned(name, optimizer, found)
+        rows.append(planned.row())
+    if progress is not None:
+        progress(len(optimizers), len(optimizers), "")
+    return Plan(machine=found, ranks=planned.ranks, rows=tuple(rows))
+
+
+class _Planned:
+    """The step of one optimizer, by all ranks."""
+
+    def __init__(self, name: str, optimizer: MixedOptimizer, machine: Machine) -> None:
+        self._name, self._optimizer, self._machine = name, optimizer, machine
+        self._on_cpu = machine.name.startswith("cpu")
+        self._device = torch.device("cpu" if self._on_cpu else "cuda")
+        members = optimizer.members()
+        grids = {id(member.layout.grid): member.layout.grid for member in members}
+        self._ranks = sorted({rank for grid in grids.values() for rank in grid.ranks.flatten().tolist()})
+        first = self._seen_by(int(members[0].layout.grid.ranks[members[0].layout.grid.coordinate]))
+        waves = [wave for waves in first.sets for wave in waves]
+        self._kinds = [kinds_of_ranks(wave, self._ranks) for wave in waves]
+        self._tried = {index: self._seen_by(self._ranks[index]) for index in representatives(self._kinds)}
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks there are."""
+        return len(self._ranks)
+
+    def _seen_by(self, rank: int) -> RecordedStep:
+        return RecordedStep(self._optimizer, self._machine, self._device, rank=rank)
+
+    def row(self) -> PlanRow:
+        """Return what there is to tell."""
+        totals = Totals(self.ranks, self._machine)
+        some = next(iter(self._tried.values()))
+        sets = [[totals.add([0] * self.ranks, [some.look_at_gradients()])]]
+        temporary_bytes, number = 0, 0
+        for which, waves in enumerate(some.sets):
+            timed, taken = [], []
+            for place in range(len(waves)):
+                kinds = self._kinds[number]
+                trials = {kinds[index]: step.tried(step.sets[which][place]) for index, step in self._tried.items()}
+                order = {kind: position for position, kind in enumerate(trials)}
+                timed.append(totals.add([order[kind] for kind in kinds], list(trials.values())))
+                most = max(trial.temporary_bytes for trial in trials.values())
+                taken.append((most, any(timed[-1].sending)))
+                number += 1
+            sets.append(timed)
+            temporary_bytes = max(temporary_bytes, most_under_way(taken))
+        course = simulated(sets, on_cpu=self._on_cpu)
+        busiest = int(course.working.argmax())
+        state, weights = (max(map(count, self._tried.values())) for count in (_state_bytes, _weight_bytes))
+        peak = 2 * weights + state + temporary_bytes
+        return PlanRow(
+            optimizer=self._name,
+            seconds=course.seconds,
+            mean_seconds=float(course.ends.mean()),
+            busiest=self._ranks[busiest],
+            working=float(course.working.max()),
+            exposed=course.exposed,
+            hidden=max(0.0, course.sending - course.exposed),
+            **totals.of(busiest),
+            wire=totals.wire(),
+            state_bytes=state,
+            temporary_bytes=temporary_bytes,
+            peak_bytes=peak,
+            fits=peak <= self._machine.memory,
+        )
+
+
+def _weight_bytes(step: RecordedStep) -> int:
+    return sum(local(member.param).nbytes for member in step.members)
+
+
+def _state_bytes(step: RecordedStep) -> int:
+    return sum(local(value).nbytes for state in step.states.values() for value in state.values())

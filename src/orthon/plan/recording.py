@@ -1,0 +1,73 @@
+"""What one rank computes and sends in a step, from pause to pause, recorded from the code that would run there."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from orthon.explain.dry_run import DryRun
+from orthon.explain.temporaries import Temporaries
+from orthon.linalg.device import meta_stands_for
+from orthon.machines import Machine
+from orthon.optimizers.mixed import MixedOptimizer
+from orthon.plan.recorder import Recorder, Tally
+from orthon.sharding import Message, Step, UnderWay, record_messages
+from orthon.step.gradients import Gradients
+
+
+class Segment(NamedTuple):
+    """What a rank does between two pauses.
+
+    Attributes:
+        work: by phase.
+        messages: the collectives that start at the end of it.
+    """
+
+    work: Mapping[str, Tally]
+    messages: tuple[Message, ...]
+
+
+class Trial(NamedTuple):
+    """What a rank does in a wave.
+
+    Attributes:
+        segments: in order.
+        temporary_bytes: the most at one time.
+    """
+
+    segments: tuple[Segment, ...]
+    temporary_bytes: int
+
+
+class RecordedStep(DryRun[Trial]):
+    """A dry run of which each wave tells its segments.
+
+    Args:
+        optimizer: the optimizer.
+        machine: on which the step is taken to run.
+        device: on which the parameters are taken to be.
+        rank: which rank.
+    """
+
+    as_usual = True
+
+    def __init__(self, optimizer: MixedOptimizer, machine: Machine, device: torch.device, *, rank: int) -> None:
+        super().__init__(optimizer, machine, device, rank=rank)
+        self._machine, self._device = machine, device
+
+    def carry_out(self, steps: Sequence[Step[None]]) -> Trial:
+        """Return the segments of a wave, and its temporary bytes."""
+        wave = UnderWay(steps)
+        segments, goes_on = [], True
+        with record_messages() as messages, Temporaries() as temporaries, Recorder(self._machine) as recorder:
+            while goes_on:
+                goes_on = wave.go_on()
+                segments.append(Segment(recorder.taken(), tuple(messages)))
+                messages.clear()
+        return Trial(tuple(segments), temporaries.bytes)
+
+    def look_at_gradients(self) -> Trial:
+        """Return the pass over all gradients that tells whether they are finite, before the first wave."""
+        with meta_stands_for(self._device), Recorder(self._machine) as recorder:
+            Gradients(self.members).quick()
+        return Trial((Segment(recorder.taken(), ()),), 0)
