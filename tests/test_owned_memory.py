@@ -60,16 +60,16 @@ def taken(
     return float(temporaries.bytes), each * told
 
 
-# In bytes of a matrix: M, the update and Q go while others come, 2·(1 + 1 + 1/4) at rank 1/4; Q alone weighs twice as
-# much in float32 where that is its dtype. A polar factor takes two matrices, and seven Gram matrices or three. Dion2
-# takes a quarter of that, where it does not spread columns over the weights.
+# In bytes of a matrix: M, the update and Q go while others come, 2·(1 + 1 + 1/4) at rank 1/4 of a square one, beside
+# P and Q. A polar factor takes two matrices, and seven Gram matrices or three. Dion2 takes a quarter of that, where it
+# does not spread columns over the weights.
 MOST = [
-    ("Dion", DION, TALL, BF16, 4.55),
-    ("Dion", DION, WIDE, BF16, 4.55),
-    ("Dion", DION, SQUARE, BF16, 4.55),
-    ("Dion", DION, TALL, F32, 4.55),
-    ("Dion", DION, SQUARE, F32, 4.55),
-    ("Dion", {**DION, "state_dtype": F32}, TALL, BF16, 7.05),
+    ("Dion", DION, TALL, BF16, 4.85),
+    ("Dion", DION, WIDE, BF16, 4.85),
+    ("Dion", DION, SQUARE, BF16, 5.05),
+    ("Dion", DION, TALL, F32, 4.85),
+    ("Dion", DION, SQUARE, F32, 5.05),
+    ("Dion", {**DION, "state_dtype": F32}, TALL, BF16, 7.7),
     ("Muon", MUON, TALL, BF16, 4.2),
     ("Muon", MUON, SQUARE, BF16, 5.05),
     ("NorMuon", MUON, WIDE, F32, 2.1),

@@ -26,9 +26,7 @@ def dion(batch: Batch) -> Step[None]:
         P = yield from M.left()
         Q = yield from M.right(P)
     yield from M.subtract(P, Q, by=1 - batch.options["momentum"])
-    descending = M.descend(P, Q)
-    del P, Q  # so that their memory is free when owners have made the update of them
-    yield from descending
+    yield from M.descend(P, Q)
 
 
 RULE = Rule(

@@ -115,7 +115,8 @@ class LowRank(Work):
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
         """Return the bytes of M, Q and the update on their way back, or of the work on them if that takes more.
 
-        While an owner sends the three, it receives its shards of those of others, which are as many numbers.
+        While an owner sends the three, it receives its shards of those of others, which are as many numbers. It has P
+        and Q to the end.
         """
         m, n = layout.shape
         kept, r = options["state_dtype"] or dtype, self.update_rank(layout.shape, options)
@@ -133,6 +134,7 @@ class LowRank(Work):
 
         M = m * n * kept.itemsize + made(m * n, computed, kept)
         returning = 2.0 * (m * n * (kept.itemsize + dtype.itemsize) + q * r * kept.itemsize)
+        returning += (p + q) * r * sent.itemsize
         right = p * r * wide.itemsize + made(p * r, sent, wide) + made(q * r, computed, wide)  # P and R
         if options["right_factor"] == "orthonormalize":
             right += q * r * computed.itemsize + orthonormal(q)
