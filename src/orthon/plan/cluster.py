@@ -4,6 +4,7 @@
 seconds. Only one chunk is wanted here, and its shape follows from the placements.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,11 +38,13 @@ def fake_ranks(world: int, rank: int = 0) -> Iterator[None]:
             f"fake_ranks: this process is one of {dist.get_world_size()} ranks already ({dist.get_backend()}); call it "
             "without torchrun, or after torch.distributed.destroy_process_group()"
         )
+    hook = sys.excepthook  # torch puts "[rank0]" before errors, and would do so again for each block
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         yield
     finally:
         dist.destroy_process_group()
+        sys.excepthook = hook
         _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]  # it would give the meshes of these process groups to the next ones
 
 
@@ -111,15 +114,18 @@ def divide(
         ValueError: if a parameter has storage, or a name in `products` is none of a parameter.
     """
     products = products or {}
-    names = dict(model.named_parameters())
-    if unknown := products.keys() - names:
+    params = list(model.named_parameters(remove_duplicate=False))
+    if unknown := products.keys() - {name for name, _ in params}:
         raise ValueError(f"divide: products should name parameters of the model, but has {sorted(unknown)[0]!r}")
+    # A shared parameter lies as the first of its names says that has a place.
+    places = {param: products[name] for name, param in reversed(params) if name in products}
     cutter = _Cutter(mesh, axes)
     made: dict[nn.Parameter, nn.Parameter] = {}
-    for name, param in names.items():
+    for name, param in params:
         if not param.is_meta:
             raise ValueError(f"divide: model should be on the device meta, but {name} is on {param.device}")
-        made[param] = cutter.cut(param, products.get(name), shard_dim(param))
+        if param not in made:
+            made[param] = cutter.cut(param, places.get(param), shard_dim(param))
     for module in model.modules():
         for child, param in module.named_parameters(recurse=False, remove_duplicate=False):
             module.register_parameter(child, made[param])
