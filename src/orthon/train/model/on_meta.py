@@ -37,6 +37,19 @@ def model_on_meta(config: ClusterConfig) -> PreTrainedModel:
         raise UserError(f"{name} makes no language model: {_first_line(error)}") from error
 
 
+def weights_of_a_token(model: PreTrainedModel) -> int:
+    """How many weights work on one token: all of them, but of experts those that a token is sent to."""
+    config = model.config.get_text_config()
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((count for name in names if (count := getattr(config, name, None))), None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    total = 0
+    for name, param in model.named_parameters():
+        of_experts = bool(experts and chosen) and ".experts." in name
+        total += param.numel() * chosen // experts if of_experts else param.numel()
+    return total
+
+
 def _read(path: Path) -> PretrainedConfig:
     file = path / FILE if path.is_dir() else path
     try:

@@ -17,6 +17,15 @@ from orthon.train.settings.run import section
 # That of LLaMA 3.
 VOCABULARY = 128256
 
+PICTURES = (".png", ".pdf", ".svg")
+
+
+class ClusterMesh(MeshConfig):
+    """How the processes, one for each GPU, would share the work. The product of the three is their number."""
+
+    dp_replicate: Count = 1
+    """Copies of the model, each with its own part of the batch."""
+
 
 class ClusterConfig(Settings):
     """What would be trained, and where."""
@@ -27,11 +36,11 @@ class ClusterConfig(Settings):
     vocabulary: Count = VOCABULARY
     """Number of different tokens of the --model."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Dtype of the weights. Gradients and momentum have the same."""
+    """Dtype of the weights, the gradients and the momentum."""
     machine: str = "h100"
     """Where it would be trained: a name of the table in docs/machines.md, or a YAML file with such figures."""
     model: Annotated[ModelConfig, section("model", ModelConfig)] = ModelConfig()
-    mesh: Annotated[MeshConfig, section("mesh", MeshConfig)] = MeshConfig()
+    mesh: Annotated[ClusterMesh, section("mesh", ClusterMesh)] = ClusterMesh()
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
@@ -44,7 +53,7 @@ class ClusterConfig(Settings):
     @property
     def sizes(self) -> tuple[int, int, int]:
         """dp_replicate, dp_shard and tp."""
-        return self.mesh.dp_replicate or 1, self.mesh.dp_shard, self.mesh.tp
+        return self.mesh.dp_replicate, self.mesh.dp_shard, self.mesh.tp
 
     @property
     def ranks(self) -> int:
@@ -75,8 +84,10 @@ class PlanConfig(ClusterConfig):
     utilization: Fraction = 0.4
     """For that estimate, the part of the machine's bfloat16 rate that training reaches."""
     recompute: bool = False
-    """For that estimate, activations are computed again in the backward pass: 8 operations for each weight and token, not
-    6."""
+    """For that estimate, activations are computed again in the backward pass: 8 operations for each weight and token
+    instead of 6."""
+    other_ranks: bool = True
+    """Also plan for other numbers of GPUs, by mesh.dp_shard, to tell where one optimizer overtakes another."""
     json_file: Annotated[Path | None, Parameter(name="--json")] = Field(default=None)
     """File for all figures."""
     picture: Path | None = None
@@ -86,6 +97,8 @@ class PlanConfig(ClusterConfig):
     def _check_lists(self) -> Self:
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError(f"optimizers must name one or more, each once, but is {self.optimizers}")
+        if self.picture is not None and self.picture.suffix not in PICTURES:
+            raise ValueError(f"picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]} but is {self.picture}")
         if self.step_seconds is not None and self.tokens_per_step is not None:
             raise ValueError("step_seconds and tokens_per_step both give the time of a step: leave out one")
         if self.step_seconds is not None and self.recompute:
