@@ -46,8 +46,8 @@ def test_the_table_and_the_words(plans) -> None:
     seconds = 6 * 951_424 * 1e6 / (0.5 * MACHINES["h100"].bfloat16 * 16)
     assert f"{0.01 / (0.01 + seconds):.2%}" in lines[3]
     assert "of the orthonormal updates, dion:1/4 takes the least time: 10 ms; adamw takes 10 ms" in said
-    assert "below about 48 GPUs dion:1/4 takes less time than muon, above them more" in said
-    assert "below about 48 GPUs adamw takes less time than muon, above them more" in said
+    assert "below about 48 GPUs dion:1/4 takes less time than muon, above that muon" in said
+    assert "below about 48 GPUs adamw takes less time than muon, above that muon" in said
 
 
 def test_the_share_of_a_step_that_is_given(plans) -> None:
@@ -157,6 +157,23 @@ def test_what_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["broken.yaml"]
 
 
+@pytest.mark.parametrize("change", ["missing", "negative"])
+@pytest.mark.parametrize("command", ["plan", "explain"])
+def test_machine_files_with_wrong_rates(
+    fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, change: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "orthon.plan.planning", stand_in())
+    figures = dict(machines.plain_values(MACHINES["h100"]))
+    assert figures.pop("bfloat16") > 0
+    if change == "negative":
+        figures["bfloat16"] = -1.0
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(figures))
+    said = fails(command, f"--machine={path}")
+    assert str(path) in said
+    assert "bfloat16" in said
+
+
 def test_a_model_that_fits_nowhere(fails, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "orthon.plan.planning", stand_in(least_ranks=1000))
     said = fails("plan", *TINY.split(), "--optimizers", "dion")
@@ -172,11 +189,19 @@ def test_without_torchrun(fails, monkeypatch: pytest.MonkeyPatch, command: str, 
 
 def test_crossovers_in_words() -> None:
     falling, level = {8: 4.0, 16: 2.0, 32: 1.0}, {8: 1.5, 16: 1.5, 32: 1.5}
-    assert crossovers({"a": falling, "b": level}) == ["below about 21 GPUs b takes less time than a, above them more"]
-    assert crossovers({"b": level, "a": falling}) == ["below about 21 GPUs b takes less time than a, above them more"]
+    expected = ["below about 21 GPUs b takes less time than a, above that a"]
+    assert crossovers({"a": falling, "b": level}) == expected
+    assert crossovers({"b": level, "a": falling}) == expected
     assert crossovers({"a": falling, "b": {8: 5.0, 16: 3.0}}) == []
     assert crossovers({"a": falling, "b": {}}) == []
+    assert crossovers({"a:1/2": falling, "a:1/4": level}) == [], "of one rule"
+    nearly = {8: 1.51, 16: 1.49, 32: 1.51}
+    assert crossovers({"a": nearly, "b": level}) == []
     large = {1000: 1.0, 4000: 3.0}, {1000: 3.0, 4000: 1.0}
     assert crossovers({"a": large[0], "b": large[1]}) == [
-        "below about 2,000 GPUs a takes less time than b, above them more"
+        "below about 2,000 GPUs a takes less time than b, above that b"
+    ]
+    wave = {1: 1.0, 4: 4.0, 16: 1.0, 64: 4.0}
+    assert crossovers({"a": wave, "b": {1: 2.0, 4: 2.0, 16: 2.0, 64: 2.0}}) == [
+        "below about 2 GPUs a takes less time than b, then b up to about 8, then a up to about 32, above that b"
     ]

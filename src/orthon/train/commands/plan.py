@@ -42,10 +42,16 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
         machine = machine_of_word(config.machine, measures=True)
 
     planner = Planner(config, machine)
-    with PlanProgress(console, planner.count) as progress:
-        found = planner.find(progress)
     training = TrainingStep.of(config, planner.weights, machine)
-    console.print(plan_table(found.asked, training), markup=False, soft_wrap=True)
+    with PlanProgress(console, planner.count) as progress:
+        table = plan_table(planner.asked(progress), training)
+        # The rest takes longer. If nothing fits here, it may be that nothing does anywhere, which is an error.
+        at_once = any(row.fits for row in planner.asked(progress).rows)
+        if at_once:
+            console.print(table, markup=False, soft_wrap=True)
+        found = planner.find(progress)
+    if not at_once:
+        console.print(table, markup=False, soft_wrap=True)
     lines = lines_below(found, training)
     console.print("\n" + "\n".join(lines), markup=False, soft_wrap=True)
     if config.json_file is not None:

@@ -12,6 +12,9 @@ from orthon.train.commands.training_step import TrainingStep
 if TYPE_CHECKING:
     from orthon.plan.rows import PlanRow
 
+# Of two times, as a part of them.
+NEARLY = 0.02
+
 
 def lines_below(found: Found, training: TrainingStep) -> list[str]:
     """The lines below the table."""
@@ -50,24 +53,45 @@ def _where(row: "PlanRow", found: Found) -> str:
 
 
 def crossovers(seconds: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """Where one optimizer overtakes another, in words.
+    """Where one optimizer overtakes another of a different rule, in words.
 
     Between two numbers of GPUs that were planned, times are taken to be straight lines where both axes are
-    logarithmic.
+    logarithmic. Numbers at which the two take nearly the same do not count.
 
     Args:
         seconds: of a step, by optimizer and number of GPUs.
     """
     lines = []
     for first, second in combinations(seconds, 2):
-        shared = sorted(seconds[first].keys() & seconds[second].keys())
-        gaps = [math.log(seconds[first][ranks] / seconds[second][ranks]) for ranks in shared]
-        for (low, before), (high, after) in pairwise(zip(shared, gaps, strict=True)):
+        if first.partition(":")[0] == second.partition(":")[0]:
+            continue
+        points = []
+        for ranks in sorted(seconds[first].keys() & seconds[second].keys()):
+            gap = math.log(seconds[first][ranks] / seconds[second][ranks])
+            if abs(gap) > NEARLY:
+                points.append((ranks, gap))
+        found = []
+        for (low, before), (high, after) in pairwise(points):
             if before * after < 0:
-                at = low * (high / low) ** (before / (before - after))
-                below, above = (first, second) if before < 0 else (second, first)
-                lines.append(f"below about {_rounded(at)} GPUs {below} takes less time than {above}, above them more")
+                found.append(_rounded(low * (high / low) ** (before / (before - after))))
+        if found:
+            quicker, slower = (first, second) if points[0][1] < 0 else (second, first)
+            lines.append(_in_turns(quicker, slower, found))
     return lines
+
+
+def _in_turns(quicker: str, slower: str, at: list[str]) -> str:
+    """Two optimizers that take turns.
+
+    Args:
+        quicker: The one that takes less time at first.
+        slower: The other one.
+        at: Numbers of GPUs at which they meet.
+    """
+    text = f"below about {at[0]} GPUs {quicker} takes less time than {slower}"
+    for place, until in enumerate(at[1:]):
+        text += f", then {(slower, quicker)[place % 2]} up to about {until}"
+    return f"{text}, above that {(slower, quicker)[(len(at) - 1) % 2]}"
 
 
 def _rounded(value: float) -> str:

@@ -34,7 +34,6 @@ class Found:
 
     Attributes:
         asked: on the mesh that is asked for.
-        dp_shard: of that mesh.
         by_ranks: the rows of an optimizer by its word, on meshes of so many GPUs. Where a step does not fit, none.
         by_fraction: the rows on the mesh that is asked for, by the name of a rule, at rank fractions of it. A rule that
             has none has one row, at 1.
@@ -42,7 +41,6 @@ class Found:
     """
 
     asked: "Plan"
-    dp_shard: int
     by_ranks: "Mapping[str, Mapping[int, PlanRow]]"
     by_fraction: "Mapping[str, Mapping[float, PlanRow]]"
     least: Mapping[str, int] = field(default_factory=dict)
@@ -80,6 +78,7 @@ class Planner:
         # Weights and gradients alone. Embeddings and all else are divided, as far as it goes.
         self._bytes = 2 * bytes_of_weights
         self._meshes = self._tried()
+        self._plans: dict[int, Plan] = {}  # by dp_shard
 
     def _tried(self) -> list[int]:
         """The dp_shards to plan for, in order, that which is asked for among them."""
@@ -109,16 +108,23 @@ class Planner:
         """Number of meshes to plan for."""
         return len(self._meshes) + (self._config.picture is not None)
 
+    def asked(self, progress: PlanProgress) -> "Plan":
+        """Plan for the mesh that is asked for."""
+        shards = self._config.mesh.dp_shard
+        if shards not in self._plans:
+            self._plans[shards] = self._plan(shards, self._optimizers, progress)
+        return self._plans[shards]
+
     def find(self, progress: PlanProgress) -> Found:
         """Make all plans.
 
         Raises:
             UserError: The model fits on none of the meshes.
         """
-        plans: dict[int, Plan] = {}
-        asked = self._config.mesh.dp_shard
-        for shards in sorted(self._meshes, key=lambda shards: shards != asked):  # what is wrong there is said first
-            plans[shards] = self._plan(shards, self._optimizers, progress)
+        asked, plans = self.asked(progress), self._plans
+        for shards in self._meshes:
+            if shards not in plans:
+                plans[shards] = self._plan(shards, self._optimizers, progress)
         words = list(self._optimizers)
         by_ranks: dict[str, dict[int, PlanRow]] = {word: {} for word in words}
         least: dict[str, int] = {}
@@ -136,8 +142,8 @@ class Planner:
                 f"{self._machine.name}; write --mesh.tp {2 * self._config.mesh.tp}, a larger --mesh.dp-shard, or a "
                 "--machine with more memory"
             )
-        by_fraction = self._by_fraction(progress, plans[asked]) if self._config.picture is not None else {}
-        return Found(plans[asked], asked, by_ranks, by_fraction, least)
+        by_fraction = self._by_fraction(progress, asked) if self._config.picture is not None else {}
+        return Found(asked, by_ranks, by_fraction, least)
 
     def _by_fraction(self, progress: PlanProgress, asked: "Plan") -> "dict[str, dict[float, PlanRow]]":
         """The rows of each rule at all rank fractions, on the mesh that is asked for."""
