@@ -1,16 +1,15 @@
 """Models on meshes of hundreds of ranks, in one process under the fake process group."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from orthon.plan.cluster import fake_ranks as fake_ranks  # where tests of many ranks look for it
 
 # Inputs and outputs of the matrices in a layer of LLaMA-3, and how many layers there are.
 LLAMA_8B = (
@@ -41,17 +40,6 @@ LLAMA_405B = (
 PLAN = {name: ColwiseParallel() for name in ("q", "k", "v", "gate", "up")} | {
     n: RowwiseParallel() for n in ("o", "down")
 }
-
-
-@contextmanager
-def fake_ranks(world: int, rank: int = 0) -> Iterator[None]:
-    """Within the block, be one of so many ranks, whose collectives do nothing."""
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-        _clear_sharding_prop_cache()  # it would give the meshes of these process groups to the next ones
 
 
 class Layer(nn.Module):

@@ -1,1 +1,1 @@
-"""The command line: `orthon train`, `orthon compare` and `orthon convert`."""
+"""The command line: `orthon train`, `orthon compare`, `orthon convert`, `orthon explain` and `orthon plan`."""

@@ -38,6 +38,16 @@ app.command(
     name="convert",
     help="Convert states of other packages' optimizers to one that orthon's optimizers load.",
 )
+app.command(
+    "orthon.train.commands.explain:explain",
+    name="explain",
+    help="Which parameter goes where and why, before anything is trained: rules, state, layout, communication.",
+)
+app.command(
+    "orthon.train.commands.plan:plan",
+    name="plan",
+    help="What a step of several optimizers costs on a cluster that is not here: time, memory, communication.",
+)
 
 
 def carry_out(words: Sequence[str]) -> None:

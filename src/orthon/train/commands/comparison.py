@@ -1,5 +1,6 @@
 """The runs of a comparison: one for each optimizer and learning rate."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,9 +30,10 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
         UserError: An optimizer is unknown, or has a fraction that it does not take.
     """
     shared = {name: getattr(config, name) for name in RunConfig.model_fields}
+    same = {name: getattr(config, name) for name in ("scalar_lr", "momentum", "weight_decay")}
     planned = []
     for label in config.optimizers:
-        base = settle(parse_optimizer(label, config))
+        base = settle(parse_optimizer(label, same))
         for factor in config.sweep:
             lr = factor * full_lr(base)
             name = f"{label.replace(':', '-').replace('/', '_')}-lr{lr:g}"
@@ -40,8 +42,12 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
     return planned
 
 
-def parse_optimizer(label: str, config: CompareConfig) -> OptimizerConfig:
+def parse_optimizer(label: str, same: Mapping[str, Any]) -> OptimizerConfig:
     """The optimizer that `name` or `name:fraction` means; the fraction is written as 1/16 or 0.0625.
+
+    Args:
+        label: The word.
+        same: Settings that are the same for all.
 
     Raises:
         UserError: The label is neither, or the fraction is not allowed.
@@ -49,12 +55,7 @@ def parse_optimizer(label: str, config: CompareConfig) -> OptimizerConfig:
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):
         raise UserError(f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {label!r}")
-    settings: dict[str, Any] = {
-        "name": name,
-        "scalar_lr": config.scalar_lr,
-        "momentum": config.momentum,
-        "weight_decay": config.weight_decay,
-    }
+    settings: dict[str, Any] = {"name": name, **same}
     if colon:
         setting = FRACTIONS.get(name)  # type: ignore[call-overload]  # checked above
         if setting is None:

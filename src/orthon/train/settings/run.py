@@ -19,7 +19,7 @@ PrecisionName = Literal["auto", "float32", "bf16"]
 BIG_HIDDEN_SIZE = 2048  # that of the 1B model: from here on activations do not fit beside the weights
 
 
-def _section(name: str, kind: type[Settings]) -> Parameter:
+def section(name: str, kind: type[Settings]) -> Parameter:
     """A heading in the help of a command."""
     return Parameter(group=Group(name, help=kind.__doc__ or "", sort_key=name))
 
@@ -77,10 +77,10 @@ class RunConfig(Settings):
     """Number of newest checkpoints to keep."""
     sample_tokens: Annotated[int, Field(ge=0)] = 200
     """Length in tokens of the text that the model writes at the end. 0: none."""
-    mesh: Annotated[MeshConfig, _section("mesh", MeshConfig)] = MeshConfig()
-    model: Annotated[ModelConfig, _section("model", ModelConfig)] = ModelConfig()
-    data: Annotated[DataConfig, _section("data", DataConfig)] = DataConfig()
-    schedule: Annotated[ScheduleConfig, _section("schedule", ScheduleConfig)] = ScheduleConfig()
+    mesh: Annotated[MeshConfig, section("mesh", MeshConfig)] = MeshConfig()
+    model: Annotated[ModelConfig, section("model", ModelConfig)] = ModelConfig()
+    data: Annotated[DataConfig, section("data", DataConfig)] = DataConfig()
+    schedule: Annotated[ScheduleConfig, section("schedule", ScheduleConfig)] = ScheduleConfig()
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -106,7 +106,7 @@ class RunConfig(Settings):
 class TrainConfig(RunConfig):
     """One run."""
 
-    optimizer: Annotated[OptimizerConfig, _section("optimizer", OptimizerConfig)] = OptimizerConfig()
+    optimizer: Annotated[OptimizerConfig, section("optimizer", OptimizerConfig)] = OptimizerConfig()
 
 
 class CompareConfig(RunConfig):

@@ -93,6 +93,30 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks
         raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
 
 
+def build_mixed(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> orthon.MixedOptimizer:
+    """The one optimizer of Orthon that updates as the settings say, of which plans can be made.
+
+    Args:
+        model: Already divided among the ranks.
+        config: Settings.
+        seed: Of the run.
+        ranks: Who takes part.
+
+    Raises:
+        UserError: See `build_optimizers`; and for torch-muon, which is not Orthon's.
+    """
+    if config.name == "torch-muon":
+        raise UserError("torch-muon is PyTorch's own, and no plan can be made of it: write muon")
+    if config.name != "adamw":
+        return cast(orthon.MixedOptimizer, build_optimizers(model, config, seed, ranks).each[0])
+    # PyTorch's AdamW again, but called by Orthon.
+    groups = orthon.param_groups(model, "adamw", "adamw", **_rates(config))
+    try:
+        return orthon.Dion(groups, **_adam_options(config) | {"seed": seed} | config.options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
+
+
 def settle(config: OptimizerConfig) -> OptimizerConfig:
     """The same settings, with the defaults filled in that depend on the optimizer."""
     filled: dict[str, Any] = {"lr": full_lr(config)}
