@@ -16,18 +16,17 @@ from orthon.explain.shares import Shares
 from orthon.machines import MACHINES
 from tests.support.many_ranks import divided, fake_ranks
 
-CASES: dict[str, tuple[tuple[int, int], tuple[str, str]]] = {
-    "FSDP 512": ((512, 1), ("fsdp", "tp")),
-    "FSDP 64 × TP 8": ((64, 8), ("fsdp", "tp")),
-    "HSDP 8 × 64": ((8, 64), ("copies", "fsdp")),
+CASES = {
+    "FSDP 512": {"fsdp": 512},
+    "FSDP 64 × TP 8": {"fsdp": 64, "tp": 8},
+    "HSDP 8 × 64": {"copies": 8, "fsdp": 64},
 }
 
 
 def explained(rank: int, case: str, rule: str) -> Explanation:
     """Return what `explain` says on one of 512 ranks."""
-    shape, axes = CASES[case]
     with fake_ranks(512, rank):
-        return orthon.explain(getattr(orthon, rule).for_model(divided(shape, axes)), machine="h100")
+        return orthon.explain(getattr(orthon, rule).for_model(divided(CASES[case])), machine="h100")
 
 
 @pytest.mark.parametrize("rule", ["Dion", "Muon"])
