@@ -33,8 +33,12 @@ from benchmarks.products import dion_products
 from benchmarks.results import Results, folder_for_results, reason
 from benchmarks.suite import Suite, parser
 from benchmarks.timing import Work, in_a_row, in_turns
+from orthon.testing import Pool
 
 _SECONDS = 540.0
+
+# For what ranks measure in one call, in seconds.
+_TIMEOUT = 300.0
 
 _TORCH = named(who.TORCH, TORCH_MUON, ADAMW)
 _EVERYONE = (*_TORCH, *who.FAMILY, *who.PLAIN_LOOPS)
@@ -49,11 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     given = flags.parse_args(arguments)
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    return _Suite(small=given.small, folder=folder_for_results(given.out)).run()
+    with Pool() as pool:
+        return _Suite(pool, small=given.small, folder=folder_for_results(given.out)).run()
 
 
 class _Suite(Suite):
-    def __init__(self, *, small: bool, folder: Path) -> None:
+    def __init__(self, pool: Pool, *, small: bool, folder: Path) -> None:
+        self._pool = pool
         device = torch.device("cpu")
         super().__init__("cpu", device, small=small, folder=folder, seconds=_SECONDS, side=2048, copied=1 << 28)
 
@@ -135,13 +141,13 @@ class _Suite(Suite):
 
     def ranks(self, case: Case, *, repeats: int) -> None:
         """Measure steps on several gloo ranks."""
-        case = replace(case, shapes=gpt2(1, 64)) if self.small else case
+        case, repeats = (replace(case, shapes=gpt2(1, 64)), 2) if self.small else (case, repeats)
         if not self.budget.left:
             self.results.note("gloo ranks", case=case.name, note="no time was left")
             return
         worlds = (1, 2) if self.small else (1, 2, 4)
         try:
-            for line in ranks.measured(case, worlds=worlds, repeats=2 if self.small else repeats):
+            for line in ranks.measured(self._pool, case, worlds=worlds, repeats=repeats, timeout=_TIMEOUT):
                 self.results.note("gloo ranks", **line)
         except Exception as error:  # such as ranks that may not talk to each other here; the rest keeps its turn
             self.results.note("gloo ranks", case=case.name, note=reason(error))
@@ -156,7 +162,7 @@ class _Suite(Suite):
             self.results.note("layouts", case=case.name, ranks=world, note="no time was left")
             return
         try:
-            for line in layouts.measured(case, world, names=names, repeats=repeats):
+            for line in layouts.measured(self._pool, case, world, names=names, repeats=repeats, timeout=_TIMEOUT):
                 self.results.note("layouts", **line)
         except Exception as error:  # as above
             self.results.note("layouts", case=case.name, ranks=world, note=reason(error))

@@ -4,25 +4,19 @@ Every rank has one thread. The first rank also makes the step alone, in turns wi
 wait. So one run compares the two, whatever else the machine does.
 """
 
-import json
-import os
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 import orthon
 from benchmarks.cases import Case, gpt2
-from orthon.testing import layouts
+from orthon.testing import Pool, layouts
 
 NARROW = Case("12 layers, d = 512", gpt2(12, 512))
 
@@ -41,33 +35,30 @@ class Taken:
     cpu: float
 
 
-def measured(case: Case, world: int, *, names: tuple[str, ...], repeats: int) -> Iterator[dict[str, Any]]:
-    """Yield what steps of Dion at rank 1/4 take on a number of ranks.
+def measured(
+    pool: Pool, case: Case, world: int, *, names: tuple[str, ...], repeats: int, timeout: float
+) -> list[dict[str, Any]]:
+    """Return what steps of Dion at rank 1/4 take on a number of ranks.
 
     Args:
+        pool: of worker processes.
         case: whole matrices, in float32.
         world: the number of ranks.
         names: of the layouts, keys of `WORLDS[world]`.
         repeats: of each step.
+        timeout: in seconds.
     """
-    with tempfile.TemporaryDirectory(prefix="benchmark-layouts-") as folder:
-        spawn(_rank, args=(world, folder, case, names, repeats), nprocs=world)  # type: ignore[no-untyped-call]
-        yield from json.loads(Path(folder, "result").read_text())
+    lines: list[dict[str, Any]] = pool.run(world, on_this_rank, case, names, repeats, timeout=timeout)[0]
+    return lines
 
 
-def _rank(rank: int, world: int, folder: str, case: Case, names: tuple[str, ...], repeats: int) -> None:
-    torch.set_num_threads(1)
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # without a look-up of the host's name
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+def on_this_rank(case: Case, names: tuple[str, ...], repeats: int) -> list[dict[str, Any]]:
+    """Measure, in a worker."""
+    rank, world = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(0)
     full = [torch.randn(shape, generator=generator) for shape in case.shapes]
     alone = _optimizer(full, None, world).step if rank == 0 else None
-    lines = [_line(case, name, alone, full, world, repeats) for name in names]
-    if rank == 0:
-        Path(folder, "result").write_text(json.dumps(lines))
-    dist.barrier()
-    dist.destroy_process_group()
+    return [_line(case, name, alone, full, world, repeats) for name in names]
 
 
 def _optimizer(full: list[Tensor], layout: str | None, world: int) -> orthon.Dion:

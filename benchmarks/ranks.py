@@ -3,14 +3,9 @@
 Each rank has one thread, and so has the one process: on as many cores, two ranks could at best take half of its time.
 """
 
-import json
-import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +13,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from torch.multiprocessing.spawn import spawn
 
 from benchmarks.cases import Case, parameters
 from benchmarks.contenders import FAMILY, Contender, named
 from orthon.step import plan as orthons
+from orthon.testing import Pool
 
 CONTENDERS = named(FAMILY, "Dion 1/4", "Muon", "Dion2 1/4")
 
@@ -30,22 +25,21 @@ CONTENDERS = named(FAMILY, "Dion 1/4", "Muon", "Dion2 1/4")
 AT_ONCE = {False: 1, True: orthons.AT_ONCE}
 
 
-def measured(case: Case, *, worlds: tuple[int, ...] = (1, 2, 4), repeats: int) -> Iterator[dict[str, Any]]:
+def measured(
+    pool: Pool, case: Case, *, worlds: tuple[int, ...] = (1, 2, 4), repeats: int, timeout: float
+) -> Iterator[dict[str, Any]]:
     """Yield the median times of steps on each number of ranks, compared with those on one, if that is the first.
 
     Args:
+        pool: of worker processes.
         case: whole matrices, in float32, of which each rank has a share of the rows.
         worlds: numbers of ranks.
         repeats: of each step.
+        timeout: in seconds, for each number of ranks.
     """
     alone: dict[str, float] = {}
     for world in worlds:
-        with tempfile.TemporaryDirectory(prefix="benchmark-ranks-") as folder:
-            if world == 1:
-                _alone(folder, case, repeats)
-            else:
-                spawn(_rank, args=(world, folder, case, repeats), nprocs=world)  # type: ignore[no-untyped-call]
-            lines = json.loads(Path(folder, "result").read_text())
+        lines = pool.run(world, on_this_rank, case, repeats, timeout=timeout)[0]
         for line in lines:
             if world == 1:
                 alone[line["contender"]] = line["ms"]
@@ -53,23 +47,10 @@ def measured(case: Case, *, worlds: tuple[int, ...] = (1, 2, 4), repeats: int) -
             yield {**line, "of_one_process": None if one is None else line["ms"] / one}
 
 
-def _alone(folder: str, case: Case, repeats: int) -> None:
-    """Measure in this process, with one thread."""
-    threads = torch.get_num_threads()
-    try:
-        _rank(0, 1, folder, case, repeats)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _rank(rank: int, world: int, folder: str, case: Case, repeats: int) -> None:
-    """Measure, and let the first rank tell; what runs in each process."""
-    torch.set_num_threads(1)
+def on_this_rank(case: Case, repeats: int) -> list[dict[str, Any]]:
+    """Measure, in a worker."""
+    world = dist.get_world_size()
     torch.manual_seed(0)  # the same matrices everywhere, of which each rank keeps its rows
-    if world > 1:
-        if sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # without a look-up of the host's name
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     lines: list[dict[str, Any]] = []
     for contender in CONTENDERS:
         seconds = _seconds(contender, case, world, repeats)
@@ -83,11 +64,7 @@ def _rank(rank: int, world: int, folder: str, case: Case, repeats: int) -> None:
                     "ms": statistics.median(taken) * 1e3,
                 }
             )
-    if rank == 0:
-        Path(folder, "result").write_text(json.dumps(lines))
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    return lines
 
 
 def _seconds(contender: Contender, case: Case, world: int, repeats: int) -> dict[bool, list[float]]:

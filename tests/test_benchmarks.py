@@ -13,6 +13,7 @@ from benchmarks.cases import Case, fake_ranks, llama_layer, parameters
 from benchmarks.checks import WrongStepError, check
 from benchmarks.contenders import ADAMW, FAMILY, PLAIN_LOOPS, TORCH, TORCH_MUON, Contender, named
 from benchmarks.counts import counts, product_flops
+from benchmarks.layouts import WORLDS
 from benchmarks.products import dion_products
 from benchmarks.results import Results, Row
 from benchmarks.roofline import Roofline
@@ -57,6 +58,8 @@ def test_the_cpu_suite_in_miniature(tmp_path: Path) -> None:
         check_row(rows[contender.name])
         assert rows[contender.name]["ratios"].keys() >= {TORCH_MUON}
     assert {line["ranks"] for line in data["tables"]["gloo ranks"]} == {1, 2}
+    assert all(line["ms"] > 0 for name in ("gloo ranks", "layouts") for line in data["tables"][name])
+    assert {line["layout"] for line in data["tables"]["layouts"]} == {n for names in WORLDS.values() for n in names}
     assert [line["claim"] for line in data["targets"]] == [target.claim for target in targets.CPU]
     assert data["versions"]["torch"] == torch.__version__
     assert {"date", "commit", "machine", "arguments", "roofline"} <= data.keys()

@@ -12,14 +12,15 @@ import orthon
 from orthon import Dion, Muon, explain
 from orthon.explain.units import amount, duration, operations, size
 from orthon.machines import MACHINES, Link
+from tests.support.llama import Layers
 from tests.support.many_ranks import divided, fake_ranks
 
-FEW = {"q": (1024, 1024), "up": (1024, 4096)}, 4
+FEW = Layers({"q": (1024, 1024), "up": (1024, 4096)}, 4)
 
 
 def of_eight_cpus(make: Any, **arguments: Any) -> orthon.Explanation:
     with fake_ranks(8, 3):
-        return explain(make.for_model(divided((8, 1), model=FEW)), **arguments)
+        return explain(make.for_model(divided({"fsdp": 8}, FEW)), **arguments)
 
 
 def test_dtypes_are_those_of_the_other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +36,7 @@ def test_routes_are_those_of_the_other_machine() -> None:
     def routes(link: Link) -> set[str]:
         machine = replace(MACHINES["h100"], within_node=link)
         with fake_ranks(8, 3):
-            optimizer = Dion.for_model(divided((8, 1), model=FEW), rank_fraction=1 / 64)
+            optimizer = Dion.for_model(divided({"fsdp": 8}, FEW), rank_fraction=1 / 64)
             explanation = explain(optimizer, machine=machine)
         return {batch.route for batch in explanation.batches if batch.matrices}
 
@@ -73,7 +74,7 @@ def test_machines_that_nobody_knows() -> None:
 
 def test_what_the_busiest_ranks_do_is_printed() -> None:
     with fake_ranks(512, 77):
-        explanation = explain(Dion.for_model(divided((512, 1), model=({"q": (4096, 4096)}, 5))), machine="h100")
+        explanation = explain(Dion.for_model(divided({"fsdp": 512}, Layers({"q": (4096, 4096)}, 5))), machine="h100")
     here, work = explanation.here, explanation.most_work
     assert here is not None
     assert work is not None

@@ -9,7 +9,8 @@ import torch
 import orthon
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
-from tests.support.at_scale import CUDA, Step
+from tests.support.counted_run import CUDA, CountedRun
+from tests.support.llama import Layers
 from tests.support.many_ranks import divided, fake_ranks
 from tests.support.sampling import crossed
 
@@ -44,10 +45,11 @@ def taken(
         device: for which meta stands.
     """
     with fake_ranks(RANKS, 5):
-        model = divided(mesh, model=({matrix: shape[::-1]}, each * RANKS), dtype=dtype)
+        axes = {axis: size for axis, size in zip(("fsdp", "tp"), mesh, strict=True) if size > 1}
+        model = divided(axes, Layers({matrix: shape[::-1]}, each * RANKS), dtype=dtype)
         named = [(key, param) for key, param in model.named_parameters() if key.startswith("layers")]
-        step = Step(getattr(orthon, name)(named, machine="h100", **options))
-        (wave,) = step.waves
+        step = CountedRun(getattr(orthon, name)(named, machine="h100", **options))
+        ((wave,),) = step.sets
         (batch,) = wave
         assert batch.route == "owners"
         assert batch.owners == sorted(list(range(RANKS)) * each)

@@ -16,9 +16,11 @@ from orthon import Dion
 from orthon.sharding import Step
 from orthon.step.batches import PlannedBatch
 from orthon.step.update import update
-from tests.support.many_ranks import LLAMA_405B, divided, fake_ranks
+from tests.support.llama import LLAMA, Layers
+from tests.support.many_ranks import divided, fake_ranks
 
 RANKS = 512
+MESHES = [{"fsdp": 512}, {"fsdp": 64, "tp": 8}]
 
 
 @pytest.fixture
@@ -27,9 +29,9 @@ def many_ranks() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("shape", [(512, 1), (64, 8)], ids=str)
-def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, shape: tuple[int, int]) -> None:
-    model = divided(shape)
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, mesh: dict[str, int]) -> None:
+    model = divided(mesh, every_layer=True)
     start = time.process_time()
     explanation = orthon.explain(Dion.for_model(model))
     seconds = time.process_time() - start
@@ -48,12 +50,10 @@ def test_the_plan_of_an_8b_model_on_512_ranks_takes_seconds(many_ranks: None, sh
     assert all(2 <= len(wave.messages) <= 12 for wave in waves)
 
 
-@pytest.mark.parametrize("shape", [(512, 1), (64, 8)], ids=str)
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("name", ["Dion", "Muon"])
-def test_the_plan_of_a_405b_model_on_512_ranks_takes_seconds(
-    many_ranks: None, name: str, shape: tuple[int, int]
-) -> None:
-    model = divided(shape, model=LLAMA_405B, dtype=torch.bfloat16)
+def test_the_plan_of_a_405b_model_on_512_ranks_takes_seconds(many_ranks: None, name: str, mesh: dict[str, int]) -> None:
+    model = divided(mesh, LLAMA["405B"], dtype=torch.bfloat16)
     start = time.process_time()
     explanation = orthon.explain(getattr(orthon, name).for_model(model), machine="h100")
     seconds = time.process_time() - start
@@ -62,10 +62,10 @@ def test_the_plan_of_a_405b_model_on_512_ranks_takes_seconds(
     assert sum(batch.matrices for batch in explanation.batches) == 126 * 7
 
 
-@pytest.mark.parametrize("shape", [(512, 1), (64, 8)], ids=str)
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("name", ["Muon", "NorMuon", "Dion2", "Dion3"])
-def test_plans_of_rules_for_whole_matrices(many_ranks: None, name: str, shape: tuple[int, int]) -> None:
-    model = divided(shape)
+def test_plans_of_rules_for_whole_matrices(many_ranks: None, name: str, mesh: dict[str, int]) -> None:
+    model = divided(mesh)
     start = time.process_time()
     explanation = orthon.explain(getattr(orthon, name).for_model(model))
     seconds = time.process_time() - start
@@ -76,7 +76,7 @@ def test_plans_of_rules_for_whole_matrices(many_ranks: None, name: str, shape: t
     waves = [wave for wave in explanation.waves if wave.batches[0].rule == name.lower()]
     exchanges = [message for wave in waves for message in wave.messages if message.kind == "exchange"]
     # There and back. Where rows are chosen, matrices with both sides cut find theirs one collective later than others.
-    assert len(exchanges) == len(waves) * (3 if shape[1] > 1 and name in ("Dion2", "Dion3") else 2)
+    assert len(exchanges) == len(waves) * (3 if "tp" in mesh and name in ("Dion2", "Dion3") else 2)
     assert "by" in str(explanation)
 
 
@@ -90,7 +90,7 @@ def test_waves_that_are_alike_are_tried_once(many_ranks: None, monkeypatch: pyte
 
     monkeypatch.setattr(module, "update", noting)
     monkeypatch.setattr("orthon.step.routes.BATCH_BYTES", 1)
-    model = divided((64, 8), ("copies", "fsdp"), model=({"q": (64, 64)}, 4 * RANKS))
+    model = divided({"copies": 64, "fsdp": 8}, Layers({"q": (64, 64)}, 4 * RANKS))
     explanation = orthon.explain(Dion.for_model(model, route="owners"))
     waves = [wave for wave in explanation.waves if wave.batches[0].matrices]
     assert [wave.batches[0].matrices for wave in waves] == [RANKS] * 4, "a matrix for each rank in each wave"

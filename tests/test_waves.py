@@ -19,12 +19,15 @@ from orthon.sharding import step as scheduler
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.plan import AT_ONCE
 from orthon.step.routes import BATCH_BYTES, Alike
+from tests.support.llama import LLAMA
 from tests.support.many_ranks import fake_ranks
 
 Shape = tuple[int, ...]
 H100 = MACHINES["h100"]
-LLAMA_8B = [(4096, 4096)] * 64 + [(1024, 4096)] * 64 + [(14336, 4096)] * 64 + [(4096, 14336)] * 32
-LLAMA_405B = [(16384, 16384)] * 252 + [(1024, 16384)] * 252 + [(53248, 16384)] * 252 + [(16384, 53248)] * 126
+# The rows and columns of all matrices.
+MODELS = {
+    size: [(m, n) for n, m in layers.shapes.values() for _ in range(layers.count)] for size, layers in LLAMA.items()
+}
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "Muon": ("Muon", {"polar_route": "owners"}),
     "Dion 1/4": ("Dion", {"route": "owners"}),
@@ -104,7 +107,7 @@ def matrices(waves: Sequence[Wave]) -> Counter[tuple[str, int]]:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("world", [2, 8, 24, 32])
 def test_owners_are_even(world: int, rule: str) -> None:
-    waves = planned(rule, LLAMA_8B, world)
+    waves = planned(rule, MODELS["8B"], world)
     loads = sum((work_of(wave, world) for wave in waves), torch.zeros(world, dtype=torch.float64))
     assert loads.max() <= 1.1 * loads.mean()
 
@@ -160,7 +163,7 @@ def test_time_of_all_work_over_the_best_dealing(
     monkeypatch: pytest.MonkeyPatch, rule: str, model: str, world: int
 ) -> None:
     """Sending takes no time here, but a rank waits where others have not sent yet."""
-    waves = planned(rule, LLAMA_405B if model == "405B" else LLAMA_8B, world)
+    waves = planned(rule, MODELS[model], world)
     works = [work_of(wave, world) for wave in waves]
     clock, sent = torch.zeros(world, dtype=torch.float64), {}
     for what, which in order_of_a_step(len(waves), monkeypatch):

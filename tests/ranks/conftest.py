@@ -7,7 +7,7 @@ import pytest
 from orthon.testing import Pool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # so that they are gone when other tests run
 def ranks() -> Iterator[Pool]:
     with Pool(forget=["tests"]) as pool:
         yield pool

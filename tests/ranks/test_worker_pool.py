@@ -54,6 +54,13 @@ def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def threads_with_more_groups(more: int) -> int:
+    """Return how many threads this process has, with so many more process groups."""
+    for _ in range(more):
+        dist.new_group()
+    return len(os.listdir("/proc/self/task"))
+
+
 def row_sums_of_a_sharded_matrix(groups_before: int) -> Tensor:
     """Use the caches of DTensor, with a mesh whose groups have other names after other groups."""
     world = dist.get_world_size()
@@ -86,6 +93,14 @@ def test_nothing_of_an_old_world_is_used_in_a_new_one(ranks: Pool) -> None:
     for groups_before, world in enumerate((4, 2, 4, 8, 4)):
         for actual, expected in ranks.run(world, row_sums_of_a_sharded_matrix, groups_before):
             assert torch.equal(actual, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_process_groups_do_not_pile_up(ranks: Pool) -> None:
+    """Each has threads, one of which never sleeps for long."""
+    ranks.run(1, total)  # so that the next call starts without meshes
+    threads = [max(ranks.run(2, threads_with_more_groups, 6)) for _ in range(9)]
+    assert max(threads[3:]) <= max(threads[:3])
 
 
 def test_every_rank_draws_other_numbers_and_every_call_the_same(ranks: Pool) -> None:

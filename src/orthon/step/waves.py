@@ -129,7 +129,7 @@ def _filled(units: Sequence[_Unit], loads: list[float], wave_memory: float) -> t
     limit = max(units[0].work, total * routes.BATCH_BYTES / max(1.0, size)) * (1 + 1e-9)
     heap = [(0.0, load, rank) for rank, load in enumerate(loads)]
     heapify(heap)
-    taken = [0.0] * len(loads)  # bytes
+    bytes_of = [0.0] * len(loads)  # what each rank takes in this wave
     placed: _Placed = defaultdict(list)
     left = []
     for unit in units:
@@ -137,17 +137,17 @@ def _filled(units: Sequence[_Unit], loads: list[float], wave_memory: float) -> t
         before = heap.copy() if unit.piece.count > 1 else heap
         for _ in range(unit.piece.count):
             work, load, rank = heap[0]
-            fits = work == 0 or (work + unit.work <= limit and taken[rank] + unit.bytes <= wave_memory)
+            fits = work == 0 or (work + unit.work <= limit and bytes_of[rank] + unit.bytes <= wave_memory)
             if not fits and placed:
                 break
             heapreplace(heap, (work + unit.work, load + unit.work, rank))
-            taken[rank] += unit.bytes
+            bytes_of[rank] += unit.bytes
             owners.append(rank)
         if len(owners) == unit.piece.count:
             placed[id(unit.group)].append((unit.piece, owners))
             continue
         for rank in owners:
-            taken[rank] -= unit.bytes
+            bytes_of[rank] -= unit.bytes
         heap = before
         left.append(unit)
     for _, load, rank in heap:
@@ -158,16 +158,16 @@ def _filled(units: Sequence[_Unit], loads: list[float], wave_memory: float) -> t
 def _units(group: Alike, ranks: int, machine: Machine, wave_memory: float) -> Iterator[_Unit]:
     first = group.pieces[0]
     work, group_of = first.member.rule.work, first.member.group
-    taken = work.owned_bytes(group.layout, group_of, group.dtype)
+    bytes_of_owner = work.owned_bytes(group.layout, group_of, group.dtype)
     seconds = group.work("owners", machine)
     numbers = float(math.prod(group.layout.shape))
     # Of one parameter with many matrices, some at a time.
     bytes_of_one = max(1.0, numbers * group.dtype.itemsize)
-    most = ranks * max(1, int(min(wave_memory / max(1.0, taken), routes.BATCH_BYTES / bytes_of_one)))
+    most = ranks * max(1, int(min(wave_memory / max(1.0, bytes_of_owner), routes.BATCH_BYTES / bytes_of_one)))
     for piece in group.pieces:
         for start in range(0, piece.count, most):
             part = piece if piece.count <= most else replace(piece, first=start, length=min(most, piece.count - start))
-            yield _Unit(group, part, seconds, taken, numbers)
+            yield _Unit(group, part, seconds, bytes_of_owner, numbers)
 
 
 def _ordered(placed: Sequence[tuple[Piece, list[int]]], layout: Layout, turn: int, machine: Machine) -> PlannedBatch:

@@ -30,6 +30,10 @@ MAX_WORLD = 8
 _GRACE = 10.0
 _START_TIMEOUT = 120.0
 
+# How many process groups workers may keep for the next call, those of its meshes. Each has a thread of gloo that wakes
+# a hundred times a second. To make the groups anew takes longer than a call.
+_MOST_GROUPS = 16
+
 # What a worker runs. It must not be started by multiprocessing, which would run the caller's script again.
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
@@ -48,7 +52,8 @@ class Pool:
 
     Args:
         forget: names of packages whose cached functions (functools.cache) may hold what belongs to a process group,
-            such as a DeviceMesh. These caches are cleared in the workers when the number of ranks changes.
+            such as a DeviceMesh. These caches are cleared in the workers when they leave their process groups: when
+            the number of ranks changes, and when there are many groups.
     """
 
     def __init__(self, *, forget: Sequence[str] = ()) -> None:
@@ -96,7 +101,7 @@ class Pool:
             task = pickle.dumps((world, store, self._forget, _warning_filters(), function, args))
             for rank in ranks:
                 self._workers[rank].pipe.send_bytes(task)
-            results, failures, died = self._collect(ranks, timeout)
+            results, failures, died, groups = self._collect(ranks, timeout)
             hung = [rank for rank in ranks if rank not in {*results, *failures, *died}]
             last_words = self._last_words(hung, died)
         if hung or died:
@@ -104,13 +109,21 @@ class Pool:
         if failures or hung or died:
             self._world = 0  # ranks may have left collectives unmatched: the next call starts with a new group
             raise RankError(dict(sorted(failures.items())), hung, died, last_words)
+        if groups > _MOST_GROUPS:
+            self._world = 0
         return [results[rank] for rank in ranks]
 
-    def _collect(self, ranks: Sequence[int], timeout: float) -> tuple[dict[int, Any], dict[int, Failure], list[int]]:
-        """Return results, failures and the dead among these ranks; the others have not answered in time."""
+    def _collect(
+        self, ranks: Sequence[int], timeout: float
+    ) -> tuple[dict[int, Any], dict[int, Failure], list[int], int]:
+        """Return results, failures and the dead among these ranks, and the most process groups that one has.
+
+        The others have not answered in time.
+        """
         results: dict[int, Any] = {}
         failures: dict[int, Failure] = {}
         died: list[int] = []
+        most = 0
         waiting = {self._workers[rank].pipe: rank for rank in ranks}
         deadline = time.monotonic() + timeout
         while waiting and (ready := connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))):
@@ -118,14 +131,15 @@ class Pool:
                 assert isinstance(pipe, Connection)
                 rank = waiting.pop(pipe)
                 try:
-                    answer = pickle.loads(pipe.recv_bytes())
+                    answer, groups = pickle.loads(pipe.recv_bytes())
                 except (EOFError, ConnectionResetError):
                     died.append(rank)
                 else:
                     (failures if isinstance(answer, Failure) else results)[rank] = answer
+                    most = max(most, groups)
             if failures or died:
                 deadline = min(deadline, time.monotonic() + _GRACE)
-        return results, failures, died
+        return results, failures, died, most
 
     def _last_words(self, hung: Sequence[int], died: Sequence[int]) -> dict[int, str]:
         """Return what ranks wrote to stderr before they died, such as gloo's errors, or where they hang."""

@@ -59,9 +59,9 @@ def serve(rank: int, descriptor: int) -> None:
             torch.manual_seed(1000 + rank)  # different on purpose: no result may depend on it
             # Plain pickle copies tensors; multiprocessing's own would pass them as open files of shared memory.
             with _filtered_warnings(filters):
-                answer = pickle.dumps(function(*args))
+                answer = pickle.dumps((function(*args), len(dist.distributed_c10d._world.pg_map)))
         except BaseException as error:
-            answer = pickle.dumps(Failure(type(error).__name__, str(error), traceback.format_exc()))
+            answer = pickle.dumps((Failure(type(error).__name__, str(error), traceback.format_exc()), 0))
         pipe.send_bytes(answer)
 
 
