@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from orthon.plan.cluster import Axes, divide, fake_ranks, tensor_parallel
-from tests.support.many_ranks import LLAMA_405B, Model
+from tests.support.llama import LLAMA
+from tests.support.many_ranks import Model
 
 STYLES = {
     "tokens": "rowwise",
@@ -119,7 +120,7 @@ def test_shared_parameters_stay_shared() -> None:
 
 def test_405b_on_many_ranks_takes_a_moment() -> None:
     with torch.device("meta"):
-        model = Model(*LLAMA_405B).to(torch.bfloat16)
+        model = Model(LLAMA["405B"]).to(torch.bfloat16)
     start = time.process_time()
     with fake_ranks(16384):
         mesh = init_device_mesh("cpu", (2, 1024, 8), mesh_dim_names=("dp_replicate", "dp_shard", "tp"))

@@ -52,10 +52,16 @@ class Machine:
         float32: likewise in full float32.
         tf32: likewise in TF32.
         bfloat16: likewise in bfloat16 or float16.
+        product_side: products reach half of their rate if the smallest side of the matrices is so long.
         factorization: operations per second of Cholesky factorizations (r³/3 each) and of triangular solves (r² for
-            each column or row that is solved), in float32.
+            each column or row that is solved), of large matrices in float32.
+        factor_side: these reach half of their rate if r is so large.
         memory_bandwidth: bytes per second that are read and written.
+        reordering: likewise, where a copy changes the order in which numbers lie, as that of a transposed matrix.
+        first_touch: seconds for each byte of new memory that the system has to give; 0 where it is used again.
         launch: seconds that the host takes to start one operation of torch.
+        kernel: seconds that the device takes for the smallest operation of torch. On a CPU, which is the host as well,
+            all that is done between two operations is in it.
         memory: bytes that the device has.
         within_node: the link between ranks of one node.
         between_nodes: the link between ranks of different nodes.
@@ -63,7 +69,7 @@ class Machine:
 
     Raises:
         TypeError: if a figure is no number, `ranks_per_node` no integer, or a link no `Link`.
-        ValueError: if a figure is not finite and > 0.
+        ValueError: if a figure is not finite and > 0, or `first_touch` not >= 0.
     """
 
     name: str
@@ -71,9 +77,14 @@ class Machine:
     float32: float
     tf32: float
     bfloat16: float
+    product_side: float
     factorization: float
+    factor_side: float
     memory_bandwidth: float
+    reordering: float
+    first_touch: float
     launch: float
+    kernel: float
     memory: float
     within_node: Link
     between_nodes: Link
@@ -86,13 +97,29 @@ class Machine:
         _check("Machine", "ranks_per_node", self.ranks_per_node, int, "an integer >= 1")
         for field in fields(self):
             if field.name not in ("name", "within_node", "between_nodes"):
-                _check_positive("Machine", field.name, getattr(self, field.name))
+                _check_positive("Machine", field.name, getattr(self, field.name), or_zero=field.name == "first_touch")
 
     def seconds(self, flops: float, dtype: torch.dtype | Literal["tf32"]) -> float:
         """Return how long large matrix products of so many operations take."""
         assert dtype in _RATES, f"no rate for {dtype}"
         rate: float = getattr(self, _RATES[dtype])
         return flops / rate
+
+    def product_seconds(self, flops: float, rate: str, *, side: float) -> float:
+        """Return how long matrix products of so many operations take, large or small.
+
+        Args:
+            flops: of all together.
+            rate: "float64", "float32", "tf32" or "bfloat16".
+            side: the smallest side of the matrices.
+        """
+        of_large: float = getattr(self, rate)
+        return flops / of_large * (1 + self.product_side / max(1, side))
+
+    def small_factor_seconds(self, flops: float, *, in_float64: bool, side: float) -> float:
+        """Return how long factorizations of so many operations take, of r × r matrices where r is `side`."""
+        of_large = self.factor_seconds(flops, torch.float64 if in_float64 else torch.float32)
+        return of_large * (1 + self.factor_side / max(1, side))
 
     def factor_seconds(self, flops: float, dtype: torch.dtype) -> float:
         """Return how long factorizations of so many operations take. In 16 bits they are made in float32."""
@@ -102,6 +129,10 @@ class Machine:
     def traffic_seconds(self, bytes: float) -> float:
         """Return how long the device takes to read and write so many bytes of its memory, both counted."""
         return bytes / self.memory_bandwidth
+
+    def reordering_seconds(self, bytes: float) -> float:
+        """Return how long copies take that change the order of numbers, of so many bytes, read and written."""
+        return bytes / self.reordering
 
     def sending_seconds(
         self, bytes: float, ranks: Sequence[int], *, messages: int = 1, kind: str = "exchange"
@@ -137,9 +168,10 @@ def _check(where: str, name: str, value: object, kind: type, allowed: str) -> No
         raise TypeError(f"{where}: {name} should be {allowed}, but is {value!r}")
 
 
-def _check_positive(where: str, name: str, value: object) -> None:
-    message = f"{where}: {name} should be a finite number > 0, but is {value!r}"
+def _check_positive(where: str, name: str, value: object, *, or_zero: bool = False) -> None:
+    allowed = ">= 0" if or_zero else "> 0"
+    message = f"{where}: {name} should be a finite number {allowed}, but is {value!r}"
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(message)
-    if not (math.isfinite(value) and value > 0):
+    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
         raise ValueError(message)

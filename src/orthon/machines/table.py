@@ -21,6 +21,18 @@ IN_FULL = 0.75
 # triangular solve. With this part the estimates are 9 ms and 564 ms.
 OF_FACTORIZATIONS = 0.3
 
+# The smallest side with which products reach half of that. Libraries multiply tiles of 128 × 128 or 256 × 128; a shorter
+# side leaves a part of them empty, or of the processors without a tile.
+PRODUCT_SIDE = 128.0
+
+# The size with which factorizations reach half of theirs. Columns are factored in blocks, one after the other. With
+# this the estimate for 4096² above is 10 ms.
+FACTOR_SIDE = 600.0
+
+# Copies of transposed matrices, as a part of what other copies reach. The kernels of torch that change the order of
+# numbers read or write them in rows that are shorter than what memory hands over at once. This is a guess.
+OF_REORDERING = 0.5
+
 # Reading and writing memory. Large copies on an H100 move 3.0 of 3.35 TB/s, which is 90 %. Operations on several
 # tensors of all sizes reach less.
 OF_MEMORY = 0.85
@@ -36,6 +48,9 @@ NETWORK_LATENCY = 50e-6
 
 # Seconds in which the host starts an operation on a GPU: 5 to 10 µs from Python, of which the driver takes 1 to 3.
 GPU_LAUNCH = 8e-6
+
+# Seconds in which a GPU starts and ends the smallest kernel: 2 to 3 µs, as profilers show.
+GPU_KERNEL = 2.5e-6
 
 
 def _gpu(
@@ -69,9 +84,14 @@ def _gpu(
         float32=float32 * 1e12 * IN_FULL,
         tf32=tf32 * 1e12 * ON_TENSOR_CORES,
         bfloat16=bfloat16 * 1e12 * ON_TENSOR_CORES,
+        product_side=PRODUCT_SIDE,
         factorization=float32 * 1e12 * IN_FULL * OF_FACTORIZATIONS,
+        factor_side=FACTOR_SIDE,
         memory_bandwidth=memory_bandwidth * 1e9 * OF_MEMORY,
+        reordering=memory_bandwidth * 1e9 * OF_MEMORY * OF_REORDERING,
+        first_touch=0.0,  # torch keeps memory that is free for what comes next
         launch=GPU_LAUNCH,
+        kernel=GPU_KERNEL,
         memory=memory * 1e9,
         within_node=Link(nvlink * 1e9 * OF_LINKS, NVLINK_LATENCY),
         between_nodes=Link(network * 1e9 * OF_LINKS, NETWORK_LATENCY),
@@ -92,9 +112,14 @@ _CPU = Machine(
     float32=40e9,
     tf32=40e9,  # CPUs multiply in full
     bfloat16=40e9,
+    product_side=18.0,
     factorization=8e9,
+    factor_side=100.0,
     memory_bandwidth=20e9,
+    reordering=2e9,
+    first_touch=3e-10,
     launch=2e-6,
+    kernel=5e-6,
     memory=16e9,  # a rank's part of a server's
     within_node=Link(0.25e9, 150e-6),
     between_nodes=Link(0.25e9, 200e-6),  # 50 µs more for the way through Ethernet and back
