@@ -10,7 +10,8 @@ from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
 from orthon.machines import Machine
 from orthon.optimizers.mixed import MixedOptimizer
-from orthon.plan.recorder import Recorder, Tally
+from orthon.plan.recorder import Recorder
+from orthon.plan.tally import Tally
 from orthon.sharding import Message, Step, UnderWay, record_messages
 from orthon.step.gradients import Gradients
 

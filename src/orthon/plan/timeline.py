@@ -52,8 +52,8 @@ def simulated(sets: Iterable[Sequence[TimedWave]], *, on_cpu: bool) -> Course:
     """Return the times of a step whose waves take turns as `orthon.sharding.run` lets them.
 
     A collective begins when all ranks have come to it and its link is free, and ends for all of them at once. On an
-    accelerator, the host starts operations ahead of the device, and collectives travel beside the work. On a CPU, all
-    of that takes the time of the same cores.
+    accelerator, the host starts operations ahead of the device, and collectives travel beside the work. A CPU is host and
+    device, and what is sent takes the time of its cores as well.
 
     Args:
         sets: the waves, in sets that follow each other.
@@ -91,10 +91,10 @@ class _Clock:
         wave, segment = turns.wave, turns.segment
         work, launches = wave.work[wave.kinds, segment], wave.launches[wave.kinds, segment]
         start = self._device.clamp(min=turns.arrival)
-        if self._on_cpu:
-            work, launches = work + launches, torch.zeros_like(launches)
-        self._host = (start if self._on_cpu else self._host) + launches
-        self._device = torch.maximum(start + work, self._host)
+        self._device = start + work
+        if not self._on_cpu:
+            self._host = self._host + launches
+            self._device = torch.maximum(self._device, self._host)
         self._working = self._working + (self._device - start)
         turns.arrival = 0.0
         for link, seconds in wave.sending[segment]:
