@@ -13,6 +13,7 @@ from orthon.explain.explained_step import ExplainedStep, most_under_way
 from orthon.explain.temporaries import Temporaries
 from orthon.explain.units import size
 from orthon.sharding import Message
+from orthon.step.batches import Wave
 from tests.support.sampling import crossed
 
 FAMILY = (Dion, Muon, NorMuon, Dion2, Dion3)
@@ -164,9 +165,9 @@ def test_batches_that_are_alike_cost_alike(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("orthon.step.routes.BATCH_BYTES", 2 * 4 * 40 * 40)
     tried: list[int] = []
 
-    def trial(_: ExplainedStep, steps: list[Any]) -> tuple[tuple[Message, ...], int]:
-        (batch,) = steps
-        tried.append(len(batch.gi_frame.f_locals["planned"].pieces))
+    def trial(_: ExplainedStep, wave: Wave) -> tuple[tuple[Message, ...], int]:
+        (batch,) = wave
+        tried.append(len(batch.pieces))
         return (), len(tried)
 
     monkeypatch.setattr(ExplainedStep, "carry_out", trial)

@@ -1,7 +1,7 @@
 """A step without numbers: on tensors of the device "meta", it tells what a rank would do, send and take."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -56,15 +56,18 @@ class DryRun(ABC, Generic[T]):
         """Return what comes of trying a wave. Of waves that communicate and take the same, one is tried."""
         kind = tuple(map(_kind, wave))
         if kind not in self._tried:
-            meta = torch.device("meta")
-            gates = {meta: torch.ones((), device=meta)} if self._skips else {}
-            steps = [update(batch, self.states, gates, LossScale()) for batch in wave]
             with meta_stands_for(wave[0].pieces[0].layout.device, as_usual=self.as_usual):
-                self._tried[kind] = self.carry_out(steps)
+                self._tried[kind] = self.carry_out(wave)
         return self._tried[kind]
 
+    def steps(self, wave: Wave) -> list[Step[None]]:
+        """Return the steps of a wave, to be carried out once."""
+        meta = torch.device("meta")
+        gates = {meta: torch.ones((), device=meta)} if self._skips else {}
+        return [update(batch, self.states, gates, LossScale()) for batch in wave]
+
     @abstractmethod
-    def carry_out(self, steps: Sequence[Step[None]]) -> T:
+    def carry_out(self, wave: Wave) -> T:
         """Carry out the steps of a wave, and return what there is to tell of it."""
 
 

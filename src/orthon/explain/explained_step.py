@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from orthon.explain.dry_run import DryRun
 from orthon.explain.rows import BatchRow, WaveRow
 from orthon.explain.temporaries import Temporaries
-from orthon.sharding import Message, Step, record_messages, run
+from orthon.sharding import Message, record_messages, run
+from orthon.step.batches import Wave
 from orthon.step.plan import AT_ONCE
 
 
@@ -26,10 +27,10 @@ class ExplainedStep(DryRun[tuple[tuple[Message, ...], int]]):
             most = max(most, most_under_way([(row.temporary_bytes, bool(row.messages)) for row in of_set]))
         return rows, most
 
-    def carry_out(self, steps: Sequence[Step[None]]) -> tuple[tuple[Message, ...], int]:
+    def carry_out(self, wave: Wave) -> tuple[tuple[Message, ...], int]:
         """Return the collectives of a wave, and its temporary bytes."""
         with record_messages() as messages, Temporaries() as temporaries:
-            run([steps], at_once=1)
+            run([self.steps(wave)], at_once=1)
         return tuple(messages), temporaries.bytes
 
 

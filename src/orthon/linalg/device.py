@@ -26,7 +26,8 @@ def is_readable(x: Tensor) -> bool:
 
 def holds(condition: Tensor) -> bool:
     """Return whether a condition about a readable tensor holds for all of its numbers, which is the usual case."""
-    return condition.is_meta or bool(condition.all())
+    found = condition.all()
+    return found.is_meta or bool(found)
 
 
 def device_type(device: torch.device) -> str:

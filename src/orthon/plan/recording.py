@@ -1,6 +1,6 @@
 """What one rank computes and sends in a step, from pause to pause, recorded from the code that would run there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from orthon.machines import Machine
 from orthon.optimizers.mixed import MixedOptimizer
 from orthon.plan.recorder import Recorder
 from orthon.plan.tally import Tally
-from orthon.sharding import Message, Step, UnderWay, record_messages
+from orthon.sharding import Message, UnderWay, record_messages, run
+from orthon.step.batches import Wave
 from orthon.step.gradients import Gradients
 
 
@@ -56,13 +57,17 @@ class RecordedStep(DryRun[Trial]):
         super().__init__(optimizer, machine, device, rank=rank)
         self._machine, self._device = machine, device
 
-    def carry_out(self, steps: Sequence[Step[None]]) -> Trial:
-        """Return the segments of a wave, and its temporary bytes."""
-        wave = UnderWay(steps)
+    def carry_out(self, wave: Wave) -> Trial:
+        """Return the segments of a wave, and its temporary bytes, in a step that is not the first.
+
+        In the first one, state moves to where a batch has it together.
+        """
+        run([self.steps(wave)], at_once=1)
+        under_way = UnderWay(self.steps(wave))
         segments, goes_on = [], True
         with record_messages() as messages, Temporaries() as temporaries, Recorder(self._machine) as recorder:
             while goes_on:
-                goes_on = wave.go_on()
+                goes_on = under_way.go_on()
                 segments.append(Segment(recorder.taken(), tuple(messages)))
                 messages.clear()
         return Trial(tuple(segments), temporaries.bytes)

@@ -19,7 +19,14 @@ _OVERWRITE = {aten.copy_, aten.fill_, aten.zero_, aten.normal_, aten.uniform_, a
 _OVERWRITE |= {aten._foreach_copy_, aten._foreach_zero_}
 
 # What moves nothing, though its schema does not call it a view: empty memory, metadata, and views of what is new.
-_NO_TRAFFIC = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
+_NO_TRAFFIC = {
+    aten.empty,
+    aten.empty_like,
+    aten.empty_strided,
+    aten.new_empty,
+    aten.new_empty_strided,
+    aten._local_scalar_dense,  # the host reads one number
+}
 _NO_TRAFFIC |= {aten.resize_, aten.set_, aten._unsafe_view, aten.lift_fresh, aten.is_same_size}
 
 # What reads as many numbers of its first argument as the result has, and not all of them.

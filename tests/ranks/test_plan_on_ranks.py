@@ -1,0 +1,110 @@
+"""What a plan counts, against what ranks do in a real step: operations, bytes of memory and collectives."""
+
+from collections import Counter
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from orthon import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorMuon
+from orthon.machines import MACHINES
+from orthon.plan.recorder import Recorder
+from orthon.plan.recording import RecordedStep
+from orthon.plan.tally import Tally
+from orthon.testing import Pool, layouts
+from orthon.testing.layouts import LAYOUTS, layouts_on
+from tests.support.counting import counting
+from tests.support.short_run import marked, one_of_each
+
+RULES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Dion by owners": (Dion, {"route": "owners"}),
+    "Dion on shards": (Dion, {"route": "shards"}),
+    "Dion, two orthonormal factors": (Dion, {"right_factor": "orthonormalize", "rank_fraction": 1 / 16}),
+    "Muon by owners": (Muon, {"polar_route": "owners"}),
+    "Muon on shards": (Muon, {"polar_route": "shards"}),
+    "NorMuon": (NorMuon, {}),
+    "Dion2": (Dion2, {}),
+    "Dion3": (Dion3, {}),
+    "AdamW": (MixedOptimizer, {"algorithm": "adamw", "options": {}}),
+}
+# Where gradients are looked at, before the first wave, which is not planned by waves.
+LOOKING = ("gradients", "other")
+
+# Fewer than ranks, and some are not divisible.
+SHAPES = [(64, 48)] * 5 + [(37, 50)] * 2
+
+
+# Layouts of which one side alone is cut, as polar factors on shards need it.
+ONE_SIDE = [name for name, kind in LAYOUTS.items() if len({dim for dim in kind.dims if dim is not None}) == 1]
+
+
+def on_this_rank(layout: str, rule: str) -> dict[str, Any]:
+    """Count what this rank does in a step, and what a plan says of it."""
+    world, kind = dist.get_world_size() if dist.is_initialized() else 1, LAYOUTS[layout]
+    make, options = RULES[rule]
+    generator = torch.Generator().manual_seed(0)
+    full = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    named = [(f"w{i}", nn.Parameter(layouts.build(layout, world, start))) for i, start in enumerate(full)]
+    group = layouts.replica_group(layout, world) if kind.replicas else None
+    compressed = kind.compressed and rule != "AdamW"
+    optimizer = make(named, replicas=group, sync_gradients=compressed, nonfinite="skip", **options)
+    for step in range(3):
+        for (_, param), start in zip(named, full, strict=True):
+            param.grad = layouts.build(layout, world, start.roll(step, 0))
+        if step < 2:
+            optimizer.step()
+    with Recorder() as recorder, counting() as calls:
+        optimizer.step()
+    planned = RecordedStep(
+        optimizer, MACHINES["cpu"], torch.device("cpu"), rank=dist.get_rank() if dist.is_initialized() else 0
+    )
+    trials = [planned.tried(wave) for waves in planned.sets for wave in waves]
+    segments = [segment for trial in trials for segment in trial.segments]
+    sums: dict[str, Tally] = {}
+    for segment in segments:
+        for phase, tally in segment.work.items():
+            sums.setdefault(phase, Tally()).add(tally)
+    messages = Counter((m.kind, m.ranks, m.numbers) for segment in segments for m in segment.messages)
+    # The first collective is the answer to whether all gradients are finite.
+    asked = 1 if world > 1 and layout != "unaware" else 0
+    return {
+        "made": {phase: counted(tally) for phase, tally in recorder.taken().items() if phase not in LOOKING},
+        "planned": {phase: counted(tally) for phase, tally in sums.items() if phase not in LOOKING},
+        "calls": Counter(calls[asked:]),
+        "messages": messages,
+    }
+
+
+def counted(tally: Tally) -> tuple[dict[str, float], float, int, int]:
+    return tally.flops, round(tally.factoring, 3), tally.bytes, tally.launches
+
+
+# In the order of world sizes, since another one costs a new process group.
+CASES = [
+    (world, layout, rule)
+    for world, layout, rule in product((2, 4, 8), LAYOUTS, RULES)
+    if layout in layouts_on(world) and (rule != "Muon on shards" or layout in ONE_SIDE)
+]
+SHORT = one_of_each(CASES)
+
+
+@pytest.mark.parametrize(("world", "layout", "rule"), marked(CASES, SHORT))
+def test_ranks_do_what_is_planned(ranks: Pool, world: int, layout: str, rule: str) -> None:
+    for rank, told in enumerate(ranks.run(world, on_this_rank, layout, rule)):
+        assert told["made"].keys() == told["planned"].keys(), f"rank {rank}: other phases"
+        if rule in ("Dion2", "Dion3"):  # which rows are selected, and so on which ranks they are, no plan knows
+            assert sum(told["calls"].values()) == sum(told["messages"].values())
+            sums = [sum(count * numbers for (*_, numbers), count in told[key].items()) for key in ("calls", "messages")]
+            assert sums[0] == pytest.approx(sums[1], rel=0.35), f"rank {rank}: numbers in collectives"
+            for phase, (flops, _, moved, launches) in told["made"].items():
+                planned = told["planned"][phase]
+                assert flops == pytest.approx(planned[0], rel=0.35), f"rank {rank}, {phase}"
+                assert moved == pytest.approx(planned[2], rel=0.35), f"rank {rank}, {phase}: bytes"
+                assert launches == pytest.approx(planned[3], rel=0.35), f"rank {rank}, {phase}: launches"
+            continue
+        assert told["calls"] == told["messages"], f"rank {rank}: other collectives"
+        for phase, made in told["made"].items():
+            assert made == told["planned"][phase], f"rank {rank}, {phase}: flops, factoring, bytes, launches"
