@@ -9,6 +9,7 @@ from orthon.explain import Explanation, explain
 from orthon.machines import Machine
 from orthon.model import param_groups, qk_clip_
 from orthon.optimizers import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorDion2, NorMuon
+from orthon.plan import Plan, plan
 from orthon.sharding.matrix_view import MatrixView
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ __all__ = [
     "Muon",
     "NorDion2",
     "NorMuon",
+    "Plan",
     "Rule",
     "convert_state",
     "convert_states",
     "explain",
     "param_groups",
+    "plan",
     "qk_clip_",
     "register_rule",
 ]

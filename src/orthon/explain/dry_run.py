@@ -71,15 +71,24 @@ class DryRun(ABC, Generic[T]):
         """Carry out the steps of a wave, and return what there is to tell of it."""
 
 
-def _kind(batch: PlannedBatch) -> Hashable:
-    """Return a key that is the same for batches that communicate and take the same."""
+def shape_of(wave: Wave) -> Hashable:
+    """Return a key that is the same for waves of matrices that are as many and lie alike, whoever works on which."""
+    return tuple(map(_shape_of, wave))
+
+
+def _shape_of(batch: PlannedBatch) -> Hashable:
     pieces = []
     for piece in batch.pieces:
         param = piece.member.param
         pieces.append((id(piece.stack), id(piece.member.layout), piece.count, param.dtype, local(param).stride()))
+    return batch.kind, tuple(pieces)
+
+
+def _kind(batch: PlannedBatch) -> Hashable:
+    """Return a key that is the same for batches that communicate and take the same."""
     # From turn to turn other ranks begin to divide work.
     turn = batch.turn % len(batch.ranks) if batch.route == "shards" else 0
     if batch.owners is None:
-        return batch.kind, tuple(pieces), turn
+        return _shape_of(batch), turn
     held = Held(batch)
-    return batch.kind, tuple(pieces), turn, held.of_copies, held.by(batch.pieces[0].layout.grid.coordinate)
+    return _shape_of(batch), turn, held.of_copies, held.by(batch.pieces[0].layout.grid.coordinate)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.explain.places import grid_at
 from orthon.sharding import Layout, Matrices, local, on_meta, relocated
 from orthon.sharding.grid import Grid
 from orthon.step.member import Member
@@ -59,17 +60,9 @@ class _Eyes:
         if self._rank is None and self._device is None:
             return layout
         if id(layout.grid) not in self._grids:
-            self._grids[id(layout.grid)] = layout.grid if self._rank is None else _grid_at(layout.grid, self._rank)
+            self._grids[id(layout.grid)] = layout.grid if self._rank is None else grid_at(layout, self._rank)
         grid = self._grids[id(layout.grid)]
         return None if grid is None else replace(layout, grid=grid, device=self._device or layout.device)
-
-
-def _grid_at(grid: Grid, rank: int) -> Grid | None:
-    """Return a grid with the place of another rank, or None if that has none. The process groups are never used."""
-    if grid.ranks.ndim == 0:  # every process has the whole parameter for itself
-        return Grid(torch.tensor(rank), (), ())
-    found = (grid.ranks == rank).nonzero().tolist()
-    return Grid(grid.ranks, tuple(found[0]), grid.groups, grid.replicas) if found else None
 
 
 def _param(member: Member, layout: Layout) -> Tensor:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from orthon.explain.loads import Load
+from orthon.explain.places import places_of
 from orthon.machines import Machine
 from orthon.sharding import Message
-from orthon.sharding.grid import Grid
 from orthon.step.batches import PlannedBatch
 
 # How many ranks are tried to find the one that sends and receives the most.
@@ -57,7 +56,7 @@ class Shares:
             if len(batch.ranks) > 1:
                 self._shared.add(batch.ranks)
             if id(layout.grid) not in places:
-                places[id(layout.grid)] = places_of(layout.grid)
+                places[id(layout.grid)] = places_of(layout)
             self._loads.append((places[id(layout.grid)], Load(batch, machine)))
 
     def of(self, rank: int, messages: Sequence[Message]) -> Share:
@@ -90,11 +89,6 @@ class Shares:
 
     def _volume(self, rank: int) -> float:
         return sum(load.volume(places.get(rank, ())) for places, load in self._loads)
-
-
-def places_of(grid: Grid) -> dict[int, tuple[int, ...]]:
-    """Return where each rank of a grid is."""
-    return dict(zip(grid.ranks.flatten().tolist(), product(*map(range, grid.ranks.shape)), strict=True))
 
 
 def _rounded(value: float) -> float:

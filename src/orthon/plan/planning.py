@@ -1,15 +1,17 @@
 """The function `plan`: what a step of each of several optimizers would take on a machine that need not be here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from itertools import islice
 
 import torch
 from torch import nn
 
+from orthon.explain.dry_run import shape_of
 from orthon.explain.explained_step import most_under_way
 from orthon.machines import Machine, named_machine
 from orthon.optimizers.mixed import MixedOptimizer
 from orthon.plan.kinds import kinds_of_ranks, representatives
-from orthon.plan.recording import RecordedStep
+from orthon.plan.recording import RecordedStep, Trial
 from orthon.plan.rows import Plan, PlanRow
 from orthon.plan.timeline import simulated
 from orthon.plan.totals import Totals
@@ -73,12 +75,31 @@ class _Planned:
         self._on_cpu = machine.name.startswith("cpu")
         self._device = torch.device("cpu" if self._on_cpu else "cuda")
         members = optimizer.members()
+        if not members:
+            raise ValueError(f"plan: {name!r} should have parameters of which this rank has a shard, but has none")
         grids = {id(member.layout.grid): member.layout.grid for member in members}
         self._ranks = sorted({rank for grid in grids.values() for rank in grid.ranks.flatten().tolist()})
         first = self._seen_by(int(members[0].layout.grid.ranks[members[0].layout.grid.coordinate]))
-        waves = [wave for waves in first.sets for wave in waves]
-        self._kinds = [kinds_of_ranks(wave, self._ranks) for wave in waves]
-        self._tried = {index: self._seen_by(self._ranks[index]) for index in representatives(self._kinds)}
+        # For each wave, what each rank does: a number for what the wave is like, and the rank's own part of it.
+        numbers: dict[Hashable, int] = {}
+        self._kinds = []
+        for wave in (wave for waves in first.sets for wave in waves):
+            shape = numbers.setdefault(shape_of(wave), len(numbers))
+            parts = kinds_of_ranks(wave, self._ranks)
+            self._kinds.append([numbers.setdefault((shape, part), len(numbers)) for part in parts])
+        self._steps = [self._seen_by(self._ranks[index]) for index in representatives(self._kinds)]
+        self._trials = self._tried()
+
+    def _tried(self) -> dict[int, Trial]:
+        """Return what a rank of each kind does."""
+        trials: dict[int, Trial] = {}
+        for step in self._steps:
+            place = self._ranks.index(step.rank)
+            waves = [wave for waves in step.sets for wave in waves]
+            for kinds, wave in zip(self._kinds, waves, strict=True):
+                if kinds[place] not in trials:
+                    trials[kinds[place]] = step.tried(wave)
+        return trials
 
     @property
     def ranks(self) -> int:
@@ -91,24 +112,21 @@ class _Planned:
     def row(self) -> PlanRow:
         """Return what there is to tell."""
         totals = Totals(self.ranks, self._machine)
-        some = next(iter(self._tried.values()))
+        some = self._steps[0]
         sets = [[totals.add([0] * self.ranks, [some.look_at_gradients()])]]
-        temporary_bytes, number = 0, 0
-        for which, waves in enumerate(some.sets):
+        temporary_bytes, kinds_of_waves = 0, iter(self._kinds)
+        for waves in some.sets:
             timed, taken = [], []
-            for place in range(len(waves)):
-                kinds = self._kinds[number]
-                trials = {kinds[index]: step.tried(step.sets[which][place]) for index, step in self._tried.items()}
-                order = {kind: position for position, kind in enumerate(trials)}
-                timed.append(totals.add([order[kind] for kind in kinds], list(trials.values())))
-                most = max(trial.temporary_bytes for trial in trials.values())
-                taken.append((most, any(timed[-1].sending)))
-                number += 1
+            for kinds in islice(kinds_of_waves, len(waves)):
+                order = {kind: position for position, kind in enumerate(dict.fromkeys(kinds))}
+                trials = [self._trials[kind] for kind in order]
+                timed.append(totals.add([order[kind] for kind in kinds], trials))
+                taken.append((max(trial.temporary_bytes for trial in trials), any(timed[-1].sending)))
             sets.append(timed)
             temporary_bytes = max(temporary_bytes, most_under_way(taken))
         course = simulated(sets, on_cpu=self._on_cpu)
         busiest = int(course.working.argmax())
-        state, weights = (max(map(count, self._tried.values())) for count in (_state_bytes, _weight_bytes))
+        state, weights = (max(map(count, self._steps)) for count in (_state_bytes, _weight_bytes))
         peak = 2 * weights + state + temporary_bytes
         return PlanRow(
             optimizer=self._name,

@@ -55,7 +55,7 @@ class RecordedStep(DryRun[Trial]):
 
     def __init__(self, optimizer: MixedOptimizer, machine: Machine, device: torch.device, *, rank: int) -> None:
         super().__init__(optimizer, machine, device, rank=rank)
-        self._machine, self._device = machine, device
+        self._machine, self._device, self.rank = machine, device, rank
 
     def carry_out(self, wave: Wave) -> Trial:
         """Return the segments of a wave, and its temporary bytes, in a step that is not the first.

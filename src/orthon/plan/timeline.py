@@ -52,8 +52,8 @@ def simulated(sets: Iterable[Sequence[TimedWave]], *, on_cpu: bool) -> Course:
     """Return the times of a step whose waves take turns as `orthon.sharding.run` lets them.
 
     A collective begins when all ranks have come to it and its link is free, and ends for all of them at once. On an
-    accelerator, the host starts operations ahead of the device, and collectives travel beside the work. A CPU is host and
-    device, and what is sent takes the time of its cores as well.
+    accelerator, the host starts operations ahead of the device, and collectives travel beside the work. A CPU is host
+    and device, and what is sent takes the time of its cores as well.
 
     Args:
         sets: the waves, in sets that follow each other.

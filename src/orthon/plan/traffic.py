@@ -164,7 +164,9 @@ def _innermost(x: Tensor) -> int | None:
 
 
 def _launches(args: tuple[Any, ...], result: Any) -> int:
-    lists = [each for each in (*args, result) if isinstance(each, list | tuple) and each and isinstance(each[0], Tensor)]
+    lists = [
+        each for each in (*args, result) if isinstance(each, list | tuple) and each and isinstance(each[0], Tensor)
+    ]
     if not lists:
         return 1
     first = lists[0]
