@@ -141,19 +141,20 @@ def _less(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: An
 
 
 def _reorders(args: tuple[Any, ...], result: Any) -> bool:
-    """Return whether some dimension that is the innermost in memory is another one in an input than in the result."""
+    """Return whether an input has its numbers side by side along another dimension than the result."""
     if not isinstance(result, Tensor) or result.ndim < 2:
         return False
-    inner = _innermost(local(result))
-    if inner is None:
-        return False
+    result = local(result)
+    inner = _innermost(result)
     given = args[0] if args and isinstance(args[0], list | tuple) else args
-    return any(x.ndim == result.ndim and _innermost(x) not in (inner, None) for x in _tensors(given))
+    return inner is not None and any(
+        x.ndim > 1 and x.numel() <= result.numel() and _innermost(x) not in (inner, None) for x in _tensors(given)
+    )
 
 
 def _innermost(x: Tensor) -> int | None:
-    """Return the dimension along which numbers lie side by side; None if there is none."""
-    return next((d for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if s == 1 and n > 1), None)
+    """Return the dimension along which numbers lie side by side, counted from the last; None if there is none."""
+    return next((d - x.ndim for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if s == 1 and n > 1), None)
 
 
 def _launches(args: tuple[Any, ...], result: Any) -> int:
