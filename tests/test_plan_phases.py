@@ -1,7 +1,6 @@
 """The phases of a step: every operation of every rule on every route has one."""
 
 import time
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +8,8 @@ from torch import Tensor, nn
 
 import orthon
 from orthon import Dion, Muon
-from orthon.algorithms import RULES, Batch, Elementwise, Entry, Rule
+from orthon.algorithms import Batch, Entry, Rule, register_rule
+from orthon.algorithms.work import Elementwise
 from orthon.linalg.device import meta_stands_for
 from orthon.machines import MACHINES
 from orthon.plan.phases import OTHER, PHASES
@@ -23,6 +23,9 @@ NAMES = {"dion": "Dion", "muon": "Muon", "normuon": "NorMuon", "dion2": "Dion2",
 
 
 def recorded(step: Step, device: torch.device = CUDA) -> dict[str, Tally]:
+    """Return what a step costs by phase, the second one: the first moves the state of a batch into one storage."""
+    with meta_stands_for(device):
+        step.make()
     with Recorder(MACHINES["h100"]) as recorder, meta_stands_for(device):
         step.make()
     return recorder.taken()
@@ -50,7 +53,7 @@ def test_every_operation_on_ranks_has_a_phase(rule: str, mesh: str) -> None:
     assert work in phases
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", ["adamw", "dion", "dion2", "dion3", "lion", "muon", "normuon"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_operation_in_one_process_has_a_phase(rule: str, device: str) -> None:
     params = [nn.Parameter(torch.empty(shape, device="meta")) for shape in ((96, 64), (96, 64), (64, 96))]
@@ -95,22 +98,10 @@ def test_other_rules_have_a_phase_of_their_own() -> None:
     def halve(batch: Batch) -> None:
         batch.descend([grad / 2 for grad in batch.G])
 
-    rule = Rule("halve", halve, {"nothing": Entry()}, work=Elementwise())
-    with orthon.testing.sources.registered(rule) if False else _known(rule):
-        params = [nn.Parameter(torch.empty(9, 4, device="meta"))]
-        phases = recorded(Step(Muon([{"params": params, "algorithm": "halve"}])))
+    register_rule(Rule("halve", halve, {"nothing": Entry()}, Elementwise(), {}))
+    params = [nn.Parameter(torch.empty(9, 4, device="meta"))]
+    phases = recorded(Step(Muon([{"params": params, "algorithm": "halve"}])))
     assert set(phases) == {OTHER, "weights"}
-
-
-class _known:  # noqa: N801
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
-
-    def __enter__(self) -> None:
-        RULES[self._rule.name] = self._rule
-
-    def __exit__(self, *_: Any) -> None:
-        del RULES[self._rule.name]
 
 
 def test_recording_is_cheap() -> None:

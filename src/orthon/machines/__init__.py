@@ -2,7 +2,7 @@
 
 from orthon.machines.detect import as_machine, machine_of, named_machine
 from orthon.machines.machine import Link, Machine
-from orthon.machines.measure import measure
+from orthon.machines.measuring import measure
 from orthon.machines.table import MACHINES
 from orthon.machines.values import machine_from, plain_values
 

@@ -81,6 +81,7 @@ class _Bench:
         self._is_cpu = device.type == "cpu"
         self._large, self._small = _QUICK if quick else _SIDES["cpu" if self._is_cpu else "gpu"]
         self._clock = Clock(device, seconds=0.1 if quick else 2.0)
+        self._generator = torch.Generator(device).manual_seed(0)  # that of the user stays as it is
         self._bytes = 1 << (20 if quick else 26 if self._is_cpu else 30)
 
     def products(self, machine: Machine) -> Machine:
@@ -164,7 +165,7 @@ class _Bench:
         return 4 * m * n * side / seconds
 
     def _random(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, device=self._device).to(dtype)
+        return torch.randn(shape, device=self._device, generator=self._generator).to(dtype)
 
 
 @contextmanager
