@@ -126,9 +126,8 @@ def traffic_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result:
     if not kind.moves:
         return Traffic(0, fresh, 0, False)
     moved += _less(func.overloadpacket, args, kwargs, result)
-    return Traffic(
-        moved, fresh, _launches(args, result, is_fused=kind.is_fused) if kind.is_list else 1, _reorders(args, result)
-    )
+    launches = _launches(args, result, is_fused=kind.is_fused) if kind.is_list else 1
+    return Traffic(moved, fresh, launches, _reorders(args, result))
 
 
 def _less(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
