@@ -101,7 +101,10 @@ def test_the_page_shows_the_table() -> None:
         for place, plural in (("within a", ""), ("between", "s"))
     }
     shown = {label: name.replace("within a", "within") for label, name in shown.items()}
-    units = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "µs": 1e-6, "": 1}
+    shown |= {"side for half of these rates": "product_side", "size for half of this rate": "factor_side"}
+    shown |= {"transposed copies": "reordering", "new memory": "first_touch"}
+    shown |= {"smallest operation on the device": "kernel"}
+    units = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "µs": 1e-6, "s/GB": 1e-9, "": 1}
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| ")]
     assert ["figure", "unit", *MACHINES] in lines
     rows = {line[0]: line[1:] for line in lines if len(line) == 7 and line[0] in shown}
@@ -128,6 +131,15 @@ def test_times_are_work_over_rate() -> None:
     assert machine.factor_seconds(1e12, F32) == machine.factor_seconds(1e12, BF16) == 2
     assert machine.factor_seconds(1e12, F64) == 4, "as much slower as products"
     assert replace(machine, memory_bandwidth=2e12).traffic_seconds(1e12) == 0.5
+
+
+def test_small_matrices_do_not_reach_the_rate() -> None:
+    machine = replace(H100, float32=1e12, float64=5e11, factorization=1e11, product_side=10.0, factor_side=30.0)
+    assert machine.product_seconds(1e12, "float32", side=10) == 2
+    assert machine.product_seconds(1e12, "float64", side=5) == 6
+    assert machine.small_factor_seconds(1e11, in_float64=False, side=30) == 2
+    assert machine.small_factor_seconds(1e11, in_float64=True, side=30) == 4
+    assert replace(machine, reordering=1e9).reordering_seconds(2e9) == 2
 
 
 SMALL = replace(H100, within_node=Link(100.0, 1.0), between_nodes=Link(10.0, 5.0), ranks_per_node=4)
@@ -195,11 +207,19 @@ def test_other_values_are_refused() -> None:
         as_machine(100, CPU)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", [f.name for f in fields(Machine) if f.type not in (str, Link)])
+@pytest.mark.parametrize(
+    "field", [f.name for f in fields(Machine) if f.type not in (str, Link) and f.name != "first_touch"]
+)
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), ("1", TypeError), (True, TypeError)])
 def test_figures_are_checked(field: str, value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"Machine: {field} should be .* but is {value!r}"):
         replace(H100, **{field: value})  # type: ignore[arg-type]
+
+
+def test_new_memory_may_cost_nothing() -> None:
+    assert replace(H100, first_touch=0).first_touch == 0
+    with pytest.raises(ValueError, match=r"Machine: first_touch should be a finite number >= 0, but is -1"):
+        replace(H100, first_touch=-1)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

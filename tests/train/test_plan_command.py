@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from orthon import machines
-from orthon.machines import MACHINES, Machine
+from orthon.machines import MACHINES
 from orthon.train.commands.main import main
 from orthon.train.commands.plan_lines import crossovers
 from tests.train.support.planned import stand_in
@@ -85,20 +85,10 @@ def test_where_it_fits(plans) -> None:
 
 def test_a_measured_machine_is_read_back(plans, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    module = type(sys)("orthon.machines.measure")
-    module.measure = lambda **_: MACHINES["a100"]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "orthon.machines.measure", module)
-    monkeypatch.setattr(machines, "plain_values", lambda machine: {"name": machine.name}, raising=False)
+    monkeypatch.setattr(machines, "measure", lambda **_: MACHINES["a100"])
     said = plans("--machine=measure", f"--machine-file={path}", "--optimizers", "dion", "--no-other-ranks")
     assert "16 GPUs of a100" in said
-    assert yaml.safe_load(path.read_text()) == {"name": "a100"}
-
-    def read(content: object, where: str) -> Machine:
-        assert content == {"name": "a100"}
-        assert where == str(path)
-        return MACHINES["a100"]
-
-    monkeypatch.setattr(machines, "machine_from", read, raising=False)
+    assert machines.machine_from(yaml.safe_load(path.read_text()), str(path)) == MACHINES["a100"]
     assert "16 GPUs of a100" in plans(f"--machine={path}", "--optimizers", "dion", "--no-other-ranks")
 
 

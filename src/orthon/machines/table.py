@@ -21,8 +21,8 @@ IN_FULL = 0.75
 # triangular solve. With this part the estimates are 9 ms and 564 ms.
 OF_FACTORIZATIONS = 0.3
 
-# The smallest side with which products reach half of that. Libraries multiply tiles of 128 × 128 or 256 × 128; a shorter
-# side leaves a part of them empty, or of the processors without a tile.
+# The smallest side with which products reach half of that. Libraries multiply tiles of 128 × 128 or 256 × 128. A
+# shorter side leaves a part of them empty, or some of the processors without a tile.
 PRODUCT_SIDE = 128.0
 
 # The size with which factorizations reach half of theirs. Columns are factored in blocks, one after the other. With
@@ -105,7 +105,8 @@ def _gpu(
 # memory. Dion on 2 and 4 ranks took 9 to 20 ns of both ranks' time for each. Measured on one core of an AMD EPYC with
 # AVX-512 and AMX, all rates of arithmetic and of memory are 2.5 times these (104 GFLOP/s in float32, 52 in float64,
 # Cholesky 18 to 25, 40 to 60 GB/s), and bfloat16 is faster still; most CPUs have no AMX. A small operation takes 1.4 to
-# 2 µs there, a small sum of two ranks 110 to 160 µs.
+# 2 µs there, 4 with the views that it takes, and a small sum of two ranks 110 to 160 µs. Transposed copies of large
+# matrices move 2 to 10 GB/s. A page of new memory takes 1.2 to 1.8 µs for 4 KB.
 _CPU = Machine(
     name="cpu",
     float64=20e9,

@@ -97,7 +97,8 @@ def _cholesky(A: torch.Size, *_: torch.Size) -> float:
 
 def _solve(A: torch.Size, B: torch.Size, *_: torch.Size) -> float:
     """Return r² for each column or row that is solved."""
-    return float(math.prod(torch.broadcast_shapes(A[:-2], B[:-2])) * B[-1] * B[-2] * A[-1])
+    batch = max(math.prod(A[:-2]), math.prod(B[:-2]))  # one of them may be expanded
+    return float(batch * B[-1] * B[-2] * A[-1])
 
 
 def _inverse(A: torch.Size, *_: torch.Size) -> float:

@@ -67,11 +67,13 @@ class _Kind:
         moves: whether it moves anything.
         written: the places of the arguments that it writes, and whether it reads them before.
         is_list: whether it works on lists of tensors.
+        is_fused: whether it is the whole step of an optimizer on such lists.
     """
 
     moves: bool
     written: dict[int, bool]
     is_list: bool
+    is_fused: bool
 
 
 @cache
@@ -86,7 +88,7 @@ def _kind_of(func: Any) -> _Kind:
             continue
         written[place] = packet not in _OVERWRITE
     is_view = any(returned.alias_info is not None and not returned.alias_info.is_write for returned in schema.returns)
-    return _Kind(not is_view and packet not in _NO_TRAFFIC, written, is_list or is_fused)
+    return _Kind(not is_view and packet not in _NO_TRAFFIC, written, is_list or is_fused, is_fused)
 
 
 def traffic_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Traffic:
@@ -131,7 +133,8 @@ def traffic_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result:
     if not kind.moves:
         return Traffic(0, fresh, 0, False)
     moved += _less(func.overloadpacket, args, kwargs, result)
-    return Traffic(moved, fresh, _launches(args, result) if kind.is_list else 1, _reorders(args, result))
+    launches = _launches(args, result, is_fused=kind.is_fused) if kind.is_list else 1
+    return Traffic(moved, fresh, launches, _reorders(args, result))
 
 
 def _less(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
@@ -148,32 +151,38 @@ def _less(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: An
 
 
 def _reorders(args: tuple[Any, ...], result: Any) -> bool:
-    """Return whether some dimension that is the innermost in memory is another one in an input than in the result."""
+    """Return whether an input has its numbers side by side along another dimension than the result."""
     if not isinstance(result, Tensor) or result.ndim < 2:
         return False
-    inner = _innermost(local(result))
-    if inner is None:
-        return False
+    result = local(result)
+    inner = _innermost(result)
     given = args[0] if args and isinstance(args[0], list | tuple) else args
-    return any(x.ndim == result.ndim and _innermost(x) not in (inner, None) for x in _tensors(given))
+    return inner is not None and any(
+        x.ndim > 1 and x.numel() <= result.numel() and _innermost(x) not in (inner, None) for x in _tensors(given)
+    )
 
 
 def _innermost(x: Tensor) -> int | None:
-    """Return the dimension along which numbers lie side by side; None if there is none."""
-    return next((d for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if s == 1 and n > 1), None)
+    """Return the dimension along which numbers lie side by side, counted from the last; None if there is none."""
+    return next(
+        (d - x.ndim for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if s == 1 and n > 1), None
+    )
 
 
-def _launches(args: tuple[Any, ...], result: Any) -> int:
+def _launches(args: tuple[Any, ...], result: Any, *, is_fused: bool) -> int:
     lists = [
         each for each in (*args, result) if isinstance(each, list | tuple) and each and isinstance(each[0], Tensor)
     ]
     if not lists:
         return 1
     first = lists[0]
-    if device_type(first[0].device) != "cuda" or len({x.dtype for each in lists for x in each}) > 1:
+    if is_fused:
+        del lists[-1]  # the numbers of steps, which travel apart
+    is_quick = is_fused or len({x.dtype for each in lists for x in each}) == 1
+    if device_type(first[0].device) != "cuda" or not is_quick:
         return len(first)
     at_once = _TENSORS_A_LAUNCH[min(len(lists), len(_TENSORS_A_LAUNCH)) - 1]
-    blocks = sum(math.ceil(x.numel() / _NUMBERS_A_BLOCK) for x in first)
+    blocks: int = sum(math.ceil(x.numel() / _NUMBERS_A_BLOCK) for x in first)
     return max(1, math.ceil(len(first) / at_once), math.ceil(blocks / _BLOCKS_A_LAUNCH))
 
 
@@ -190,4 +199,4 @@ def _memory_of(x: Tensor) -> tuple[Any, int, int]:
     for length, stride in zip(x.shape, x.stride(), strict=True):
         if stride or not length:
             size *= length
-    return x.untyped_storage()._cdata, x.storage_offset(), size
+    return x.untyped_storage()._cdata, int(x.storage_offset()), size

@@ -65,10 +65,8 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
 
 def _measured(path: Path, console: Console) -> Machine:
     """This machine, measured. The figures are written to a file."""
-    from orthon.machines.measure import measure
-
     with PlanProgress(console, 0) as progress:
-        machine: Machine = measure(progress=progress)
+        machine = machines.measure(progress=lambda what, part: progress(round(100 * part), 100, what))
     if process_rank() == 0:
         replace_file(path, yaml.safe_dump(machines.plain_values(machine), sort_keys=False, allow_unicode=True))
     console.print(f"measured this machine: {path}; plan for it again with --machine {path}", soft_wrap=True)

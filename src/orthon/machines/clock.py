@@ -1,0 +1,46 @@
+"""How long work takes on a device, undisturbed by others as far as that can be."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+class Clock:
+    """Measures work on one device.
+
+    On a CPU with one thread it reads the time that this process has had on its core, so that others who want the core
+    do not count. With more threads, and on accelerators, it reads the time on the wall. The shortest of several runs
+    counts: others can only make it longer.
+
+    Args:
+        device: on which the work is done.
+        seconds: that one measurement may take, about.
+    """
+
+    def __init__(self, device: torch.device, *, seconds: float) -> None:
+        self._device, self._seconds = device, seconds
+        alone = device.type == "cpu" and torch.get_num_threads() == 1
+        self._now = time.process_time if alone else time.perf_counter
+
+    def shortest(self, work: Callable[[], object], *, repeats: int = 7) -> float:
+        """Return the seconds of the shortest run, after one that does not count."""
+        self._once(work)
+        end = time.perf_counter() + self._seconds
+        best = self._once(work)
+        for _ in range(repeats - 1):
+            if time.perf_counter() > end:
+                break
+            best = min(best, self._once(work))
+        return best
+
+    def _once(self, work: Callable[[], object]) -> float:
+        self._wait()
+        start = self._now()
+        work()
+        self._wait()
+        return self._now() - start
+
+    def _wait(self) -> None:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
