@@ -23,16 +23,17 @@ class Clock:
         alone = device.type == "cpu" and torch.get_num_threads() == 1
         self._now = time.process_time if alone else time.perf_counter
 
-    def shortest(self, work: Callable[[], object], *, repeats: int = 7) -> float:
-        """Return the seconds of the shortest run, after one that does not count."""
+    def shortest(self, work: Callable[[], object]) -> float:
+        """Return the seconds of the shortest of three runs or more, after one that does not count.
+
+        There are as many as fit into the time of a measurement: with many, some meet a quiet moment.
+        """
         self._once(work)
         end = time.perf_counter() + self._seconds
-        best = self._once(work)
-        for _ in range(repeats - 1):
-            if time.perf_counter() > end:
-                break
-            best = min(best, self._once(work))
-        return best
+        taken = [self._once(work) for _ in range(3)]
+        while time.perf_counter() < end:
+            taken.append(self._once(work))
+        return min(taken)
 
     def _once(self, work: Callable[[], object]) -> float:
         self._wait()

@@ -80,7 +80,7 @@ class _Bench:
         self._device, self._quick = device, quick
         self._is_cpu = device.type == "cpu"
         self._large, self._small = _QUICK if quick else _SIDES["cpu" if self._is_cpu else "gpu"]
-        self._clock = Clock(device, seconds=0.1 if quick else 2.0)
+        self._clock = Clock(device, seconds=0.02 if quick else 1.0)
         self._generator = torch.Generator(device).manual_seed(0)  # that of the user stays as it is
         self._bytes = 1 << (20 if quick else 26 if self._is_cpu else 30)
 
@@ -190,5 +190,6 @@ def _rate_and_side(large: tuple[int, float], small: tuple[int, float]) -> tuple[
     """
     (d, at_d), (e, at_e) = large, small
     slope = max(0.0, (1 / at_e - 1 / at_d) / (1 / e - 1 / d))  # s / R
-    inverse = max(1 / at_d - slope / d, 0.5 / at_d)
+    slope = min(slope, 0.5 * d / at_d)  # so that R is at most twice what has been seen
+    inverse = 1 / at_d - slope / d
     return 1 / inverse, max(1.0, slope / inverse)
