@@ -43,7 +43,7 @@ ONE_SIDE = [name for name, kind in LAYOUTS.items() if len({dim for dim in kind.d
 
 def on_this_rank(layout: str, rule: str) -> dict[str, Any]:
     """Count what this rank does in a step, and what a plan says of it."""
-    world, kind = dist.get_world_size() if dist.is_initialized() else 1, LAYOUTS[layout]
+    world, kind = dist.get_world_size(), LAYOUTS[layout]
     make, options = RULES[rule]
     generator = torch.Generator().manual_seed(0)
     full = [torch.randn(shape, generator=generator) for shape in SHAPES]
@@ -58,9 +58,7 @@ def on_this_rank(layout: str, rule: str) -> dict[str, Any]:
             optimizer.step()
     with Recorder() as recorder, counting() as calls:
         optimizer.step()
-    planned = RecordedStep(
-        optimizer, MACHINES["cpu"], torch.device("cpu"), rank=dist.get_rank() if dist.is_initialized() else 0
-    )
+    planned = RecordedStep(optimizer, MACHINES["cpu"], rank=dist.get_rank())
     trials = [planned.tried(wave) for waves in planned.sets for wave in waves]
     segments = [segment for trial in trials for segment in trial.segments]
     sums: dict[str, Tally] = {}

@@ -35,7 +35,7 @@ def explain(optimizer: MixedOptimizer, *, machine: Machine | str | None = None) 
     if not members:
         return Explanation(())
     planned_for = named or optimizer.machine_of(members[0])
-    device = None if named is None else torch.device("cpu" if named.name == "cpu" else "cuda")
+    device = None if named is None else named.device
     here = ExplainedStep(optimizer, planned_for, device)
     parameters = tuple(Row.of(member, here.states[member.param]) for member in here.members)
     waves, temporary_bytes = here.rows()

@@ -46,7 +46,7 @@ class Machine:
     `dataclasses.replace` changes some of the figures.
 
     Attributes:
-        name: for people to read.
+        name: for people to read. A machine of the name "cpu" is one of CPUs, and others are of GPUs.
         float64: operations per second of large matrix products in float64. A multiplication and an addition count as
             two operations, here and everywhere.
         float32: likewise in full float32.
@@ -98,6 +98,11 @@ class Machine:
         for field in fields(self):
             if field.name not in ("name", "within_node", "between_nodes"):
                 _check_positive("Machine", field.name, getattr(self, field.name), or_zero=field.name == "first_touch")
+
+    @property
+    def device(self) -> torch.device:
+        """The kind of device."""
+        return torch.device("cpu" if self.name == "cpu" else "cuda")
 
     def seconds(self, flops: float, dtype: torch.dtype | Literal["tf32"]) -> float:
         """Return how long large matrix products of so many operations take."""

@@ -72,8 +72,6 @@ class _Planned:
 
     def __init__(self, name: str, optimizer: MixedOptimizer, machine: Machine) -> None:
         self._name, self._optimizer, self._machine = name, optimizer, machine
-        self._on_cpu = machine.name.startswith("cpu")
-        self._device = torch.device("cpu" if self._on_cpu else "cuda")
         members = optimizer.members()
         if not members:
             raise ValueError(f"plan: {name!r} should have parameters of which this rank has a shard, but has none")
@@ -107,7 +105,7 @@ class _Planned:
         return len(self._ranks)
 
     def _seen_by(self, rank: int) -> RecordedStep:
-        return RecordedStep(self._optimizer, self._machine, self._device, rank=rank)
+        return RecordedStep(self._optimizer, self._machine, rank=rank)
 
     def row(self) -> PlanRow:
         """Return what there is to tell."""
@@ -124,7 +122,7 @@ class _Planned:
                 taken.append((max(trial.temporary_bytes for trial in trials), any(timed[-1].sending)))
             sets.append(timed)
             temporary_bytes = max(temporary_bytes, most_under_way(taken))
-        course = simulated(sets, on_cpu=self._on_cpu)
+        course = simulated(sets, on_cpu=self._machine.device.type == "cpu")
         busiest = int(course.working.argmax())
         state, weights = (max(map(count, self._steps)) for count in (_state_bytes, _weight_bytes))
         peak = 2 * weights + state + temporary_bytes

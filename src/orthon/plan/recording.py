@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
-
 from orthon.explain.dry_run import DryRun
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
@@ -47,15 +45,14 @@ class RecordedStep(DryRun[Trial]):
     Args:
         optimizer: the optimizer.
         machine: on which the step is taken to run.
-        device: on which the parameters are taken to be.
         rank: which rank.
     """
 
     as_usual = True
 
-    def __init__(self, optimizer: MixedOptimizer, machine: Machine, device: torch.device, *, rank: int) -> None:
-        super().__init__(optimizer, machine, device, rank=rank)
-        self._machine, self._device, self.rank = machine, device, rank
+    def __init__(self, optimizer: MixedOptimizer, machine: Machine, *, rank: int) -> None:
+        super().__init__(optimizer, machine, machine.device, rank=rank)
+        self._machine, self.rank = machine, rank
 
     def carry_out(self, wave: Wave) -> Trial:
         """Return the segments of a wave, and its temporary bytes, in a step that is not the first.
@@ -74,6 +71,6 @@ class RecordedStep(DryRun[Trial]):
 
     def look_at_gradients(self) -> Trial:
         """Return the pass over all gradients that tells whether they are finite, before the first wave."""
-        with meta_stands_for(self._device), Recorder(self._machine) as recorder:
+        with meta_stands_for(self._machine.device), Recorder(self._machine) as recorder:
             Gradients(self.members).quick()
         return Trial((Segment(recorder.taken(), ()),), 0)
