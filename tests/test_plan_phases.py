@@ -1,6 +1,7 @@
 """The phases of a step: every operation of every rule on every route has one."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,24 +11,23 @@ import orthon
 from orthon import Dion, Muon
 from orthon.algorithms import Batch, Entry, Rule, register_rule
 from orthon.algorithms.work import Elementwise
-from orthon.linalg.device import meta_stands_for
 from orthon.machines import MACHINES
 from orthon.plan.phases import OTHER, PHASES
 from orthon.plan.recorder import Recorder
 from orthon.plan.tally import Tally
 from tests.rules_table import ON_RANKS
-from tests.support.at_scale import CUDA, Step, step_on
+from tests.support.counted_run import CUDA, CountedRun, layers_on, run_of
+from tests.support.llama import LLAMA
 
-MESHES = {"dp": {"dp": 8}, "tp": {"dp": 4, "tp": 2}, "copies": {"replicate": 2, "dp": 4}}
+MESHES = {"fsdp": {"fsdp": 8}, "tp": {"fsdp": 4, "tp": 2}, "copies": {"copies": 2, "fsdp": 4}}
 NAMES = {"dion": "Dion", "muon": "Muon", "normuon": "NorMuon", "dion2": "Dion2", "dion3": "Dion3"}
 
 
-def recorded(step: Step, device: torch.device = CUDA) -> dict[str, Tally]:
+def recorded(step: CountedRun, device: torch.device = CUDA) -> dict[str, Tally]:
     """Return what a step costs by phase, the second one: the first moves the state of a batch into one storage."""
-    with meta_stands_for(device):
-        step.make()
-    with Recorder(MACHINES["h100"]) as recorder, meta_stands_for(device):
-        step.make()
+    step.make(device)
+    with Recorder(MACHINES["h100"]) as recorder:
+        step.make(device)
     return recorder.taken()
 
 
@@ -44,8 +44,8 @@ def test_every_operation_on_ranks_has_a_phase(rule: str, mesh: str) -> None:
     name, options = ON_RANKS[rule]
     if options.get("polar_route") == "shards" and mesh == "tp":
         pytest.skip("both sides are cut")
-    with step_on(1, MESHES[mesh], "8B", NAMES[name], options, layers=1) as step:
-        phases = recorded(step)
+    with layers_on(MESHES[mesh], replace(LLAMA["8B"], count=1)) as layers:
+        phases = recorded(run_of(layers, NAMES[name], options))
     assert set(phases) <= set(PHASES)
     assert "communication" in phases
     assert phases["communication"].flops == {}
@@ -57,7 +57,7 @@ def test_every_operation_on_ranks_has_a_phase(rule: str, mesh: str) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_operation_in_one_process_has_a_phase(rule: str, device: str) -> None:
     params = [nn.Parameter(torch.empty(shape, device="meta")) for shape in ((96, 64), (96, 64), (64, 96))]
-    phases = recorded(Step(Dion([{"params": params, "algorithm": rule}])), torch.device(device))
+    phases = recorded(CountedRun(Dion([{"params": params, "algorithm": rule}])), torch.device(device))
     assert set(phases) <= set(PHASES) - {"communication"}
     assert "momentum" in phases or rule == "adamw"
 
@@ -81,7 +81,7 @@ def test_phases_of_dion() -> None:
     """Of each matrix: M Q and Mᵀ P, error feedback, and the update, 2·m·n·r each; three passes of Cholesky QR."""
     m, n, r = 512, 256, 64
     params = [nn.Parameter(torch.empty(m, n, device="meta")) for _ in range(3)]
-    phases = recorded(Step(Dion(params, rank_fraction=r / n, precision="float32")))
+    phases = recorded(CountedRun(Dion(params, rank_fraction=r / n, precision="float32")))
     product = 3 * 2.0 * m * n * r
     assert phases["products"].flops == {"float32": 2 * product}
     assert phases["momentum"].flops == {"float32": product}
@@ -100,7 +100,7 @@ def test_other_rules_have_a_phase_of_their_own() -> None:
 
     register_rule(Rule("halve", halve, {"nothing": Entry()}, Elementwise(), {}))
     params = [nn.Parameter(torch.empty(9, 4, device="meta"))]
-    phases = recorded(Step(Muon([{"params": params, "algorithm": "halve"}])))
+    phases = recorded(CountedRun(Muon([{"params": params, "algorithm": "halve"}])))
     assert set(phases) == {OTHER, "weights"}
 
 
