@@ -70,7 +70,18 @@ class RecordedStep(DryRun[Trial]):
         return Trial(tuple(segments), temporaries.bytes)
 
     def look_at_gradients(self) -> Trial:
-        """Return the pass over all gradients that tells whether they are finite, before the first wave."""
+        """Return what comes before the first wave: the pass that finds whether gradients are finite, and the agreement.
+
+        Ranks that update parameters together tell each other the answer, with what else they have to agree on, as four
+        integers (`step/agreement.py`).
+        """
         with meta_stands_for(self._machine.device), Recorder(self._machine) as recorder:
             Gradients(self.members).quick()
-        return Trial((Segment(recorder.taken(), ()),), 0)
+        everyone = {member.layout.everyone.ranks: member.layout.everyone for member in self.members}
+        lines = [line for ranks in everyone.values() for line in ranks.lines]
+        around = [2 * 32 * (line.size - 1) / line.size for line in lines]
+        answers = tuple(
+            Message("sum", line.size, 4, 32, sent=wire, received=wire, line=line.ranks)
+            for line, wire in zip(lines, around, strict=True)
+        )
+        return Trial((Segment(recorder.taken(), answers), Segment({}, ())), 0)
