@@ -66,14 +66,14 @@ def test_names_and_types() -> None:
     found = {name: group for name, (_, group) in routes(Odd()).items()}
     assert found == {
         "pos_embed": "embeddings",
-        "mixing": "hidden matrices",
+        "mixing": "other parameters",
         "scale": "norms and biases",
-        "conv.weight": "convolutions, MatrixView(kind='convolution')",
+        "conv.weight": "convolutions",
         "conv.bias": "norms and biases",
         "block.gate.weight": "hidden matrices",
         "block.gate.bias": "norms and biases",
         "block.router.weight": "routers",
-        "attn.in_proj_weight": "hidden matrices, MatrixView(blocks=3)",
+        "attn.in_proj_weight": "hidden matrices 2",
         "attn.in_proj_bias": "norms and biases",
         "attn.out_proj.weight": "hidden matrices",
         "attn.out_proj.bias": "norms and biases",
@@ -119,7 +119,10 @@ def test_overrides() -> None:
     assert groups["model.layers.1.mlp.up_proj.weight"]["lr"] == 0.7
     assert groups["model.layers.0.self_attn.q_proj.weight"]["rank_fraction"] == 0.25
     assert groups["lm_head.weight"]["algorithm"] == "lion"
-    assert groups["lm_head.weight"]["name"] == "output head, lm_head.*"
+    assert groups["lm_head.weight"]["name"] == "output head"
+    assert groups["lm_head.weight"]["reason"] == "output head: each row is one class; override lm_head.*"
+    names = [group["name"] for group in optimizer.param_groups]
+    assert len(set(names)) == len(names)
 
 
 def test_overrides_of_algorithm_and_view() -> None:
@@ -140,7 +143,8 @@ def test_overrides_of_algorithm_and_view() -> None:
     assert (stack["algorithm"], stack["lr"]) == ("dion", 0.5)
     assert stack["view"] == MatrixView(transposed=True, blocks=(4, 2))
     assert stack["view"].read((3, 8, 6)).count == 6
-    assert stack["name"] == "other weights, MatrixView(transposed=True, blocks=(4, 2)), stack.*"
+    assert stack["name"] == "other weights"
+    assert stack["reason"].endswith("; as MatrixView(transposed=True, blocks=(4, 2)); override stack.*")
     assert (inner["algorithm"], inner["lr"]) == ("lion", 3e-4)
 
     with pytest.raises(ValueError, match="MatrixView: takes blocks, kind, side, transposed, not 'block'"):

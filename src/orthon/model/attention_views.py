@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from torch import nn
 
 from orthon.model.attention_heads import Heads
-from orthon.model.layers import Finding, Layer, class_names
+from orthon.model.layers import Finding, Layer
 from orthon.model.roles import Role, hidden
+from orthon.model.stored import stored
+from orthon.model.wrappers import class_names
 from orthon.sharding.matrix_view import MatrixView
 
 _FUSED_QKV = "query, key and value in one weight: a matrix each"
@@ -57,12 +59,12 @@ def multihead(module: nn.Module, *, per_head: bool) -> Iterator[Finding]:
     if not isinstance(module, nn.MultiheadAttention):
         return
     heads = module.num_heads if per_head else 1
-    if module.in_proj_weight is not None:
-        yield module.in_proj_weight, hidden(_HEADS if heads > 1 else _FUSED_QKV, MatrixView(blocks=3 * heads))
+    if (fused := stored(module, "in_proj_weight")) is not None:
+        yield fused, hidden(_HEADS if heads > 1 else _FUSED_QKV, MatrixView(blocks=3 * heads))
     if heads == 1:
         return
-    for weight in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight):
-        if weight is not None:  # kdim or vdim is given
+    for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        if (weight := stored(module, name)) is not None:  # kdim or vdim is given
             yield weight, hidden(_HEADS, MatrixView(blocks=heads))
     if (output := Layer.of(module, "out_proj")) is not None:
         yield output.weight, output.role(_HEADS, blocks=heads, side="columns")

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from orthon.model.layers import Finding, class_names
+from orthon.model.layers import Finding
 from orthon.model.roles import hidden
+from orthon.model.stored import stored
+from orthon.model.wrappers import class_names
 from orthon.sharding.matrix_view import MatrixView
 
 _EXPERTS = "experts: a matrix each"
@@ -32,7 +34,7 @@ def experts(module: nn.Module) -> Iterator[Finding]:
         return
     halves = getattr(module, "is_concatenated", "GptOssExperts" not in names)
     for child in _EXPERT_WEIGHTS:
-        weight = module._parameters.get(child)
+        weight = stored(module, child)
         if weight is None or weight.ndim != 3:
             continue
         both = child == "gate_up_proj"

@@ -3,21 +3,19 @@
 from torch import nn
 
 from orthon.model.roles import Role, hidden
+from orthon.model.stored import stored
+from orthon.model.wrappers import class_names, unwrapped
 from orthon.sharding.matrix_view import MatrixView
 
 # A parameter and its role, as a finder yields them.
 Finding = tuple[nn.Parameter, Role]
 
 
-def class_names(module: nn.Module) -> set[str]:
-    """Return the names of a module's class and of its base classes; fully_shard puts a class of its own in front."""
-    return {cls.__name__ for cls in type(module).__mro__}
-
-
 def is_conv1d(module: nn.Module) -> bool:
     """Return whether this is transformers' `Conv1D`, which is a Linear with its weight stored as (in, out)."""
-    shape = tuple(getattr(getattr(module, "weight", None), "shape", ()))
-    return "Conv1D" in class_names(module) and len(shape) == 2 and shape[1] == getattr(module, "nf", None)
+    if "Conv1D" not in class_names(module) or (weight := stored(module, "weight")) is None:
+        return False
+    return weight.ndim == 2 and weight.shape[1] == getattr(module, "nf", None)
 
 
 class Layer:
@@ -30,12 +28,13 @@ class Layer:
 
     @classmethod
     def of(cls, module: nn.Module, child: str) -> "Layer | None":
-        """Return the child of a module that has this name, if it is such a layer."""
-        layer = getattr(module, child, None)
-        weight = getattr(layer, "weight", None)
-        if not isinstance(layer, nn.Module) or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+        """Return the child of a module that has this name, if it is such a layer; wrappers do not count."""
+        layer = module._modules.get(child)
+        if layer is None:
             return None
-        return cls(weight, is_conv1d(layer))
+        layer = unwrapped(layer)
+        weight = stored(layer, "weight")
+        return None if weight is None or weight.ndim != 2 else cls(weight, is_conv1d(layer))
 
     def role(self, reason: str, blocks: int | tuple[int, ...], side: str = "rows") -> Role:
         """Return the role of the weight, cut into these blocks."""

@@ -5,15 +5,18 @@ core need not import it, and by their attributes. The tables here and beside wer
 that is not listed, or whose sizes do not fit, tells nothing: blocks in the wrong places would be worse than none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from orthon.model.attention_views import attention, multihead
 from orthon.model.expert_views import experts, stacked_experts
-from orthon.model.layers import Finding, Layer, class_names, is_conv1d
+from orthon.model.layers import Finding, Layer, is_conv1d
+from orthon.model.places import Spot
 from orthon.model.roles import DEPTHWISE, PATCHES, Role, hidden
+from orthon.model.stored import stored
+from orthon.model.wrappers import class_names
 from orthon.sharding.matrix_view import MatrixView
 
 _CONVOLUTION = "convolution: output channels × (input channels and places of the kernel)"
@@ -30,22 +33,22 @@ _GATED = {
 }
 
 
-def known_roles(model: nn.Module, *, per_head: bool) -> dict[int, Role]:
-    """Return the roles of those parameters whose modules are known, by the parameters' ids.
+def known_roles(spots: Iterable[Spot], *, per_head: bool) -> dict[nn.Parameter, Role]:
+    """Return the roles of those parameters whose modules are known.
 
     Args:
-        model: any module.
+        spots: the modules of a model.
         per_head: whether each attention head becomes a matrix of its own.
     """
-    roles: dict[int, Role] = {}
-    for name, module in model.named_modules():  # outer modules come first: they know more than the layers inside
-        for weight, role in _findings(name, module, per_head=per_head):
-            roles.setdefault(id(weight), role)
+    roles: dict[nn.Parameter, Role] = {}
+    for spot in spots:  # outer modules come first: they know more than the layers inside
+        for weight, role in _findings(spot.path, spot.module, per_head=per_head):
+            roles.setdefault(weight, role)
     return roles
 
 
-def _findings(name: str, module: nn.Module, *, per_head: bool) -> Iterator[Finding]:
-    yield from _convolution(name, module)
+def _findings(path: Sequence[str], module: nn.Module, *, per_head: bool) -> Iterator[Finding]:
+    yield from _convolution(path, module)
     yield from multihead(module, per_head=per_head)
     yield from attention(module, per_head=per_head)
     yield from _gated(module)
@@ -54,8 +57,8 @@ def _findings(name: str, module: nn.Module, *, per_head: bool) -> Iterator[Findi
     yield from stacked_experts(module)
 
 
-def _convolution(name: str, module: nn.Module) -> Iterator[Finding]:
-    weight = module._parameters.get("weight")
+def _convolution(path: Sequence[str], module: nn.Module) -> Iterator[Finding]:
+    weight = stored(module, "weight")
     if not isinstance(module, _ConvNd) or weight is None:
         return
     if module.groups > 1 and module.groups in (module.in_channels, module.out_channels):
@@ -63,7 +66,7 @@ def _convolution(name: str, module: nn.Module) -> Iterator[Finding]:
         return
     patches = module.stride == module.kernel_size and max(module.kernel_size) > 1 and not module.transposed
     # An image has up to four channels. Such layers inside a model have more, and halve the resolution.
-    if patches and (module.in_channels <= 4 or any("patch_embed" in part for part in name.split(".")[-2:])):
+    if patches and (module.in_channels <= 4 or any("patch_embed" in part for part in path[-2:])):
         yield weight, PATCHES
         return
     view = MatrixView(kind="convolution", transposed=module.transposed, blocks=module.groups)
@@ -78,6 +81,6 @@ def _gated(module: nn.Module) -> Iterator[Finding]:
 
 
 def _conv1d(module: nn.Module) -> Iterator[Finding]:
-    weight = module._parameters.get("weight")
+    weight = stored(module, "weight")
     if weight is not None and is_conv1d(module):
         yield weight, hidden(_IN_OUT, MatrixView(transposed=True))

@@ -1,27 +1,20 @@
 """Which algorithm updates which parameter of a model, and why."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.parallel import DistributedDataParallel
 
 from orthon.algorithms import RULES
-from orthon.model.module_views import known_roles
-from orthon.model.roles import BIAS, EMBEDDING, EMPTY, HEAD, HIDDEN, HIGHER, NORM, ONE_LINE, ROUTER, TIED, VECTOR, Role
+from orthon.model.deciding import Deciding
+from orthon.model.roles import HIDDEN, Role
 from orthon.sharding.matrix_view import MatrixView
-from orthon.step.names import plain_name
 
 # The usual learning rates of parameters that are no hidden matrices.
 SCALAR_LR = {"adamw": 3e-3, "lion": 3e-4}
-
-# Names of a model's last layer. The second kind counts at the top alone, as layers inside a model have such names, too.
-_HEADS = {"lm_head", "output_layer", "unembed", "unembedding", "embed_out", "classification_head"}
-_HEADS_AT_TOP = {"head", "heads", "fc", "output", "classifier", "score", "out", "decoder"}
-
-_EMBEDDING_WORDS = ("embed", "wte", "wpe", "token", "pos_", "position")
 
 
 def param_groups(
@@ -40,6 +33,16 @@ def param_groups(
     Hidden matrices go to `algorithm`. Embeddings, output heads, routers, norms and biases go to `scalar_algorithm`,
     and embeddings, norms and biases have no weight decay. The types of modules decide where they can, and names where
     they cannot. `orthon.explain` shows the result.
+
+    Wrappers do not count, nor models around the model: DistributedDataParallel, torch.compile, checkpointing,
+    FullyShardedDataParallel, a LightningModule, PEFT, and the parametrizations of torch.nn.utils. A parameter that a
+    module has for itself, such as latents, queries, tables or `A_log`, goes to `scalar_algorithm` without weight decay,
+    unless the module is one that is known to multiply by it. So do the angles of OFT. The factors of LoRA go to
+    `algorithm`, with updates of full rank and without a factor of the learning rate (`orthon.model.roles.lora`).
+
+    A parameter with the attribute `_no_weight_decay`, or that a method `no_weight_decay` of its model names, has none.
+    An output head whose embedding is on another pipeline stage is treated as an embedding, if the model tells: by
+    `tie_word_embeddings` or a like switch in its config, or by the attribute `shared_embedding` of the weight.
 
     Some weights are several matrices, or one matrix stored in another order. These go to `algorithm` with a "view", a
     `MatrixView`: convolutions, `nn.MultiheadAttention`, and known modules of transformers, such as GPT-2's `Conv1D`,
@@ -64,31 +67,33 @@ def param_groups(
             the projection of the output.
 
     Returns:
-        A list of param groups for the constructor of an optimizer. Each has "params" with (name, tensor) pairs, "name",
-        "reason", "algorithm", and options. Groups of plain matrices have no "view".
+        A list of param groups for the constructor of an optimizer, hidden matrices first. Each has "params" with
+        (name, tensor) pairs, "name", "reason", "algorithm", and options. Names of groups are unique. Groups of plain
+        matrices have no "view". If nothing in the model requires gradients there is one group without parameters.
+
+    Warns:
+        UserWarning: for a pattern that matches nothing, and for a model in which nothing requires gradients. Both are
+            usual in the stages of a pipeline.
 
     Raises:
-        ValueError: for an unknown algorithm, a pattern that matches nothing, a view that is not allowed, or a
-            model without parameters.
+        ValueError: for an unknown algorithm, a view that is not allowed, a parameter of a lazy module that has no shape
+            yet, or a model without parameters.
     """
     for argument, name in (("algorithm", algorithm), ("scalar_algorithm", scalar_algorithm)):
         if name not in RULES:
             raise ValueError(f"param_groups: {argument} should be one of {sorted(RULES)}, but is {name!r}")
-    model = _unwrapped(model)
-    roles = _roles(model, per_head=per_head)
-    if not roles:
-        raise ValueError(f"param_groups: {type(model).__name__} has no parameters that require gradients")
+    deciding = Deciding(model, per_head=per_head)
+    if not deciding.places:
+        raise ValueError(f"param_groups: {type(model).__name__} has no parameters")
+    trained = {param: where[0].name for param, where in deciding.places.items() if param.requires_grad}
     overrides = overrides or {}
-    for pattern in overrides:
-        if not any(fnmatchcase(name, pattern) for name in roles):
-            raise ValueError(
-                f"param_groups: the pattern {pattern!r} in overrides matches no parameter; there are "
-                f"{', '.join(list(roles)[:3])}, ..."
-            )
+    _warn_of_what_is_missing(model, trained.values(), overrides)
+    if not trained:
+        return [_empty_group(HIDDEN, (), algorithm, {} if lr is None else {"lr": lr})]
 
-    parameters = {plain_name(name): p for name, p in model.named_parameters()}
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for name, role in roles.items():
+    for param, name in trained.items():
+        role = deciding.role(param)
         patterns = tuple(pattern for pattern in overrides if fnmatchcase(name, pattern))
         key = (role, patterns)
         if key not in groups:
@@ -98,116 +103,73 @@ def param_groups(
             for_matrices = chosen in RULES and RULES[chosen].work.takes_matrices
             # An algorithm of the other kind comes with the other learning rate.
             takes_lr = role.is_hidden_matrix if chosen == default else for_matrices
+            decays = role.decays or (role.is_open and for_matrices)
             settled: dict[str, Any] = {
+                **{option: value for option, value in role.options if for_matrices and option in RULES[chosen].options},
                 "lr": lr if takes_lr else SCALAR_LR.get(chosen) if scalar_lr is None else scalar_lr,
-                "weight_decay": weight_decay if role.decays else 0.0,
+                "weight_decay": weight_decay if decays else 0.0,
                 "view": role.view if for_matrices else None,
             }
             options = {option: value for option, value in settled.items() if value is not None} | changes
             groups[key] = _empty_group(role, patterns, chosen, options)
-        groups[key]["params"].append((name, parameters[name]))
-    return list(groups.values())
+        groups[key]["params"].append((name, param))
+    # Tools show the learning rate of the first group.
+    in_order = sorted(groups, key=lambda key: (not key[0].is_hidden_matrix, bool(key[1]), key[0].view is not None))
+    result = _with_unique_names([groups[key] for key in in_order])
+    _check_all_placed(model, result)
+    return result
+
+
+def _warn_of_what_is_missing(model: nn.Module, names: Collection[str], overrides: Mapping[str, object]) -> None:
+    if not names:
+        warnings.warn(
+            f"param_groups: {type(model).__name__} has no parameters that require gradients; there is nothing to train",
+            stacklevel=3,
+        )
+        return
+    for pattern in overrides:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            warnings.warn(
+                f"param_groups: the pattern {pattern!r} in overrides matches no parameter; there are "
+                f"{', '.join(list(names)[:3])}, ...",
+                stacklevel=3,
+            )
+
+
+def _check_all_placed(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that each parameter that requires gradients is in one group, once."""
+    given = Counter(id(param) for param in model.parameters() if param.requires_grad)
+    placed = Counter(id(param) for group in groups for _, param in group["params"])
+    if given != placed:
+        missing = [name for name, param in model.named_parameters() if placed[id(param)] != given[id(param)]]
+        raise RuntimeError(
+            f"param_groups: of {given.total()} parameters of {type(model).__name__} that require gradients, "
+            f"{placed.total()} are in groups; it differs for {', '.join(missing[:3]) or 'others'}"
+        )
 
 
 def _empty_group(role: Role, patterns: Sequence[str], algorithm: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return a param group without parameters, with a name that tells it from all others of the model."""
+    """Return a param group without parameters. Its reason tells what its name leaves out: view and overrides."""
     given = options.pop("view", None)
     view = {} if given is None else {"view": MatrixView.of(given)}
+    more = [f"as {value}" for value in view.values()]
+    more += [f"override {', '.join(patterns)}"] if patterns else []
     return {
         "params": [],
-        "name": ", ".join([role.name, *map(str, view.values()), *patterns]),
-        "reason": role.reason,
+        "name": role.name,
+        "reason": "; ".join([role.reason, *more]),
         "algorithm": algorithm,
         **options,
         **view,
     }
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model itself, without the wrappers of DistributedDataParallel and torch.compile."""
-    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        inner = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
-        assert isinstance(inner, nn.Module)
-        model = inner
-    return model
-
-
-def _roles(model: nn.Module, *, per_head: bool) -> dict[str, Role]:
-    """Return the role of each parameter that requires gradients, by name, in the model's order."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    for module_name, module in model.named_modules(remove_duplicate=False):
-        for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(id(param), []).append((plain_name(f"{module_name}.{name}".lstrip(".")), module))
-    vocabularies = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    heads = _declared_heads(model)
-    known = known_roles(model, per_head=per_head)
-    return {
-        plain_name(name): _role(plain_name(name), param, owners[id(param)], known.get(id(param)), vocabularies, heads)
-        for name, param in model.named_parameters()
-        if param.requires_grad
-    }
-
-
-def _declared_heads(model: nn.Module) -> set[nn.Module]:
-    """Return the output layers that the model itself tells, or that end an nn.Sequential."""
-    heads: set[nn.Module] = set()
-    for module in model.modules():
-        get_head = getattr(module, "get_output_embeddings", None)
-        if callable(get_head) and isinstance(head := get_head(), nn.Module):
-            heads.add(head)
-    if isinstance(model, nn.Sequential) and len(model) > 1 and isinstance(model[-1], nn.Linear | _ConvNd):
-        heads.add(model[-1])
-    return heads
-
-
-def _role(
-    name: str,
-    param: Tensor,
-    owners: list[tuple[str, nn.Module]],
-    known: Role | None,
-    vocabularies: set[int],
-    heads: set[nn.Module],
-) -> Role:
-    """Return the role of one parameter.
-
-    Args:
-        name: its name in the model.
-        param: the parameter.
-        owners: the modules that have it, with its name in each; several if it is tied.
-        known: its role by `known_roles`, if it has one.
-        vocabularies: the numbers of rows of the model's embeddings.
-        heads: output layers.
-    """
-    modules = [module for _, module in owners]
-    *path, leaf = name.split(".")
-    layer = path[-1] if path else ""
-    if param.numel() == 0:
-        return EMPTY
-    if any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in modules):
-        is_tied = any(not isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in modules)
-        return TIED if is_tied else EMBEDDING
-    if any("norm" in type(module).__name__.lower() for module in modules):
-        return NORM
-    if leaf == "bias" or leaf.endswith("_bias"):
-        return BIAS
-    if param.ndim < 2:
-        return VECTOR
-    if not isinstance(modules[0], nn.Linear) and any(word in leaf.lower() for word in _EMBEDDING_WORDS):
-        return EMBEDDING
-    if known is None and param.ndim > 2:
-        return HIGHER
-    matrix = known.view.read(param.shape).matrix(0) if known and known.view else param.shape
-    if 1 in matrix and (known is None or known.is_hidden_matrix):
-        return ONE_LINE
-    if (
-        any(module in heads for module in modules)
-        or layer in _HEADS
-        or (len(path) == 1 and layer in _HEADS_AT_TOP)
-        or (known is None and isinstance(modules[0], nn.Linear) and param.shape[0] in vocabularies)
-    ):
-        return HEAD
-    if known is not None:
-        return known
-    if layer == "router" or (layer == "gate" and param.shape[0] < param.shape[1]):
-        return ROUTER
-    return HIDDEN
+def _with_unique_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Number the groups whose names are the same. Some tools take letters, digits and spaces alone in a name."""
+    taken: Counter[str] = Counter()
+    for group in groups:
+        name = group["name"]
+        taken[name] += 1
+        if taken[name] > 1:
+            group["name"] = f"{name} {taken[name]}"
+    return groups
