@@ -70,8 +70,9 @@ def rule_of(algorithm: object, where: str) -> Rule:
 
 def _check_parameters(group: dict[str, Any], rule: Rule, others: Sequence[Mapping[str, Any]], owner: str) -> None:
     taken = {id(p) for other in others for p in other["params"]}
-    taken_names = {name for i, other in enumerate(others) for name in parameter_names(other, i)}
-    for name, param in zip(parameter_names(group, len(others)), group["params"], strict=True):
+    *others_names, names = parameter_names([*others, group])
+    taken_names = {name for of_other in others_names for name in of_other}
+    for name, param in zip(names, group["params"], strict=True):
         where = f"{owner}: parameter {name!r}"
         if not isinstance(param, Tensor):
             raise TypeError(f"{where}: should be a tensor, but is a {type(param).__name__}")

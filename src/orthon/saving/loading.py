@@ -58,12 +58,13 @@ def fit_state(
     """
     where = f"{owner}: loading a state"
     new_groups, changes = [], []
+    names = parameter_names(groups)
     for index, (group, saved) in enumerate(zip(groups, match(state_dict, groups, where), strict=True)):
         label = f"{where}: param group {group.get('name', index)!r}"
         options = saved_options(group, saved, label)
         new_group = merged_options(group, options, label)
         new_groups.append(new_group)
-        for name, param, its in zip(parameter_names(group, index), group["params"], saved, strict=True):
+        for name, param, its in zip(names[index], group["params"], saved, strict=True):
             if its.state and takes_part(param):
                 before = {**new_group, **options}
                 changes.append(_change(name, param, before, new_group, its.state, layouts, where))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orthon.step.names import parameter_names, plain_name
+from orthon.step.names import parameter_names, plain_names
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], wh
             for group, of_group in zip(saved, names, strict=True)
             for name, key in zip(of_group, group["params"], strict=True)
         }
-        own = [parameter_names(group, index) for index, group in enumerate(groups)]
+        own = parameter_names(groups)
         here = {name for of_group in own for name in of_group}
         if here != places.keys():
             missing, unknown = sorted(here - places.keys()), sorted(places.keys() - here)
@@ -94,11 +94,14 @@ def _names(saved: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
         names = group.get("param_names")
         if not isinstance(names, list | tuple) or any(isinstance(key, str) for key in group["params"]):
             return None
-        result.append([plain_name(str(name)) for name in names])
+        result.append([str(name) for name in names])
         if len(names) != len(group["params"]):
             return None
     every = [name for names in result for name in names]
-    return result if len(set(every)) == len(every) else None
+    if len(set(every)) < len(every):
+        return None
+    plain = iter(plain_names(every))
+    return [[next(plain) for _ in names] for names in result]
 
 
 def kind_of(value: object) -> str:

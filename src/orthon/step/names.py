@@ -1,27 +1,41 @@
 """What parameters are called: in errors, in tables, and as seeds."""
 
-from collections.abc import Mapping
-from functools import cache
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What wrappers put into the names of a module's parameters.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_PREFIX = "module."  # of DistributedDataParallel
 
 
-def parameter_names(group: Mapping[str, Any], index: int) -> list[str]:
-    """Return the names of a group's parameters; those without one are called by their position.
+def parameter_names(groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the names of the parameters of each param group; those without one are called by their position.
 
     Args:
-        group: a param group.
-        index: its position among the param groups.
+        groups: all param groups of an optimizer.
     """
-    if "param_names" in group:
-        return [plain_name(name) for name in group["param_names"]]
-    return [f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))]
+    given = [name for group in groups for name in group.get("param_names", ())]
+    plain = iter(plain_names(given))
+    return [
+        [next(plain) for _ in group["param_names"]]
+        if "param_names" in group
+        else [f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))]
+        for index, group in enumerate(groups)
+    ]
 
 
-@cache
-def plain_name(name: str) -> str:
-    """Return a parameter's name without what torch.compile, DDP and other wrappers add to it."""
-    name = name.removeprefix("module.")
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+def plain_names(names: Sequence[str]) -> list[str]:
+    """Return parameters' names without what torch.compile, DDP and other wrappers add to them.
+
+    A wrapper of the whole model is in front of all names. A module that a model itself calls `module` is not, and
+    remains. Where two names would become one, they stay as they are.
+
+    Args:
+        names: of all parameters.
+    """
+    prefix = _PREFIX if all(name.startswith(_PREFIX) for name in names) else ""
+    plain = [".".join(part for part in name.removeprefix(prefix).split(".") if part not in _WRAPPERS) for name in names]
+    count = Counter(plain)
+    kept = [short if count[short] == 1 else name for short, name in zip(plain, names, strict=True)]
+    return kept if len(set(kept)) == len(set(names)) else list(names)

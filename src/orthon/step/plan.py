@@ -103,7 +103,9 @@ class Planner:
         known = self._known[: len(groups)]
         for index, group in enumerate(groups):
             if index >= len(known) or not known[index].is_valid(group, self.layouts):
-                known[index : index + 1] = [_KnownGroup.of(group, list(self._made(index, group)))]
+                known[index : index + 1] = [
+                    _KnownGroup.of(group, list(self._made(parameter_names(groups)[index], group)))
+                ]
         if known != self._known:
             self._known, self._members = known, [member for of_group in known for member in of_group.members]
         take_gradients(self._members, self._owner)
@@ -181,9 +183,9 @@ class Planner:
             self._stepped, self._named = plan, {member.name: member.param for member in plan.members}
         plan.is_new = False
 
-    def _made(self, index: int, group: dict[str, Any]) -> Iterator[Member]:
+    def _made(self, names: Sequence[str], group: dict[str, Any]) -> Iterator[Member]:
         rule = RULES[group["algorithm"]]
-        for name, param in zip(parameter_names(group, index), group["params"], strict=True):
+        for name, param in zip(names, group["params"], strict=True):
             if not takes_part(param):
                 continue
             try:

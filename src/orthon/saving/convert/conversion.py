@@ -11,7 +11,7 @@ from orthon.algorithms.options import SCHEDULER_KEYS
 from orthon.saving.convert.entries import converted_state, listed, type_of
 from orthon.saving.convert.formats import Format, NewGroup, Source
 from orthon.saving.convert.sources import SOURCES
-from orthon.step.names import plain_name
+from orthon.step.names import plain_names
 
 __all__ = ["SOURCES", "Conversion", "ConvertedGroup", "convert_state", "convert_states"]
 
@@ -103,9 +103,9 @@ def convert_states(given: Iterable[tuple[Mapping[str, Any], str]]) -> Conversion
         for index, group in enumerate(state_dict["param_groups"]):
             of_group = f"{where}: param group {index}"
             ids, named = _members(group, of_group)
-            if twice := names.intersection(plain_names := [plain_name(n) for n in named]):
+            if twice := names.intersection(plain := plain_names(named)):
                 raise ValueError(f"{of_group}: parameter {min(twice)!r} is in another group, too")
-            names.update(plain_names)
+            names.update(plain)
             labels = [f"parameter {label!r}" for label in named or ids]
             for new in _split(source, group, [state_dict["state"].get(i, {}) for i in ids], of_group):
                 format = source.formats[new.format]
