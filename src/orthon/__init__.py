@@ -8,7 +8,7 @@ from orthon.algorithms import Rule, register_rule
 from orthon.explain import Explanation, explain
 from orthon.machines import Machine
 from orthon.model import param_groups, qk_clip_
-from orthon.optimizers import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorDion2, NorMuon
+from orthon.optimizers import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorDion2, NorMuon, consolidate, skipped_steps
 from orthon.plan import Plan, plan
 from orthon.sharding.matrix_view import MatrixView
 
@@ -29,6 +29,7 @@ __all__ = [
     "NorMuon",
     "Plan",
     "Rule",
+    "consolidate",
     "convert_state",
     "convert_states",
     "explain",
@@ -36,6 +37,7 @@ __all__ = [
     "plan",
     "qk_clip_",
     "register_rule",
+    "skipped_steps",
 ]
 
 __version__ = version("orthon")

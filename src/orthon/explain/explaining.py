@@ -6,12 +6,13 @@ from orthon.explain.explained_step import ExplainedStep
 from orthon.explain.explanation import Explanation
 from orthon.explain.rows import Row
 from orthon.explain.shares import Shares
+from orthon.explain.unknown import unknown_replicas
 from orthon.machines import Machine, named_machine
-from orthon.optimizers.mixed import MixedOptimizer
+from orthon.optimizers.wrapped import own_optimizer
 
 
 @torch.no_grad()
-def explain(optimizer: MixedOptimizer, *, machine: Machine | str | None = None) -> Explanation:
+def explain(optimizer: torch.optim.Optimizer, *, machine: Machine | str | None = None) -> Explanation:
     """Return what an optimizer does with each parameter, and why; `print` shows it as a table.
 
     It also tells how much memory a step takes, what many processes communicate, and how long they work and send, on
@@ -19,7 +20,8 @@ def explain(optimizer: MixedOptimizer, *, machine: Machine | str | None = None) 
     the parameters knows, all of these processes must call it together.
 
     Args:
-        optimizer: one of Orthon's. Parameters without gradients are taken to have some.
+        optimizer: one of Orthon's, also inside those of Accelerate and Lightning. Parameters without gradients are
+            taken to have some.
         machine: on which the step is taken to run, for plans where that machine is not: a name of
             `orthon.machines.MACHINES` or a `Machine`. Dtypes, arithmetic and routes are those of a step there. So
             parameters on a CPU, or without storage on a mesh of CPUs, speak for as many GPUs. None for where they are.
@@ -28,8 +30,7 @@ def explain(optimizer: MixedOptimizer, *, machine: Machine | str | None = None) 
         TypeError: for an optimizer that is not one of Orthon's, or a machine that is none.
         ValueError: for a machine that is not known.
     """
-    if not isinstance(optimizer, MixedOptimizer):
-        raise TypeError(f"explain: optimizer should be one of Orthon's, but is a {type(optimizer).__name__}")
+    optimizer = own_optimizer(optimizer, "explain")
     named = named_machine(machine, "explain")
     members = optimizer.members()
     if not members:
@@ -54,4 +55,5 @@ def explain(optimizer: MixedOptimizer, *, machine: Machine | str | None = None) 
         here=found[me],
         most_work=found[most_work],
         most_bytes=max(found.values(), key=lambda share: share.sent + share.received),  # of equals this rank
+        note=unknown_replicas(members, known=optimizer.replicas_known),
     )

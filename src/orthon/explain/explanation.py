@@ -24,6 +24,8 @@ class Explanation:
         here: what this rank does of the step; None if there are no parameters.
         most_work: what the rank does that works the longest. This rank's share, if no other works longer.
         most_bytes: what the rank does that sends and receives the most. This rank's share, if no other does more.
+        note: what may be missing: processes that exist, and of which the optimizer does not know what they do. "" if
+            nothing is.
     """
 
     rows: tuple[Row, ...]
@@ -33,6 +35,7 @@ class Explanation:
     here: Share | None = None
     most_work: Share | None = None
     most_bytes: Share | None = None
+    note: str = ""
 
     @property
     def batches(self) -> tuple[BatchRow, ...]:
@@ -52,4 +55,6 @@ class Explanation:
                 parts.append(share_table(self.here, self.most_work, self.most_bytes, self.machine))
         if self.batches:
             parts.append(memory_line(self.batches, self.temporary_bytes))
+        if self.note:
+            parts.append(self.note)
         return "\n\n".join(parts)

@@ -7,5 +7,17 @@ from orthon.optimizers.dion3 import Dion3, NorDion2
 from orthon.optimizers.mixed import MixedOptimizer
 from orthon.optimizers.muon import Muon
 from orthon.optimizers.normuon import NorMuon
+from orthon.optimizers.wrapped import consolidate, skipped_steps
 
-__all__ = ["CommonOptions", "Dion", "Dion2", "Dion3", "MixedOptimizer", "Muon", "NorDion2", "NorMuon"]
+__all__ = [
+    "CommonOptions",
+    "Dion",
+    "Dion2",
+    "Dion3",
+    "MixedOptimizer",
+    "Muon",
+    "NorDion2",
+    "NorMuon",
+    "consolidate",
+    "skipped_steps",
+]

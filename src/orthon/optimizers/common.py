@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parallel import DistributedDataParallel
 
 from orthon.algorithms import RULES
 from orthon.machines import Machine
+from orthon.model.distributed import ranks_of_frozen, replicas_of, warn_if_idle
 from orthon.model.routing import param_groups
 from orthon.optimizers.mixed import MixedOptimizer, Params
 from orthon.sharding.matrix_view import MatrixView
@@ -46,9 +46,10 @@ class CommonOptions(TypedDict, total=False):
             parameter's device, and the host reads nothing. An lr or a weight_decay that changes between replays must be
             a tensor on that device. It needs nonfinite="skip" and one process, and excludes polar="svd".
         seed: of random numbers. They depend on the seed, the parameter's name, and row and column, and on nothing else.
-        replicas: the processes that train copies of the parameters on other data: a process group, or a device mesh
-            with one axis. They share the work. Give it where the parameters' own meshes do not show these processes:
-            with DistributedDataParallel, or with a data-parallel axis that `fully_shard` does not see.
+        replicas: the processes that train copies of the parameters on other data: a process group, a device mesh with
+            one axis, or "world" for all processes. They share the work. Give it where the parameters' own meshes do not
+            show these processes: with DistributedDataParallel, or with a data-parallel axis that `fully_shard` does not
+            see.
         sync_gradients: whether the optimizer averages over the replicas. Nothing else may do so then. It sends less
             than the gradients where the algorithm allows that: Dion's factors, Dion2's random rows. The momentum then
             differs between replicas, so call `consolidate` before `state_dict`. A missing gradient counts as zero.
@@ -69,7 +70,7 @@ class CommonOptions(TypedDict, total=False):
     nonfinite: str
     capturable: bool
     seed: int
-    replicas: ProcessGroup | DeviceMesh | None
+    replicas: ProcessGroup | DeviceMesh | str | None
     sync_gradients: bool
     machine: Machine | str | None
     wave_memory: float | None
@@ -120,17 +121,19 @@ class NamedOptimizer(MixedOptimizer):
 
         Args:
             model: any module. `orthon.param_groups` decides by the types and names of its modules. The processes of a
-                DistributedDataParallel become `replicas`.
+                DistributedDataParallel, wherever it is in the model, become `replicas`.
             lr: learning rate of the hidden matrices.
             scalar_algorithm: what updates the rest, "adamw" or "lion".
             scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`.
             overrides: options by name pattern, as in `orthon.param_groups`.
             per_head: whether each attention head is a matrix of its own, as in `orthon.param_groups`.
             options: further keyword arguments of the constructor.
+
+        Warns:
+            UserWarning: if no parameter goes to this algorithm, and as `orthon.param_groups` does.
         """
-        inner = getattr(model, "_orig_mod", model)  # of torch.compile
-        if isinstance(inner, DistributedDataParallel):
-            options.setdefault("replicas", inner.process_group)
+        if "replicas" not in options and (replicas := replicas_of(model)) is not None:
+            options["replicas"] = replicas
         groups = param_groups(
             model,
             cls.algorithm,
@@ -141,4 +144,8 @@ class NamedOptimizer(MixedOptimizer):
             per_head=per_head,
             weight_decay=options.get("weight_decay"),
         )
-        return cls(groups, lr, **options)
+        warn_if_idle(model, groups, cls.algorithm, cls.__name__)
+        optimizer = cls(groups, lr, **options)
+        if (frozen := ranks_of_frozen(model)) is not None:
+            optimizer.work_beside(*frozen)
+        return optimizer

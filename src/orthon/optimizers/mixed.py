@@ -1,5 +1,7 @@
 """The torch.optim.Optimizer: param groups, state, and what a step is."""
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast, overload
 
@@ -13,8 +15,10 @@ from orthon.algorithms.options import choice, flag, number_or_none
 from orthon.linalg import factor_dtype
 from orthon.machines import Machine, named_machine
 from orthon.optimizers.groups import check_defaults, completed
+from orthon.optimizers.scaler_flag import step_decides
+from orthon.optimizers.wrapped import own_optimizer
 from orthon.saving.loading import fit_state
-from orthon.sharding import Step, local, run
+from orthon.sharding import Ranks, Step, local, run
 from orthon.sharding.matrix_view import MatrixView
 from orthon.sharding.replicas import replica_group
 from orthon.step.batches import Wave
@@ -46,7 +50,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         options: values for the groups that do not set them, each where the group's algorithm has it.
         replicas: the ranks that train copies of these parameters on other data, where the parameters' meshes do not
             tell: those of DistributedDataParallel, or a data-parallel axis that fully_shard does not see; a process
-            group, or a device mesh with one axis. They share work, and `sync_gradients` averages over them.
+            group, a device mesh with one axis, or "world" for all processes. They share work, and
+            `sync_gradients` averages over them.
         sync_gradients: average the gradients of the replicas, which nothing else does then; matrix rules average
             their factors instead where these are smaller (compressed synchronization). A missing gradient counts
             as zero.
@@ -60,9 +65,6 @@ class MixedOptimizer(torch.optim.Optimizer):
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
     """
 
-    # Tells torch.amp.GradScaler to call `step` in any case, with `found_inf` and `grad_scale` set on the optimizer.
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         params: Params,
@@ -70,7 +72,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         algorithm: str,
         options: Mapping[str, Any],
         nonfinite: str = "raise",
-        replicas: ProcessGroup | DeviceMesh | None = None,
+        replicas: ProcessGroup | DeviceMesh | str | None = None,
         sync_gradients: bool = False,
         machine: Machine | str | None = None,
         wave_memory: float | None = None,
@@ -86,8 +88,10 @@ class MixedOptimizer(torch.optim.Optimizer):
         self.sync_gradients = sync_gradients
         _WAVE_MEMORY.check("wave_memory", wave_memory, owner)
         self.machine, self.wave_memory = named_machine(machine, owner), wave_memory
+        self._beside: tuple[Ranks, torch.device] | None = None
         self._begin_anew()
         self._unconsolidated = False
+        self._warned = False
         check_defaults(algorithm, options, owner)
         if isinstance(params, Tensor):
             raise TypeError(f"{type(self).__name__}: params should be an iterable of tensors, but is one tensor")
@@ -105,7 +109,26 @@ class MixedOptimizer(torch.optim.Optimizer):
             owner=type(self).__name__,
             machine=machine,
             wave_memory=self.wave_memory,
+            beside=self._beside,
         )
+
+    @property
+    def replicas_known(self) -> bool:
+        """Whether it has been told which ranks train copies of the parameters."""
+        return self._replicas is not None
+
+    def work_beside(self, ranks: Ranks, device: torch.device) -> None:
+        """Tell the ranks that hold shards of what is frozen beside the parameters, before the first step.
+
+        Plain parameters that train beside those are copies. Their gradients are compared on these ranks.
+        """
+        self._beside = ranks, device
+        self._begin_anew()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a torch.amp.GradScaler is to call `step` in any case, with `found_inf` and `grad_scale` set."""
+        return step_decides(self, sys._getframe(1))
 
     @property
     def skipped_steps(self) -> int:
@@ -149,6 +172,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         scale = LossScale(getattr(self, "found_inf", None), getattr(self, "grad_scale", None))
         gates = self._gates(plan, scale)
         is_new = plan.is_new
+        if plan.members and not plan.sets:
+            self._warn_of_no_gradients()
         if is_new:
             check_ranks(plan.members, type(self).__name__)
             plan.agreement.check_copies(plan.members)
@@ -161,18 +186,29 @@ class MixedOptimizer(torch.optim.Optimizer):
             capture.check_state()
         return loss
 
+    def _warn_of_no_gradients(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__}: no parameter has a gradient, so step() changes nothing; if parameters have "
+                "been replaced or frozen since the optimizer was made, as fully_shard and PEFT do, make it after that",
+                stacklevel=5,
+            )
+
     def consolidate(self) -> None:
         """Make the state of the replicas equal, which compressed synchronization leaves different.
 
-        All ranks must call it, before `state_dict`. Training goes on with the same updates as without.
+        All ranks must call it, before `state_dict`. Training goes on with the same updates as without. Inside wrappers,
+        `orthon.consolidate(optimizer)` finds the optimizer.
         """
-        for member in self.members():
-            if member.differs and self.state.get(member.param):
+        optimizer = own_optimizer(self, "consolidate")  # Lightning's wrappers take on this class
+        for member in optimizer.members():
+            if member.differs and optimizer.state.get(member.param):
                 for key in member.own_state:
-                    own = local(self.state[member.param][key])
+                    own = local(optimizer.state[member.param][key])
                     mean = own.to(factor_dtype(own.dtype)) / member.layout.replicas.size
                     run([[_into(own, member.layout.replicas.sum(mean))]], at_once=1)
-        self._unconsolidated = False
+        optimizer._unconsolidated = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, as torch does.
@@ -228,11 +264,12 @@ class MixedOptimizer(torch.optim.Optimizer):
             "wave_memory": self.wave_memory,
             "_skipped": self._skipped,
             "_unconsolidated": self._unconsolidated,
+            "_warned": self._warned,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._replicas = None
+        self._replicas = self._beside = None
         self._begin_anew()
 
     def members(self) -> list[Member]:

@@ -23,9 +23,10 @@ class Agreement:
     Args:
         members: all parameters, as this rank knows them at its first step with them.
         owner: the optimizer, for errors.
+        beside: the ranks that hold shards of frozen parameters beside these, and their device, if they are known.
     """
 
-    def __init__(self, members: Sequence[Member], owner: str) -> None:
+    def __init__(self, members: Sequence[Member], owner: str, beside: tuple[Ranks, torch.device] | None = None) -> None:
         self.owner = owner
         places: dict[tuple[int, ...], list[int]] = {}
         for place, member in enumerate(members):
@@ -37,6 +38,8 @@ class Agreement:
             if members[own[0]].layout.everyone.size > 1
         ]
         self.is_alone = not self._sets
+        # The ranks on which plain parameters are copies, as others beside them are sharded.
+        self._together = (self._sets[-1].ranks, self._sets[-1].device) if self._sets else beside
 
     def spread(self, members: Sequence[Member], names: Sequence[str]) -> list[str]:
         """Return the names that any of the ranks gives, after making sure that they agree.
@@ -79,11 +82,11 @@ class Agreement:
             ranks = member.layout.copies(unsynced=member.averages)
             copies.setdefault(ranks.ranks, (ranks, []))[1].append(member)
         names = [name for ranks, alike in copies.values() if ranks.size > 1 for name in _unequal(alike, ranks)]
-        if self._sets:
+        if self._together is not None:
             # Plain tensors among sharded ones, if they are the same parameters on all ranks.
             plain = [member for member in members if member.layout.everyone.size == 1]
-            ranks, digest = self._sets[-1].ranks, _digest(_facts(plain), plain)
-            top, bottom = ranks.largest(torch.tensor([digest, -digest], device=self._sets[-1].device)).tolist()
+            (ranks, device), digest = self._together, _digest(_facts(plain), plain)
+            top, bottom = ranks.largest(torch.tensor([digest, -digest], device=device)).tolist()
             if plain and top == -bottom:
                 names += _unequal(plain, ranks)
         unequal = self.spread(members, names)

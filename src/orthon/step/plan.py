@@ -13,7 +13,7 @@ from torch import Tensor
 
 from orthon.algorithms import RULES
 from orthon.machines import Machine, as_machine
-from orthon.sharding import Layout, Layouts, run, takes_part
+from orthon.sharding import Layout, Layouts, Ranks, run, takes_part
 from orthon.step.agreement import Agreement
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
@@ -67,6 +67,7 @@ class Planner:
         owner: the optimizer, for errors.
         machine: on which the ranks run; None for what is found on this one.
         wave_memory: bytes that the matrices which one rank owns may take in a wave; None for a part of the device's.
+        beside: the ranks that hold shards of frozen parameters beside these, and their device, if they are known.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Planner:
         owner: str,
         machine: Machine | str | None = None,
         wave_memory: float | None = None,
+        beside: tuple[Ranks, torch.device] | None = None,
     ) -> None:
         self.layouts = Layouts(replicas)
         self._sync_gradients, self._owner = sync_gradients, owner
-        self._machine, self._wave_memory = machine, wave_memory
+        self._machine, self._wave_memory, self._beside = machine, wave_memory, beside
         self._described: dict[Machine, dict[str, str]] = {}
         self._known: list[_KnownGroup] = []
         self._members: list[Member] = []
@@ -214,7 +216,7 @@ class Planner:
         key = [id(member.layout) for member in members]
         if self._agreed is not None and self._agreed[0] == key:
             return self._agreed[1], self._plan is not None and self._plan.is_new
-        self._agreed = key, Agreement(members, self._owner)
+        self._agreed = key, Agreement(members, self._owner, self._beside)
         return self._agreed[1], True
 
 
