@@ -271,5 +271,12 @@ def test_options_that_cannot_change_once_there_is_state(change: dict[str, Any]) 
 
 
 def test_names_that_are_taken() -> None:
-    with pytest.raises(ValueError, match="parameter 'w': another parameter has this name"):
-        Dion([("w", matrix()), ("_orig_mod.w", matrix())])
+    for names in (("w", "w"), ("_orig_mod.w", "_orig_mod.w"), ("module.w", "module.w")):
+        with pytest.raises(ValueError, match="parameter '.*w': another parameter has this name"):
+            Dion([(name, matrix()) for name in names])
+        with pytest.raises(ValueError, match="parameter '.*w': another parameter has this name"):
+            Dion([{"params": [(name, matrix())]} for name in names])
+    # Names that would become one without what wrappers add stay as they are.
+    for names in (("w", "_orig_mod.w"), ("w", "module.w"), ("_orig_mod.w", "_orig_mod._orig_mod.w")):
+        optimizer = Dion([(name, matrix()) for name in names])
+        assert [row.parameter for row in explain(optimizer).rows] == list(names)

@@ -1,6 +1,5 @@
 """What parameters are called: in errors, in tables, and as seeds."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,13 +28,11 @@ def plain_names(names: Sequence[str]) -> list[str]:
     """Return parameters' names without what torch.compile, DDP and other wrappers add to them.
 
     A wrapper of the whole model is in front of all names. A module that a model itself calls `module` is not, and
-    remains. Where two names would become one, they stay as they are.
+    remains. Where two names would become one, all stay as they are.
 
     Args:
         names: of all parameters.
     """
     prefix = _PREFIX if all(name.startswith(_PREFIX) for name in names) else ""
     plain = [".".join(part for part in name.removeprefix(prefix).split(".") if part not in _WRAPPERS) for name in names]
-    count = Counter(plain)
-    kept = [short if count[short] == 1 else name for short, name in zip(plain, names, strict=True)]
-    return kept if len(set(kept)) == len(set(names)) else list(names)
+    return plain if len(set(plain)) == len(set(names)) else list(names)
