@@ -1,0 +1,210 @@
+"""Orthon's optimizers in the hands of Accelerate and Lightning.
+
+Most tests take the lines of theirs that matter, written anew. Those at the end take the packages, if these are there.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import orthon
+from orthon import Dion, MixedOptimizer, Muon, NorMuon, explain
+from tests.support.frameworks import AcceleratedOptimizer, LightningOptimizer, handles_unscaling, lightning_step
+
+SCALE = 2.0**10
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def loss_of(model: nn.Module, step: int) -> Tensor:
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+    return model(x).square().mean()
+
+
+def scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=SCALE)
+
+
+def backward(
+    model: nn.Module, step: int, scale: torch.amp.GradScaler | None, bad: bool = False
+) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        model.zero_grad()
+        loss = loss_of(model, step) * (float("inf") if bad else 1.0)
+        (loss if scale is None else scale.scale(loss)).backward()
+        return loss
+
+    return closure
+
+
+MAKERS = [Dion, Muon, NorMuon]
+
+
+def test_the_flag_is_for_scalers_alone() -> None:
+    optimizer = Dion.for_model(net())
+    assert not handles_unscaling(optimizer)
+    assert not handles_unscaling(LightningOptimizer(optimizer))
+    assert not handles_unscaling(AcceleratedOptimizer(optimizer))
+    assert not handles_unscaling(MixedOptimizer(net()[0].parameters(), algorithm="adamw", options={}))
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_lightning_clips(make: type[Dion], precision: str) -> None:
+    model, other = net(), net()
+    scale = scaler() if precision == "16-mixed" else None
+    optimizer = make.for_model(model)
+    expected = make.for_model(other, nonfinite="raise" if scale is None else "skip")
+    for step in range(4):
+        bad = scale is not None and step == 1
+        before = copy.deepcopy(model.state_dict())
+        lightning_step(optimizer, backward(model, step, scale, bad), scale, clip=1e-3)
+        if bad:
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+            continue
+        backward(other, step, None)()
+        nn.utils.clip_grad_norm_(other.parameters(), 1e-3)
+        expected.step()
+        for (name, param), right in zip(model.named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(param, right, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert orthon.skipped_steps(LightningOptimizer(optimizer)) == (scale is not None)
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step.*:UserWarning")
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("schedule_first", [False, True])
+def test_accelerate_tells_of_a_skipped_step(make: type[Dion], schedule_first: bool) -> None:
+    model, scale = net(), scaler()
+    optimizer = make.for_model(model)
+    if schedule_first:  # schedulers put a function in the place of `step`, too
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+        accelerated = AcceleratedOptimizer(optimizer, scale)
+    else:
+        accelerated = AcceleratedOptimizer(optimizer, scale)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    lr = optimizer.param_groups[0]["lr"]
+    for step in range(4):
+        bad = step in (1, 2)
+        before = copy.deepcopy(model.state_dict())
+        backward(model, step, scale, bad)()
+        accelerated.step()
+        assert accelerated.step_was_skipped == bad
+        if not accelerated.step_was_skipped:  # as AcceleratedScheduler does
+            schedule.step()
+        same = [torch.equal(value, before[name]) for name, value in model.state_dict().items()]
+        assert all(same) == bad
+    assert scale.get_scale() == SCALE / 4
+    assert optimizer.param_groups[0]["lr"] == lr / 4
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_a_plain_scaler_leaves_the_decision_to_the_step(schedule: bool) -> None:
+    model, scale = net(), scaler()
+    optimizer = Dion.for_model(model)
+    if schedule:
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    for step in range(3):
+        backward(model, step, scale, bad=step == 1)()
+        scale.step(optimizer)
+        scale.update()
+    assert optimizer.skipped_steps == 1
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda o: o, AcceleratedOptimizer, LightningOptimizer, lambda o: AcceleratedOptimizer(LightningOptimizer(o))],
+)
+def test_explain_and_counts_see_through_wrappers(wrap: Callable[[Any], Any]) -> None:
+    model = net()
+    optimizer = Dion.for_model(model, nonfinite="skip")
+    outer = wrap(optimizer)
+    assert explain(outer) == explain(optimizer)
+    for step in range(3):
+        backward(model, step, None, bad=step > 0)()
+        outer.step()
+    assert orthon.skipped_steps(outer) == optimizer.skipped_steps == 2
+    optimizer._unconsolidated = True
+    orthon.consolidate(outer)
+    optimizer.state_dict()
+    if hasattr(outer, "consolidate"):
+        optimizer._unconsolidated = True
+        outer.consolidate()
+        optimizer.state_dict()
+
+
+@pytest.mark.parametrize("what", [explain, orthon.consolidate, orthon.skipped_steps])
+def test_other_optimizers_are_refused_through_wrappers(what: Callable[[Any], Any]) -> None:
+    adamw = torch.optim.AdamW(net().parameters())
+    for other in (adamw, AcceleratedOptimizer(adamw), LightningOptimizer(adamw)):
+        with pytest.raises(TypeError, match="optimizer should be one of Orthon's, but is a AdamW"):
+            what(other)
+
+
+# --- the packages ---
+
+
+def test_accelerate_itself() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = net()
+    optimizer = Dion.for_model(model)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    model, accelerated, schedule = accelerator.prepare(model, optimizer, schedule)
+    assert explain(accelerated) == explain(optimizer)
+    for step in range(2):
+        accelerator.backward(loss_of(model, step))
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        accelerated.step()
+        schedule.step()
+        accelerated.zero_grad()
+    assert orthon.skipped_steps(accelerated) == 0
+    scaled = accelerate.optimizer.AcceleratedOptimizer(optimizer, scaler=(scale := scaler()))
+    for step in range(3):
+        backward(model, step, scale, bad=step == 1)()
+        scaled.step()
+        assert scaled.step_was_skipped == (step == 1)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_itself(precision: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lightning = pytest.importorskip("pytorch_lightning")
+
+        class Module(lightning.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+                self.automatic_optimization = True
+
+            def training_step(self, batch: Tensor) -> Tensor:
+                return self.net(batch).float().square().mean()
+
+            def configure_optimizers(self) -> Any:
+                optimizer = Dion.for_model(self)
+                assert {g["name"] for g in optimizer.param_groups} >= {"hidden matrices", "output head"}
+                return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)]
+
+            def on_train_end(self) -> None:
+                outer = self.optimizers()
+                assert len(explain(outer).rows) == 6
+                assert orthon.skipped_steps(outer) == 0
+
+        module = Module()
+        before = copy.deepcopy(module.state_dict())
+        data = torch.utils.data.DataLoader(torch.randn(8, 6), batch_size=4)
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", precision=precision, gradient_clip_val=0.5, default_root_dir=tmp_path,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, data)
+    assert not any(torch.equal(value, before[name]) for name, value in module.state_dict().items())
