@@ -100,7 +100,9 @@ class Matrices(nn.Module):
         for i, shape in enumerate(shapes):
             lying = placements if len(shape) > 1 else [Replicate()] * len(sizes)
             whole = distribute_tensor(torch.zeros(shape, device="meta"), mesh, lying)
-            self.register_parameter(f"w{i}", nn.Parameter(whole))
+            layer = nn.Linear(1, 1, bias=False, device="meta")  # which multiplies by its weight, if that is a matrix
+            layer.weight = nn.Parameter(whole)
+            self.add_module(f"w{i}", layer)
 
 
 SHAPES: list[tuple[int, ...]] = [(96, 64)] * 5 + [(40, 72)] * 3 + [(70, 30)] + [(64,)]

@@ -34,13 +34,16 @@ def ranks_of_frozen(model: nn.Module) -> tuple[Ranks, torch.device] | None:
 
 
 def warn_if_idle(model: nn.Module, groups: Sequence[Mapping[str, Any]], algorithm: str, owner: str) -> None:
-    """Warn if no parameter of a model goes to an optimizer's own algorithm, with the way out if there is one."""
+    """Warn if no parameter of a model goes to an optimizer's own algorithm, with the way out if there is one.
+
+    Flat parameters of FullyShardedDataParallel (FSDP1) are left to the optimizer, which refuses them.
+    """
     params = [param for group in groups for _, param in group["params"]]
     if not params or any(group["algorithm"] == algorithm for group in groups):
         return
     if any(getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False) for param in params):
-        way = "FullyShardedDataParallel (FSDP1) has made them flat; shard the model with fully_shard(model) instead"
-    elif any(hasattr(param, "ds_id") for param in params) or all(param.numel() == 0 for param in params):
+        return
+    if any(hasattr(param, "ds_id") for param in params) or all(param.numel() == 0 for param in params):
         way = "they are empty, as ZeRO stage 3 leaves them; shard the model with fully_shard(model) instead"
     else:
         way = "print(orthon.explain(optimizer)) tells why, and overrides=... changes it"
