@@ -64,6 +64,7 @@ def _gpu(
     memory: float,
     nvlink: float,
     network: float,
+    ranks_per_node: int = 8,
 ) -> Machine:
     """Return a machine from figures of data sheets.
 
@@ -77,6 +78,7 @@ def _gpu(
         memory: in GB.
         nvlink: in GB/s in one direction, which is half of what data sheets give.
         network: in GB/s in one direction, for each GPU.
+        ranks_per_node: how many GPUs NVLink connects.
     """
     return Machine(
         name=name,
@@ -95,7 +97,7 @@ def _gpu(
         memory=memory * 1e9,
         within_node=Link(nvlink * 1e9 * OF_LINKS, NVLINK_LATENCY),
         between_nodes=Link(network * 1e9 * OF_LINKS, NETWORK_LATENCY),
-        ranks_per_node=8,
+        ranks_per_node=ranks_per_node,
     )
 
 
@@ -178,12 +180,36 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
             nvlink=900,
             network=50,
         ),
+        # NVIDIA GB300 NVL72 data sheet, a 72nd of a rack; one ConnectX-8 port (800 Gbit/s) for each GPU. In float64 the
+        # GPU is slow.
+        "gb300": _gpu(
+            "gb300",
+            float64=1.3,
+            float32=80,
+            tf32=1250,
+            bfloat16=2500,
+            memory_bandwidth=8000,
+            memory=279,
+            nvlink=900,
+            network=100,
+            ranks_per_node=72,
+        ),
     }
 )
 
-# The row for a GPU by how its name starts, without "NVIDIA". Grace Hopper and Grace Blackwell have the same GPUs.
+# The row for a GPU by how its name starts, without "NVIDIA". Grace Hopper and Grace Blackwell have the same GPUs, but
+# that a B300 without Grace is a tenth slower in bfloat16.
 GPU_NAMES: Mapping[str, str] = MappingProxyType(
-    {"A100": "a100", "H100": "h100", "H200": "h200", "GH200": "h200", "B200": "b200", "GB200": "b200"}
+    {
+        "A100": "a100",
+        "H100": "h100",
+        "H200": "h200",
+        "GH200": "h200",
+        "B200": "b200",
+        "GB200": "b200",
+        "B300": "gb300",
+        "GB300": "gb300",
+    }
 )
 
 # The row for GPUs, and other accelerators, that are not in the table.
