@@ -10,7 +10,8 @@ from orthon.machines.machine import Link, Machine
 # Products on tensor cores, in bfloat16 and TF32. The best shapes reach 80 % in bfloat16: 271 of 312 TFLOP/s on an A100,
 # 794 of 989 on an H100, 1745 of 2250 on a B200 (mamf-finder, github.com/stas00/ml-engineering, compute/accelerator).
 # Five Newton-Schulz steps, with their additions, reach 41 % to 45 % on an H100: 5.1 ms for 4096² and 297 ms for 16384²,
-# as the authors of Dion published (arXiv 2504.05295). This lies between the two.
+# as the authors of Dion published (arXiv 2504.05295). Later they published 54 % for 8192 × 28672 and 64 % for 8192²
+# (arXiv 2608.11612, appendix E), and whole steps of Muon on 8 B200s that come to this part (docs/published.md).
 ON_TENSOR_CORES = 0.6
 
 # Products in float64 and full float32, which power limits. In Linpack (float64) an H100 reaches 55 to 59 of 67 TFLOP/s.
@@ -42,7 +43,8 @@ OF_MEMORY = 0.85
 OF_LINKS = 0.8
 
 # Seconds of a small collective. NCCL's src/graph/tuning.cc counts 4 to 10 µs to start, and for every hop 0.5 to 3.4 µs
-# over NVLink and 2.7 to 14 µs over a network: 7 to 32 µs for 8 ranks of a node, 15 to 110 µs for 2 to 64 nodes.
+# over NVLink and 2.7 to 14 µs over a network: 7 to 32 µs for 8 ranks of a node, 15 to 110 µs for 2 to 64 nodes. An
+# all-to-all of 4 H100s takes 25 µs at least, in 15 to 17 of which the host starts it (arXiv 2608.11612, appendix D.3).
 NVLINK_LATENCY = 15e-6
 NETWORK_LATENCY = 50e-6
 
