@@ -69,6 +69,10 @@ ROWS = (
         lambda: planned.dion3_14b("Dion3 1/4"),
     ),
     Published(
+        "Dion3 1/4 without moments of rows, 14B", "8 B200, FSDP2", f"{DION3}, table 5", 34.8, "ms",
+        lambda: planned.dion3_14b("Dion2 1/4"),
+    ),
+    Published(
         "Muon, 14B, plain Newton-Schulz", "8 B200, FSDP2", f"{DION3}, table 5", 153.8, "ms",
         lambda: planned.dion3_14b("Muon"),
     ),
@@ -79,6 +83,10 @@ ROWS = (
     Published(
         "Dion3 1/4, 7B", "4 GH200, FSDP2", f"{DION3}, table 6", 68.6, "ms",
         lambda: planned.dion3_7b("Dion3 1/4"),
+    ),
+    Published(
+        "Dion3 1/4 without moments of rows, 7B", "4 GH200, FSDP2", f"{DION3}, table 6", 59.6, "ms",
+        lambda: planned.dion3_7b("Dion2 1/4"),
     ),
     Published(
         "NorMuon of a step of 452 ms, 1.06B", "8 B200, FSDP2", MUONSPHERE, 6.1, "%",
