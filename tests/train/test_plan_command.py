@@ -105,8 +105,8 @@ def test_a_measured_machine_is_read_back(plans, monkeypatch: pytest.MonkeyPatch,
         ("--mesh.tp 0", "mesh.tp must be greater than or equal to 1 but is '0'"),
         (
             "--machine h10",
-            "machine must be one of cpu, a100, h100, h200, b200, measure, or a YAML file with such figures, but is "
-            "'h10'; did you mean 'h100'?",
+            "machine must be one of cpu, a100, h100, h200, b200, gb300, measure, or a YAML file with such figures, but "
+            "is 'h10'; did you mean 'h100'?",
         ),
         ("--machine measured", "did you mean 'measure'?"),
         ("--machine missing.yaml", "machine: cannot read missing.yaml: No such file"),
