@@ -119,6 +119,9 @@ def test_a_measured_machine_is_read_back(plans, monkeypatch: pytest.MonkeyPatch,
             "--optimizers shampoo",
             "optimizers must be of dion, dion2, dion3, muon, normuon, torch-muon, adamw, lion but",
         ),
+        ("--optimizers Dion:1/4", "lion but has 'Dion:1/4'; did you mean 'dion'?"),
+        ("--optimizers dion:1/16,muon", "words with spaces between, as in dion:1/16 muon, but has 'dion:1/16,muon'"),
+        ("8B", "'8B' belongs to no setting: write --NAME before it"),
         ("--optimizers torch-muon", "no plan can be made of it: write muon"),
         ("--optimizers", "optimizers must name one or more, each once"),
         ("--optimizers dion dion", "each once"),
@@ -195,3 +198,5 @@ def test_crossovers_in_words() -> None:
     assert crossovers({"a": wave, "b": {1: 2.0, 4: 2.0, 16: 2.0, 64: 2.0}}) == [
         "below about 2 GPUs a takes less time than b, then b up to about 8, then a up to about 32, above that b"
     ]
+    at_once = {"a": {1: 1.0, 4: 4.0}, "b": {1: 1.03, 4: 1.0}}
+    assert crossovers(at_once) == ["on 1 GPU a takes less time than b, above that b"]
