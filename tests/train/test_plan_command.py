@@ -200,3 +200,12 @@ def test_crossovers_in_words() -> None:
     ]
     at_once = {"a": {1: 1.0, 4: 4.0}, "b": {1: 1.03, 4: 1.0}}
     assert crossovers(at_once) == ["on 1 GPU a takes less time than b, above that b"]
+
+
+def test_copies_alone_are_ranks_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the real planner: those of DistributedDataParallel have no mesh."""
+    words = "plan --model.size=1M --vocabulary=256 --mesh.dp-replicate=16 --no-other-ranks --optimizers muon adamw"
+    assert main(words.split()) == 0
+    said = capsys.readouterr().out
+    assert "16 GPUs of h100" in said
+    assert "0 bytes" in said.splitlines()[3], "all goes between nodes"
