@@ -203,7 +203,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             )
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
-            follow_momentum(group, RULES[group["algorithm"]])
+            follow_momentum(group, RULES.get(group["algorithm"]))
             if isinstance(group.get("view"), MatrixView):  # as plain values, which any loader takes
                 group["view"] = group["view"].as_dict()
         return state_dict

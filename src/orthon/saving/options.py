@@ -30,7 +30,7 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
     Raises:
         TypeError, ValueError: if these are not one set of options, or not allowed for the group's algorithm.
     """
-    if not saved:  # of a group without parameters
+    if not saved:  # nothing is known of a group without parameters
         return {}
     first, rule = saved[0], RULES[group["algorithm"]]
     options = _options(first.group)
@@ -77,6 +77,7 @@ def merged_options(group: Group, saved: Group, label: str) -> Group:
         ValueError: if an option differs that must be the same, as the state means something else otherwise.
     """
     rule, result = RULES[group["algorithm"]], dict(group)
+    follow_momentum(result, rule)  # what a new scheduler has set gives way to what is saved
     for key, value in saved.items():
         how = rule.options[key].loaded if key in rule.options else "saved"
         if how == "same" and value != group[key] and {None, PLAIN} != {value, group[key]}:  # no view is the plain one

@@ -64,12 +64,12 @@ def rule_of(algorithm: object, where: str) -> Rule:
     return RULES[algorithm]
 
 
-def follow_momentum(group: Options, rule: Rule) -> None:
-    """Take the momentum that a scheduler has set for the first beta, where the rule has betas instead.
+def follow_momentum(group: Options, rule: Rule | None) -> None:
+    """Take the momentum that a scheduler has set for the first beta, where the rule has betas and no momentum.
 
     OneCycleLR and CyclicLR set one of the two in all groups. They set "momentum" in those of Orthon's optimizers.
     """
-    if "momentum" in group and "betas" in rule.options and "momentum" not in rule.options:
+    if rule is not None and "momentum" in group and "betas" in rule.options and "momentum" not in rule.options:
         _, second = group.get("betas", rule.options["betas"].default)
         group["betas"] = group.pop("momentum"), second
 

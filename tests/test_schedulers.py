@@ -1,0 +1,182 @@
+"""torch's schedulers, each with all rules: what they set, and runs that go on."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from orthon import Dion
+from orthon.algorithms import RULES
+from orthon.saving import LoadPlanner
+from tests.support.all_rules import CYCLES, SAVED, SCHEDULERS, STEPS, all_rules, first_beta, step, weights
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_set_what_they_set_in_torchs(name: str, as_tensor: bool) -> None:
+    """The options of every step are those of torch's SGD, or AdamW for rules with betas, with the same scheduler."""
+
+    def lr() -> Any:
+        return torch.tensor(0.05) if as_tensor else 0.05
+
+    params = weights()
+    ours = all_rules(params, lr=lr())
+    sgd = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=lr(), momentum=0.95)
+    adamw = torch.optim.AdamW([nn.Parameter(torch.ones(2))], lr=lr(), betas=(0.9, 0.95))
+    theirs = {"momentum": (sgd, SCHEDULERS[name](sgd)), "betas": (adamw, SCHEDULERS[name](adamw))}
+    scheduler = SCHEDULERS[name](ours)
+    for t in range(STEPS):
+        step(params, ours, t)
+        for group in ours.param_groups:
+            kind = "betas" if "betas" in RULES[group["algorithm"]].options else "momentum"
+            expected = theirs[kind][0].param_groups[0]
+            assert float(group["lr"]) == pytest.approx(float(expected["lr"])), (t, group["name"])
+            assert first_beta(group) == first_beta(expected), (t, group["name"])
+            assert kind == "betas" or "betas" not in group
+        scheduler.step()
+        for optimizer, other in theirs.values():
+            optimizer.step()
+            other.step()
+
+
+@pytest.mark.parametrize("order", ["state before the scheduler is made", "state after"])
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_run_under_a_scheduler_goes_on_to_the_bit(name: str, as_tensor: bool, order: str) -> None:
+    """It is saved right after the scheduler's step, where the groups hold what no step has seen."""
+    lr: Any = torch.tensor(0.05) if as_tensor else 0.05
+    params = weights()
+    optimizer = all_rules(params, lr)
+    scheduler = SCHEDULERS[name](optimizer)
+    for t in range(SAVED):
+        step(params, optimizer, t)
+        scheduler.step()
+    saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict(), params))
+    for t in range(SAVED, STEPS):
+        step(params, optimizer, t)
+        scheduler.step()
+
+    state, of_scheduler, others = saved
+    lr = torch.tensor(0.05) if as_tensor else 0.05
+    loaded = all_rules(others, lr)
+    if order == "state after":
+        made = SCHEDULERS[name](loaded)
+        loaded.load_state_dict(state)
+    else:
+        loaded.load_state_dict(state)
+        groups = copy.deepcopy(loaded.state_dict()["param_groups"])
+        made = SCHEDULERS[name](loaded)  # which begins a schedule, as with torch's own
+        for group, was in zip(loaded.param_groups, groups, strict=True):
+            group.update({key: value for key, value in was.items() if key not in ("params", "view")})
+            group.pop("momentum", None) if "betas" in group else None
+    made.load_state_dict(of_scheduler)
+    for t in range(SAVED, STEPS):
+        step(others, loaded, t)
+        made.step()
+    for rule, param in params.items():
+        assert torch.equal(param, others[rule]), rule
+
+
+@pytest.mark.parametrize("betas", [None, (0.8, 0.9)])
+@pytest.mark.parametrize("name", CYCLES)
+def test_momentum_and_first_beta_cycle_together(name: str, betas: tuple[float, float] | None) -> None:
+    params = weights()
+    optimizer = all_rules(params, **({} if betas is None else {"betas": betas}))
+    scheduler = SCHEDULERS[name](optimizer)
+    seen = set()
+    for t in range(STEPS):
+        step(params, optimizer, t)
+        (now,) = {first_beta(group) for group in optimizer.param_groups}
+        seen.add(now)
+        assert {group["betas"][1] for group in optimizer.param_groups if "betas" in group} == {(betas or (0, 0.95))[1]}
+        scheduler.step()
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("name", CYCLES)
+def test_the_cycled_beta_is_the_one_that_updates(name: str) -> None:
+    """Weights follow torch's AdamW under the same scheduler."""
+    ours, theirs = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    matrix = nn.Parameter(torch.ones(3, 2))
+    optimizer = Dion([{"params": [matrix]}, {"params": [ours], "algorithm": "adamw"}], betas=(0.9, 0.95))
+    reference = torch.optim.AdamW([theirs], betas=(0.9, 0.95), weight_decay=0.01)
+    schedulers = SCHEDULERS[name](optimizer), SCHEDULERS[name](reference)
+    for t in range(STEPS):
+        step({"m": matrix, "v": ours}, optimizer, t)
+        theirs.grad = ours.grad
+        reference.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert torch.equal(ours, theirs)
+
+
+def test_a_new_plan_is_not_made_for_what_schedulers_change() -> None:
+    params = weights()
+    optimizer = all_rules(params)
+    scheduler = SCHEDULERS["OneCycleLR"](optimizer)
+    step(params, optimizer, 0)
+    members = optimizer.members()
+    for t in range(3):
+        scheduler.step()
+        step(params, optimizer, t)
+        assert optimizer.members() is members
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("name", CYCLES)
+def test_a_state_saved_under_a_scheduler_goes_through_a_distributed_checkpoint(
+    name: str, after: bool, tmp_path: Path
+) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for rule, param in weights().items():
+                self.register_parameter(rule, param)
+
+    model = Model()
+    params = dict(model.named_parameters())
+    optimizer = all_rules(params)
+    scheduler = SCHEDULERS[name](optimizer)
+    for t in range(SAVED):
+        step(params, optimizer, t)
+        scheduler.step()
+    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path, no_dist=True)
+    expected = [(float(g["lr"]), g["momentum"] if "momentum" in g else g["betas"][0]) for g in optimizer.param_groups]
+
+    other = Model()
+    loaded = all_rules(dict(other.named_parameters()))
+    if after:
+        SCHEDULERS[name](loaded)
+    state = {"optimizer": get_optimizer_state_dict(other, loaded)}
+    dcp.load(state, checkpoint_id=tmp_path, planner=LoadPlanner(), no_dist=True)
+    set_optimizer_state_dict(other, loaded, state["optimizer"])
+    for group, (lr, momentum) in zip(loaded.param_groups, expected, strict=True):
+        assert (group["lr"], first_beta(group)) == (lr, momentum)
+        assert not {"momentum", "betas"} <= group.keys()
+        assert group["max_momentum"] == 0.95 or name == "CyclicLR"
+
+
+@pytest.mark.parametrize("below", [-1e-20, -1e-9, torch.tensor(-1e-9)])
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+def test_a_rate_a_hair_below_zero_stops_neither_the_run_nor_its_resume(option: str, below: Any) -> None:
+    params = weights()
+    optimizer = all_rules(params)
+    step(params, optimizer, 0)
+    for group in optimizer.param_groups:
+        group[option] = below
+    step(params, optimizer, 1)
+    other = all_rules(weights())
+    other.load_state_dict(optimizer.state_dict())
+    assert float(other.param_groups[0][option]) == float(below)
+    step(params, other, 2)
+    with pytest.raises(ValueError, match=f"{option} should be"):
+        all_rules(weights(), **{option: below})
+    optimizer.param_groups[0][option] = -0.01
+    with pytest.raises(ValueError, match=rf"'{optimizer.param_groups[0]['name']}': {option} should be .* is -0.01"):
+        step(params, optimizer, 2)
