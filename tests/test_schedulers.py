@@ -1,6 +1,7 @@
 """torch's schedulers, each with all rules: what they set, and runs that go on."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,42 +45,70 @@ def test_schedulers_set_what_they_set_in_torchs(name: str, as_tensor: bool) -> N
             other.step()
 
 
-@pytest.mark.parametrize("order", ["state before the scheduler is made", "state after"])
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_run_under_a_scheduler_goes_on_to_the_bit(name: str, as_tensor: bool, order: str) -> None:
+def test_a_run_goes_on_to_the_bit_wherever_it_is_saved(name: str, as_tensor: bool) -> None:
     """It is saved right after the scheduler's step, where the groups hold what no step has seen."""
-    lr: Any = torch.tensor(0.05) if as_tensor else 0.05
-    params = weights()
-    optimizer = all_rules(params, lr)
-    scheduler = SCHEDULERS[name](optimizer)
-    for t in range(SAVED):
-        step(params, optimizer, t)
-        scheduler.step()
-    saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict(), params))
-    for t in range(SAVED, STEPS):
-        step(params, optimizer, t)
-        scheduler.step()
 
-    state, of_scheduler, others = saved
-    lr = torch.tensor(0.05) if as_tensor else 0.05
-    loaded = all_rules(others, lr)
-    if order == "state after":
+    def lr() -> Any:
+        return torch.tensor(0.05) if as_tensor else 0.05
+
+    params = weights()
+    optimizer = all_rules(params, lr())
+    scheduler = SCHEDULERS[name](optimizer)
+    saved = []
+    for t in range(STEPS):
+        saved.append(copy.deepcopy((optimizer.state_dict(), scheduler.state_dict(), params)))
+        step(params, optimizer, t)
+        scheduler.step()
+    for at in (0, 1, SAVED, STEPS - 1):
+        state, of_scheduler, others = saved[at]
+        loaded = all_rules(others, lr())
         made = SCHEDULERS[name](loaded)
         loaded.load_state_dict(state)
-    else:
-        loaded.load_state_dict(state)
-        groups = copy.deepcopy(loaded.state_dict()["param_groups"])
-        made = SCHEDULERS[name](loaded)  # which begins a schedule, as with torch's own
-        for group, was in zip(loaded.param_groups, groups, strict=True):
-            group.update({key: value for key, value in was.items() if key not in ("params", "view")})
-            group.pop("momentum", None) if "betas" in group else None
-    made.load_state_dict(of_scheduler)
-    for t in range(SAVED, STEPS):
-        step(others, loaded, t)
-        made.step()
-    for rule, param in params.items():
-        assert torch.equal(param, others[rule]), rule
+        made.load_state_dict(of_scheduler)
+        for t in range(at, STEPS):
+            step(others, loaded, t)
+            made.step()
+        for rule, param in params.items():
+            assert torch.equal(param, others[rule]), (at, rule)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_made_after_loading_does_what_it_does_to_torchs(name: str, as_tensor: bool) -> None:
+    """It begins its schedule, before its own state is loaded. So options are other ones for a step, as in torch."""
+
+    def options(make: Callable[[dict[str, nn.Parameter]], torch.optim.Optimizer]) -> list[tuple[float, float]]:
+        params = weights()
+        optimizer = make(params)
+        scheduler = SCHEDULERS[name](optimizer)
+        for t in range(SAVED):
+            step(params, optimizer, t)
+            scheduler.step()
+        params = weights()
+        loaded = make(params)
+        loaded.load_state_dict(optimizer.state_dict())
+        made = SCHEDULERS[name](loaded)
+        made.load_state_dict(scheduler.state_dict())
+        seen = []
+        for t in range(SAVED, STEPS):
+            step(params, loaded, t)
+            seen += [(round(float(group["lr"]), 9), first_beta(group)) for group in loaded.param_groups]
+            made.step()
+        return seen
+
+    def lr() -> Any:
+        return torch.tensor(0.05) if as_tensor else 0.05
+
+    of_sgd = options(lambda params: torch.optim.SGD(params.values(), lr=lr(), momentum=0.95))
+    of_adamw = options(lambda params: torch.optim.AdamW(params.values(), lr=lr(), betas=(0.9, 0.95)))
+    for rule in ("dion", "muon", "normuon", "dion2", "dion3"):
+        group = options(lambda params: Dion([{"params": [params["dion"]], "algorithm": rule}], lr=lr()))  # noqa: B023
+        assert group == of_sgd, rule
+    for rule in ("adamw", "lion"):
+        group = options(lambda params: Dion([{"params": [params["dion"]], "algorithm": rule}], lr=lr()))  # noqa: B023
+        assert group == of_adamw, rule
 
 
 @pytest.mark.parametrize("betas", [None, (0.8, 0.9)])

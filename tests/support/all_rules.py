@@ -16,7 +16,15 @@ STEPS, SAVED = 9, 4
 
 Scheduler = Callable[[torch.optim.Optimizer], Any]
 
-# Every scheduler of torch that sets options of groups by itself.
+
+class Plateau(lr_scheduler.ReduceLROnPlateau):
+    """One that sees no progress."""
+
+    def step(self, *_: Any) -> None:
+        super().step(1.0)
+
+
+# Every scheduler of torch.
 SCHEDULERS: dict[str, Scheduler] = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.9),
@@ -38,6 +46,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.LinearLR(o, 0.5, total_iters=3), lr_scheduler.ExponentialLR(o, 0.9)]
     ),
+    "ReduceLROnPlateau": lambda o: Plateau(o, factor=0.5, patience=1),
     "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, 0.05, 4),
 }
 CYCLES = ["OneCycleLR", "CyclicLR"]
@@ -49,8 +58,16 @@ def weights(seed: int = 0) -> dict[str, nn.Parameter]:
 
 
 def all_rules(params: dict[str, nn.Parameter], lr: Any = 0.05, **options: Any) -> MixedOptimizer:
-    """Return an optimizer in which every rule has a group."""
-    groups = [{"params": [(name, param)], "algorithm": name, "name": name} for name, param in params.items()]
+    """Return an optimizer in which every rule has a group, each with a tensor of its own where lr is one."""
+    groups = [
+        {
+            "params": [(name, param)],
+            "algorithm": name,
+            "name": name,
+            "lr": lr.clone() if isinstance(lr, torch.Tensor) else lr,
+        }
+        for name, param in params.items()
+    ]
     return Dion(groups, lr=lr, **options)
 
 
