@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 import orthon
 from orthon import Dion, Dion2, MatrixView, MixedOptimizer, Muon
 from orthon.algorithms import RULES
-from tests.support.all_rules import CLASSES, SCHEDULERS, all_rules, step, weights
+from tests.support.all_rules import CLASSES, SAVED, SCHEDULERS, STEPS, all_rules, step, weights
 
 # Groups
 
@@ -60,7 +60,7 @@ def test_copies_know_what_the_optimizer_was_told(how: str) -> None:
     others, other = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
     assert other.defaults == {**optimizer.defaults, "differentiable": False}  # which torch adds
     other.add_param_group({"params": [("v", nn.Parameter(torch.ones(3)))]})
-    assert (other.param_groups[-1]["algorithm"], other.param_groups[-1]["betas"]) == ("lion", (0.8, 0.9))
+    assert (other.param_groups[-1]["others"], other.param_groups[-1]["betas"]) == ("lion", (0.8, 0.9))
     for t in range(3, 6):
         step(params, optimizer, t)
         step(others, other, t)
@@ -125,20 +125,32 @@ def model() -> nn.Module:
 
 @pytest.mark.parametrize("make", CLASSES, ids=lambda make: make.__name__)
 def test_others_says_what_becomes_of_parameters_that_are_no_matrices(make: Any) -> None:
-    net = model()
+    """They are updated as in a group of their own. The groups remain those of the caller."""
+    net, other = model(), model()
     with pytest.raises(ValueError, match="others='adamw'"):
         make(net.parameters(), lr=0.1)
-    optimizer = make(net.parameters(), lr=0.1, others="adamw")
-    found = {p: group["algorithm"] for group in optimizer.param_groups for p in group["params"]}
-    assert found.keys() == set(net.parameters())
-    assert {(p.ndim == 2, algorithm) for p, algorithm in found.items()} == {(True, make.algorithm), (False, "adamw")}
-    assert {group["lr"] for group in optimizer.param_groups} == {0.1}
-    net(torch.ones(5, 3, 2)).square().sum().backward()
-    before = [p.detach().clone() for p in net.parameters()]
-    optimizer.step()
-    assert all(not torch.equal(p, was) for p, was in zip(net.parameters(), before, strict=True) if p.grad.any())
-    with pytest.raises(ValueError, match=f"{make.__name__}: others: .* should be one of 'adamw', .* but is 'sgd'"):
-        make(net.parameters(), others="sgd")
+    optimizer = make(net.named_parameters(), lr=0.1, others="adamw")
+    named = list(other.named_parameters())
+    groups = [{"params": [(n, p) for n, p in named if (p.ndim == 2) is matrices]} for matrices in (True, False)]
+    expected = make([groups[0], {**groups[1], "algorithm": "adamw"}], lr=0.1)
+    assert len(optimizer.param_groups) == 1
+    rules = {row.parameter: row.rule for row in orthon.explain(optimizer).rows}
+    assert rules == {n: make.algorithm if p.ndim == 2 else "adamw" for n, p in named}
+    schedulers = [SCHEDULERS["OneCycleLR"](o) for o in (optimizer, expected)]
+    for t in range(STEPS):
+        for each, driven in ((net, optimizer), (other, expected)):
+            step(dict(each.named_parameters()), driven, t)
+        for scheduler in schedulers:
+            scheduler.step()
+        if t == SAVED:
+            again = make(net.named_parameters(), others="adamw")
+            again.load_state_dict(optimizer.state_dict())
+            schedulers[0].optimizer, optimizer = again, again
+        for p, q in zip(net.parameters(), other.parameters(), strict=True):
+            assert torch.equal(p, q), t
+    for wrong in ("sgd", make.algorithm, 3):
+        with pytest.raises(ValueError, match=f"{make.__name__}: others should be None or one of 'adamw', 'lion', but"):
+            make(net.parameters(), others=wrong)
 
 
 def test_others_in_groups_with_names_and_options_of_their_own() -> None:
@@ -148,22 +160,24 @@ def test_others_in_groups_with_names_and_options_of_their_own() -> None:
     decayed = [(name, p) for name, p in named.items() if p.ndim > 1]
     plain = [(name, p) for name, p in named.items() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.3, "name": "decayed"}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = Muon(groups, lr=0.1, others="lion")
-    shown = [(g["algorithm"], g["weight_decay"], g.get("name"), g["param_names"]) for g in optimizer.param_groups]
-    assert shown == [
-        ("muon", 0.3, "decayed", ["2.weight", "4.weight"]),
-        ("lion", 0.3, "decayed, no matrices", ["0.weight"]),
-        ("lion", 0.0, None, [name for name, _ in plain]),
-    ]
+    optimizer = Muon(groups, lr=0.1, others="lion", betas=(0.8, 0.9))
+    assert [(g["weight_decay"], g.get("name")) for g in optimizer.param_groups] == [(0.3, "decayed"), (0.0, None)]
+    assert {g["betas"] for g in optimizer.param_groups} == {(0.8, 0.9)}
     later = nn.Linear(3, 2)
     optimizer.add_param_group({"params": [("l.w", later.weight), ("l.b", later.bias)], "lr": 0.7})
-    assert [(g["algorithm"], g["lr"]) for g in optimizer.param_groups[3:]] == [("muon", 0.7), ("lion", 0.7)]
-    count = len(optimizer.param_groups)
-    with pytest.raises(ValueError, match="is given twice"):  # of the second part, before the first one is added
-        optimizer.add_param_group({"params": [("x", nn.Parameter(torch.ones(2, 2))), ("b", later.bias)]})
-    assert len(optimizer.param_groups) == count
+    assert len(optimizer.param_groups) == 3
+    step({**named, "l.w": later.weight, "l.b": later.bias}, optimizer, 0)
+    assert set(optimizer.state[later.bias]) == {"exp_avg"}
+    assert set(optimizer.state[later.weight]) == {"momentum"}
+    optimizer.param_groups[0]["betas"] = (2.0, 0.9)
+    with pytest.raises(ValueError, match="param group 'decayed': betas should be two numbers"):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"unknown option 'beta' for muon \(did you mean 'betas'\?\)"):
+        optimizer.add_param_group({"params": [("x", nn.Parameter(torch.ones(2)))], "beta": 0.5})
+    of_group = Dion([{"params": [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, 2))], "others": "adamw"}])
+    of_group.step()
     stated = Dion2([{"params": [nn.Parameter(torch.ones(3))], "algorithm": "adamw"}], others="lion")
-    assert stated.param_groups[0]["algorithm"] == "adamw"
+    assert "others" not in stated.param_groups[0]
     with pytest.raises(ValueError, match="updates matrices"):  # who names an algorithm means it
         Dion2([{"params": [nn.Parameter(torch.ones(3))], "algorithm": "dion2"}], others="lion")
 

@@ -1,11 +1,11 @@
 """The keys of a param group: which are options, and which belong to somebody else."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Any
 
 from orthon.algorithms.options import SCHEDULER_KEYS, Group, plain_number
-from orthon.algorithms.rule import RULES, Rule
+from orthon.algorithms.rule import RULES, options_of
 
 OLD_ADJUST_LR_FN = "lr_scale"
 """What `adjust_lr_fn` was called before. As a number it belongs to others: a layer's factor of the learning rate."""
@@ -14,41 +14,41 @@ HINTS = frozenset({"foreach", "fused"})
 """What torch's optimizers take as hints about their implementation. They change nothing in the rules for matrices."""
 
 # What a param group is, beside its options.
-_OF_GROUPS = frozenset({"params", "param_names", "name", "reason", "algorithm"})
+_OF_GROUPS = frozenset({"params", "param_names", "name", "reason", "algorithm", "others"})
 
 # As much must a key be like an option to be a slip of the pen: `beta` and `rank_frac` are, `lr_mult` is not.
 _ALIKE = 0.8
 _SHORTEST = 4  # of beginnings, such as `rank` of `rank_fraction`
 
 
-def check_keys(group: Group, rule: Rule, where: str, *, by_schedule: bool = False) -> None:
-    """Raise a ValueError for a key that is meant as an option, but is none of this rule.
+def check_keys(group: Group, where: str, *, by_schedule: bool = False) -> None:
+    """Raise a ValueError for a key that is meant as an option, but is none of the group's rule.
 
     All other keys are left to whoever has put them there, as torch does.
 
     Args:
-        group: a param group.
-        rule: its rule.
+        group: a param group, with its algorithm.
         where: names the group; starts the message.
         by_schedule: whether a scheduler may have been at work, which sets "momentum" in every group.
     """
-    for key in group.keys() - rule.options.keys() - _OF_GROUPS - SCHEDULER_KEYS:
+    options = options_of(group)
+    for key in group.keys() - options.keys() - _OF_GROUPS - SCHEDULER_KEYS:
         if key in HINTS or (by_schedule and key == "momentum"):
             continue
-        if why := mistaken(key, group[key], rule):
-            allowed = ", ".join(sorted(rule.options))
-            raise ValueError(f"{where}: unknown option {key!r} for {rule.name}{why}; it takes {allowed}")
+        if why := mistaken(key, group[key], options):
+            allowed = ", ".join(sorted(options))
+            raise ValueError(f"{where}: unknown option {key!r} for {group['algorithm']}{why}; it takes {allowed}")
 
 
-def mistaken(key: object, value: object, rule: Rule) -> str:
-    """Return what somebody meant by a key that is no option of a rule, in brackets; "" if it is not meant as one."""
+def mistaken(key: object, value: object, options: Collection[str]) -> str:
+    """Return what somebody meant by a key that is none of the options, in brackets; "" if it is not meant as one."""
     if not isinstance(key, str):
         return ""
     if key == OLD_ADJUST_LR_FN:
         return "" if is_number(value) else " (called 'adjust_lr_fn' now, as in torch.optim.Muon)"
     if owners := _rules_with(key):
         return f" (an option of {owners})"
-    if own := likely(key, rule.options):
+    if own := likely(key, options):
         return f" (did you mean {' or '.join(map(repr, own))}?)"
     others = likely(key, {name for each in RULES.values() for name in each.options})
     meant = " or ".join(f"{name!r} of {_rules_with(name)}" for name in others)

@@ -89,6 +89,24 @@ RULES: MutableMapping[str, Rule] = {}
 """All rules by name. To be read; `register_rule` adds to it."""
 
 
+def options_of(group: Group) -> Mapping[str, Option]:
+    """Return what a param group may set: the options of its rule, and of that for its other parameters, if it has one.
+
+    Where both have an option, it is that of the group's own rule.
+    """
+    options = RULES[group["algorithm"]].options
+    others = group.get("others")
+    return options if others is None else {**RULES[others].options, **options}
+
+
+def rule_for(param: Tensor, group: Group) -> Rule:
+    """Return the rule that updates a parameter of a param group: that for the others if it is no matrix."""
+    others = group.get("others")
+    if others is None or group.get("view") is not None or is_plain_matrix(param):
+        return RULES[group["algorithm"]]
+    return RULES[others]
+
+
 def register_rule(rule: Rule) -> Rule:
     """Make a rule known by its name, for `{"params": ..., "algorithm": name}` and `MixedOptimizer(algorithm=name)`.
 

@@ -58,8 +58,8 @@ class CommonOptions(TypedDict, total=False):
         wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several
             work together; one matrix, if that is more. None is a sixteenth of the device's memory.
         others: the algorithm for those parameters that are no matrices, such as "adamw", in groups that name none:
-            vectors, and what has more than two dims. They become a group of their own with the same options, also the
-            same lr. It is for programs that call the class with `model.parameters()`; `for_model` knows more about a
+            vectors, and what has more than two dims. They have the options of their group, also its lr. It is for
+            programs that call the class with `model.parameters()`; `for_model` knows more about a
             model, such as which matrices are embeddings. None refuses such parameters.
         foreach: how AdamW computes, as in torch.optim. It has no effect on the other algorithms.
         fused: how AdamW computes, as in torch.optim. It has no effect on the other algorithms.
@@ -108,8 +108,8 @@ class NamedOptimizer(MixedOptimizer):
         }
         if unknown := options.keys() - own.keys() - SHARED.keys():
             allowed = ", ".join(sorted({"lr", *own, *SHARED}))
-            rule = RULES[self.algorithm]
-            names = ", ".join(f"{name!r}{mistaken(name, None, rule)}" for name in sorted(unknown))
+            known = {*own, *SHARED}
+            names = ", ".join(f"{name!r}{mistaken(name, None, known)}" for name in sorted(unknown))
             raise TypeError(f"{type(self).__name__}: unexpected keyword argument {names}; it takes {allowed}")
         of_groups = {"lr": lr, **own, **options}
         of_all = {name: of_groups.pop(name) for name in _OF_THE_OPTIMIZER if name in of_groups}

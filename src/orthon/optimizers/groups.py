@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from orthon.algorithms import RULES, Rule
+from orthon.algorithms import RULES
 from orthon.algorithms.names import mistaken
-from orthon.algorithms.rule import is_plain_matrix
+from orthon.algorithms.rule import rule_for
 from orthon.sharding import check_placements
 from orthon.step.names import parameter_names
 from orthon.step.options import OptionCheck, rule_of
@@ -23,41 +23,11 @@ def check_defaults(algorithm: str, options: Mapping[str, Any], owner: str) -> di
     for name, value in options.items():
         known = [rule.options[name] for rule in (main, *RULES.values()) if name in rule.options]
         if not known:
-            raise ValueError(f"{owner}: unknown option {name!r}{mistaken(name, None, main)}; no algorithm has it")
+            raise ValueError(
+                f"{owner}: unknown option {name!r}{mistaken(name, None, main.options)}; no algorithm has it"
+            )
         checked[name] = known[0].check(name, value, owner)
     return checked
-
-
-def divided(given: object, check: OptionCheck, others: str | None) -> list[object]:
-    """Return a param group as one of matrices and one of `others`, if it names no algorithm.
-
-    Args:
-        given: the group, as the user gives it. It is not changed.
-        check: of the optimizer's options.
-        others: the algorithm for parameters that are no matrices; None if there is none.
-    """
-    if others is None or not isinstance(given, dict) or "algorithm" in given or "params" not in given:
-        return [given]
-    view = given.get("view", check.given.get("view"))
-    if view is not None or not RULES[check.given["algorithm"]].work.takes_matrices:
-        return [given]
-    group = dict(given)
-    _separate_names(group, check.owner)
-    parts: list[object] = []
-    is_other = [isinstance(p, Tensor) and not is_plain_matrix(p) for p in group["params"]]
-    if not any(is_other):
-        return [group]
-    for of_others in (False, True):
-        places = [place for place, other in enumerate(is_other) if other is of_others]
-        if places:
-            part = {**group, **({"algorithm": others} if of_others else {})}
-            for key in ("params", "param_names"):
-                if key in group:
-                    part[key] = [group[key][place] for place in places]
-            if of_others and "name" in group and not all(is_other):
-                part["name"] = f"{group['name']}, no matrices"
-            parts.append(part)
-    return parts
 
 
 def completed(given: object, others: Sequence[Mapping[str, Any]], check: OptionCheck) -> dict[str, Any]:
@@ -74,15 +44,15 @@ def completed(given: object, others: Sequence[Mapping[str, Any]], check: OptionC
     if not isinstance(given, dict) or "params" not in given:
         raise TypeError(f"{check.owner}: a param group should be a dict with 'params', but is {given!r}")
     group = dict(given)
-    rule = check.complete(group, len(others), by_schedule=False)
+    check.complete(group, len(others), by_schedule=False)
     _separate_names(group, check.label(group, len(others)))
     if not group["params"] and any("param_names" in other for other in others):
         group["param_names"] = []  # torch wants names in all groups or in none
-    _check_parameters(group, rule, others, check.owner)
+    _check_parameters(group, others, check.owner)
     return group
 
 
-def _check_parameters(group: dict[str, Any], rule: Rule, others: Sequence[Mapping[str, Any]], owner: str) -> None:
+def _check_parameters(group: dict[str, Any], others: Sequence[Mapping[str, Any]], owner: str) -> None:
     taken = {id(p) for other in others for p in other["params"]}
     taken_names = {name for i, other in enumerate(others) for name in parameter_names(other, i)}
     for name, param in zip(parameter_names(group, len(others)), group["params"], strict=True):
@@ -99,7 +69,7 @@ def _check_parameters(group: dict[str, Any], rule: Rule, others: Sequence[Mappin
             check_placements(param)
         except NotImplementedError as error:
             raise NotImplementedError(f"{where}: {error}") from error
-        rule.check_parameter(param, group, where)
+        rule_for(param, group).check_parameter(param, group, where)
 
 
 def _separate_names(group: dict[str, Any], label: str) -> None:

@@ -13,7 +13,7 @@ from orthon.algorithms import RULES
 from orthon.algorithms.options import choice, flag, number_or_none
 from orthon.linalg import factor_dtype
 from orthon.machines import Machine, named_machine
-from orthon.optimizers.groups import check_defaults, completed, divided
+from orthon.optimizers.groups import check_defaults, completed
 from orthon.saving.loading import fit_state
 from orthon.sharding import Step, local, run
 from orthon.sharding.matrix_view import MatrixView
@@ -23,7 +23,7 @@ from orthon.step.capture import Capture, check_ranks
 from orthon.step.gates import Gates, nonfinite_error, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
-from orthon.step.options import OptionCheck, follow_momentum, plain_options, rule_of
+from orthon.step.options import OptionCheck, follow_momentum, plain_options, rule_of_others
 from orthon.step.plan import Plan, Planner
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -58,7 +58,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             work together; one matrix, if that is more. None is a sixteenth of the device's memory. Three such waves
             are under way at a time.
         others: the algorithm for those parameters of a group without an algorithm that are no matrices: vectors, and
-            what has more than two dims. They become a group of their own, with the same options. None refuses them.
+            what has more than two dims. They have the options of their group. None refuses them.
 
     Attributes:
         defaults: the options of groups that set none, as values that JSON has. "betas" is not among them, so that
@@ -95,9 +95,10 @@ class MixedOptimizer(torch.optim.Optimizer):
         self.sync_gradients = sync_gradients
         _WAVE_MEMORY.check("wave_memory", wave_memory, owner)
         self.machine, self.wave_memory = named_machine(machine, owner), wave_memory
-        self.others = None if others is None else rule_of(others, f"{owner}: others: a group").name
         given = {"algorithm": algorithm, **check_defaults(algorithm, options, owner)}
-        self._check = OptionCheck(owner, given, nonfinite)
+        if others is not None:
+            rule_of_others(others, owner)
+        self._check = OptionCheck(owner, given, nonfinite, others)
         self._begin_anew()
         self._unconsolidated = False
         if isinstance(params, Tensor):
@@ -125,17 +126,14 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options for them; everything is checked before anything changes."""
-        groups: list[dict[str, Any]] = []
-        for part in divided(param_group, self._check, self.others):
-            groups.append(completed(part, [*self.param_groups, *groups], self._check))
-        for group in groups:
-            for empty in self.param_groups:  # torch wants names in all groups or in none
-                if "param_names" in group and not empty["params"]:
-                    empty.setdefault("param_names", [])
-            options = group.keys() | {"params"}
-            super().add_param_group(group)
-            for key in self.defaults.keys() - options:
-                group.pop(key)  # torch fills in every default, also those that are another algorithm's
+        group = completed(param_group, self.param_groups, self._check)
+        for empty in self.param_groups:  # torch wants names in all groups or in none
+            if "param_names" in group and not empty["params"]:
+                empty.setdefault("param_names", [])
+        options = group.keys() | {"params"}
+        super().add_param_group(group)
+        for key in self.defaults.keys() - options:
+            group.pop(key)  # torch fills in every default, also those that are another algorithm's
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -203,7 +201,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             )
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
-            follow_momentum(group, RULES.get(group["algorithm"]))
+            follow_momentum(group)
             if isinstance(group.get("view"), MatrixView):  # as plain values, which any loader takes
                 group["view"] = group["view"].as_dict()
         return state_dict
@@ -243,7 +241,6 @@ class MixedOptimizer(torch.optim.Optimizer):
             "sync_gradients": self.sync_gradients,
             "machine": self.machine,
             "wave_memory": self.wave_memory,
-            "others": self.others,
             "_check": self._check,
             "_skipped": self._skipped,
             "_unconsolidated": self._unconsolidated,

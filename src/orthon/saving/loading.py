@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from orthon.algorithms import RULES
-from orthon.algorithms.rule import FLOAT_DTYPES
+from orthon.algorithms.rule import FLOAT_DTYPES, rule_for
 from orthon.algorithms.state import Entry
 from orthon.saving.matching import kind_of, match, saved_of_empty
 from orthon.saving.options import Group, merged_options, saved_options
@@ -120,7 +119,7 @@ def _change(
 
 def _member(name: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
     """Return the parameter with these options, without storage."""
-    rule, layout = RULES[group["algorithm"]], layouts.of(param)
+    rule, layout = rule_for(param, group), layouts.of(param)
     matrices = layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
     return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False)
 

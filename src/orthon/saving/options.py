@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from orthon.algorithms import RULES
 from orthon.algorithms.names import OLD_ADJUST_LR_FN, check_keys
 from orthon.algorithms.options import SCHEDULER_KEYS
+from orthon.algorithms.rule import options_of
 from orthon.saving.matching import Saved
 from orthon.sharding.matrix_view import PLAIN
 from orthon.step.options import follow_momentum, view_of
@@ -16,7 +16,7 @@ from orthon.step.options import follow_momentum, view_of
 Group = dict[str, Any]
 
 # What a group holds beside options. In `state_dict()` these entries do not matter for the meaning of the state.
-_LABELS = {"params", "param_names", "name", "reason"}
+_LABELS = {"params", "param_names", "name", "reason", "others"}
 
 
 def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
@@ -32,7 +32,7 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
     """
     if not saved:  # nothing is known of a group without parameters
         return {}
-    first, rule = saved[0], RULES[group["algorithm"]]
+    first, known = saved[0], options_of(group)
     options = _options(first.group)
     for other in saved[1:]:
         if other.group is first.group:
@@ -41,7 +41,7 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
         for key in sorted(options.keys() | others.keys(), key=str):
             if _same(options.get(key), others.get(key)):
                 continue
-            if key not in {"algorithm", "momentum", *rule.options, *SCHEDULER_KEYS}:
+            if key not in {"algorithm", "momentum", *known, *SCHEDULER_KEYS}:
                 options.pop(key, None)  # of somebody else; the group keeps what it has
                 continue
             raise ValueError(
@@ -52,9 +52,11 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
         raise ValueError(
             f"{label}: algorithm should be {group['algorithm']!r}, but was saved as {options.get('algorithm')!r}"
         )
-    follow_momentum(options, rule)
-    check_keys(options, rule, f"{label}: saved", by_schedule=True)
-    for key, option in rule.options.items():
+    if "others" in group:
+        options["others"] = group["others"]
+    follow_momentum(options)
+    check_keys(options, f"{label}: saved", by_schedule=True)
+    for key, option in known.items():
         if key in options:
             options[key] = option.check(f"saved {key}", options[key], label, by_schedule=True)
     if options.get("view") is not None:
@@ -76,10 +78,10 @@ def merged_options(group: Group, saved: Group, label: str) -> Group:
     Raises:
         ValueError: if an option differs that must be the same, as the state means something else otherwise.
     """
-    rule, result = RULES[group["algorithm"]], dict(group)
-    follow_momentum(result, rule)  # what a new scheduler has set gives way to what is saved
+    known, result = options_of(group), dict(group)
+    follow_momentum(result)  # what a new scheduler has set gives way to what is saved
     for key, value in saved.items():
-        how = rule.options[key].loaded if key in rule.options else "saved"
+        how = known[key].loaded if key in known else "saved"
         if how == "same" and value != group[key] and {None, PLAIN} != {value, group[key]}:  # no view is the plain one
             raise ValueError(
                 f"{label}: {key} should be {value!r}, as when the state was saved, but is {group[key]!r}; the state "

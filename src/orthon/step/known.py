@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from orthon.algorithms import Rule
+from orthon.algorithms.rule import options_of
 from orthon.linalg.device import is_readable
 from orthon.sharding import Layouts
 from orthon.step.member import Member
@@ -26,17 +26,18 @@ class KnownGroup:
     """
 
     def __init__(
-        self, group: dict[str, Any], index: int, check: OptionCheck, made: Callable[[Rule], Iterable[Member]]
+        self, group: dict[str, Any], index: int, check: OptionCheck, made: Callable[[], Iterable[Member]]
     ) -> None:
         self.group = group
-        self._rule = check.complete(group, index, by_schedule=True)
-        self.members = list(made(self._rule))
+        check.complete(group, index, by_schedule=True)
+        self.members = list(made())
         self._params = list(group["params"])
         self._size = len(group)
-        options = self._rule.options.items()
-        self._fixed = [("algorithm", group["algorithm"])]
-        self._fixed += [(name, group[name]) for name, option in options if not option.scheduled]
-        self._seen = {name: group[name] for name, option in options if option.scheduled}
+        self._options = options_of(group)
+        chosen = [name for name in ("algorithm", "others") if name in group]
+        fixed = [name for name, option in self._options.items() if not option.scheduled]
+        self._fixed = [(name, group[name]) for name in [*chosen, *fixed]]
+        self._seen = {name: group[name] for name, option in self._options.items() if option.scheduled}
 
     def is_valid(self, group: dict[str, Any], index: int, check: OptionCheck, layouts: Layouts) -> bool:
         """Return whether the members can be used again, after checking what a scheduler has changed.
@@ -50,8 +51,8 @@ class KnownGroup:
             now = group.get(name, self)
             if now is not value and (type(now) is not type(value) or now != value):
                 return False
-        if "momentum" in group:
-            follow_momentum(group, self._rule)
+        if "betas" in self._options and "momentum" in group:
+            follow_momentum(group)
         for name, value in self._seen.items():
             now = group.get(name, self)
             if now is not value or (isinstance(now, Tensor) and is_readable(now)):  # a tensor may change in place
@@ -70,7 +71,7 @@ class KnownGroup:
 
     def _check_scheduled(self, name: str, value: Any, index: int, check: OptionCheck) -> None:
         where = check.label(self.group, index)
-        self.group[name] = self._seen[name] = self._rule.options[name].check(name, value, where, by_schedule=True)
+        self.group[name] = self._seen[name] = self._options[name].check(name, value, where, by_schedule=True)
 
 
 def _lies_as_before(member: Member) -> bool:

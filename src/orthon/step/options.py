@@ -7,6 +7,7 @@ from typing import Any
 from orthon.algorithms import RULES, Rule
 from orthon.algorithms.names import check_keys
 from orthon.algorithms.options import plain_number
+from orthon.algorithms.rule import options_of
 from orthon.sharding.matrix_view import MatrixView
 from orthon.step.capture import check_options
 
@@ -21,18 +22,20 @@ class OptionCheck:
         owner: the optimizer, for errors.
         given: values for the groups that do not set them, each where the group's rule has it.
         nonfinite: of the optimizer.
+        others: the algorithm for what is no matrix in groups that name no algorithm; None if there is none.
     """
 
     owner: str
     given: Mapping[str, Any]
     nonfinite: str
+    others: str | None = None
 
     def label(self, group: Mapping[str, Any], index: int) -> str:
         """Return how errors call a group."""
         return f"{self.owner}: param group {group.get('name', index)!r}"
 
-    def complete(self, group: Options, index: int, *, by_schedule: bool) -> Rule:
-        """Fill in the options that a group lacks, check all of them, and return the group's rule.
+    def complete(self, group: Options, index: int, *, by_schedule: bool) -> None:
+        """Fill in the options that a group lacks, and check all of them.
 
         Args:
             group: the group. Numbers of any kind become Python's own in it.
@@ -43,17 +46,22 @@ class OptionCheck:
             TypeError, ValueError: for an option that cannot be used.
         """
         where = self.label(group, index)
-        rule = rule_of(group.setdefault("algorithm", self.given.get("algorithm")), where)
+        if "algorithm" not in group:
+            group["algorithm"] = self.given["algorithm"]
+            if self.others is not None:
+                group.setdefault("others", self.others)
+        rule_of(group["algorithm"], where)
+        if group.get("others") is not None:
+            rule_of_others(group["others"], where)
         if by_schedule:
-            follow_momentum(group, rule)
-        check_keys(group, rule, where, by_schedule=by_schedule)
-        for name, option in rule.options.items():
+            follow_momentum(group)
+        check_keys(group, where, by_schedule=by_schedule)
+        for name, option in options_of(group).items():
             value = group.setdefault(name, self.given.get(name, option.default))
             group[name] = option.check(name, value, where, by_schedule=by_schedule)
         check_options(group, self.nonfinite, where)
         if group.get("view") is not None:
             group["view"] = view_of(group["view"], where)
-        return rule
 
 
 def rule_of(algorithm: object, where: str) -> Rule:
@@ -64,14 +72,30 @@ def rule_of(algorithm: object, where: str) -> Rule:
     return RULES[algorithm]
 
 
-def follow_momentum(group: Options, rule: Rule | None) -> None:
-    """Take the momentum that a scheduler has set for the first beta, where the rule has betas and no momentum.
+def rule_of_others(algorithm: object, where: str) -> Rule:
+    """Return the rule for parameters that are no matrices, or raise a ValueError that `where` starts."""
+    rule = RULES.get(algorithm) if isinstance(algorithm, str) else None
+    if rule is None or rule.work.takes_matrices:
+        allowed = ", ".join(repr(name) for name in sorted(RULES) if not RULES[name].work.takes_matrices)
+        raise ValueError(f"{where}: others should be None or one of {allowed}, but is {algorithm!r}")
+    return rule
+
+
+def follow_momentum(group: Options) -> None:
+    """Take the momentum that a scheduler has set for the first beta, where there are betas.
 
     OneCycleLR and CyclicLR set one of the two in all groups. They set "momentum" in those of Orthon's optimizers.
     """
-    if rule is not None and "momentum" in group and "betas" in rule.options and "momentum" not in rule.options:
+    rule = RULES.get(group["algorithm"])
+    if rule is None or "momentum" not in group:
+        return
+    if "momentum" not in rule.options and "betas" in rule.options:
         _, second = group.get("betas", rule.options["betas"].default)
         group["betas"] = group.pop("momentum"), second
+    elif "others" in group and "betas" in group and "max_momentum" in group:  # of such a scheduler
+        first, second = group["betas"]
+        if first != group["momentum"]:
+            group["betas"] = group["momentum"], second
 
 
 def view_of(value: MatrixView | Mapping[str, Any], where: str, called: str = "view") -> MatrixView:

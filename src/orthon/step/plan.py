@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orthon.algorithms import Rule
+from orthon.algorithms.rule import rule_for
 from orthon.machines import Machine, as_machine
 from orthon.sharding import Layout, Layouts, run, takes_part
 from orthon.step.agreement import Agreement
@@ -182,10 +182,11 @@ class Planner:
             self._stepped, self._named = plan, {member.name: member.param for member in plan.members}
         plan.is_new = False
 
-    def _made(self, index: int, group: dict[str, Any], rule: Rule) -> Iterator[Member]:
+    def _made(self, index: int, group: dict[str, Any]) -> Iterator[Member]:
         for name, param in zip(parameter_names(group, index), group["params"], strict=True):
             if not takes_part(param):
                 continue
+            rule = rule_for(param, group)
             try:
                 layout = self.layouts.of(param)
                 matrices = self.layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
