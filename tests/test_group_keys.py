@@ -1,15 +1,19 @@
 """Keys of param groups: those of others are left to them, and what is meant as an option is one."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from orthon import Dion, MixedOptimizer
 from orthon.algorithms import RULES
-from tests.support.all_rules import CLASSES, all_rules, step, weights
+from orthon.saving import LoadPlanner
+from tests.support.all_rules import CLASSES, Weights, all_rules, step, weights
 
 FOREIGN: dict[str, Any] = {
     "initial_wd": 0.1,
@@ -52,6 +56,29 @@ def test_keys_of_others_are_kept_saved_and_loaded(rule: str, key: str) -> None:
             again.param_groups[0]["params"][0].grad = torch.ones(4, 3)
             again.step()
             assert again.param_groups[0][key] == FOREIGN[key]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_keys_of_others_go_through_a_distributed_checkpoint(tmp_path: Path) -> None:
+    model, other = Weights(), Weights()
+    optimizer, loaded = (all_rules(dict(net.named_parameters())) for net in (model, other))
+    step(dict(model.named_parameters()), optimizer, 0)
+    optimizer.param_groups[1].update(FOREIGN)
+    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path, no_dist=True)
+    state = {"optimizer": get_optimizer_state_dict(other, loaded)}
+    dcp.load(state, checkpoint_id=tmp_path, planner=LoadPlanner(), no_dist=True)
+    set_optimizer_state_dict(other, loaded, state["optimizer"])
+    assert {key: loaded.param_groups[1][key] for key in FOREIGN} == FOREIGN
+    assert not FOREIGN.keys() - {"foreach", "fused"} & loaded.param_groups[0].keys()
+
+
+def test_keys_of_others_that_differ_within_a_new_group() -> None:
+    """Options must be one value there. What others have put into groups is left out where it differs."""
+    pairs = [(name, nn.Parameter(torch.ones(4, 3))) for name in "ab"]
+    saved = Dion([{"params": [pair], "kind": pair[0], "layer": 3} for pair in pairs]).state_dict()
+    optimizer = Dion([{"params": pairs, "kind": "both"}])
+    optimizer.load_state_dict(saved)
+    assert (optimizer.param_groups[0]["kind"], optimizer.param_groups[0]["layer"]) == ("both", 3)
 
 
 MISTAKEN = [

@@ -182,5 +182,20 @@ def test_others_in_groups_with_names_and_options_of_their_own() -> None:
         Dion2([{"params": [nn.Parameter(torch.ones(3))], "algorithm": "dion2"}], others="lion")
 
 
+def test_loggers_of_learning_rates() -> None:
+    """Lightning's LearningRateMonitor, in its lines that matter: unique names, and momentum by `defaults`."""
+    optimizer = Dion.for_model(model())
+    scheduler = SCHEDULERS["OneCycleLR"](optimizer)
+    for t in range(STEPS):
+        step(dict(enumerate(optimizer.param_groups[0]["params"])), optimizer, t)
+        names = [group["name"] for group in optimizer.param_groups]
+        assert len(names) == len(set(names))
+        use_betas = "betas" in optimizer.defaults
+        for group in optimizer.param_groups:
+            float(group["lr"])
+            float(group["betas"][0] if use_betas else group.get("momentum", 0))
+        scheduler.step()
+
+
 def test_every_rule_for_matrices_has_a_class() -> None:
     assert sorted(make.algorithm for make in CLASSES) == sorted(n for n, r in RULES.items() if r.work.takes_matrices)

@@ -57,6 +57,15 @@ def weights(seed: int = 0) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.randn(6, 4, generator=generator)) for name in RULES}
 
 
+class Weights(nn.Module):
+    """The weights as a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for rule, param in weights().items():
+            self.register_parameter(rule, param)
+
+
 def all_rules(params: dict[str, nn.Parameter], lr: Any = 0.05, **options: Any) -> MixedOptimizer:
     """Return an optimizer in which every rule has a group, each with a tensor of its own where lr is one."""
     groups = [

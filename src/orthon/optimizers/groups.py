@@ -10,7 +10,7 @@ from orthon.algorithms.names import mistaken
 from orthon.algorithms.rule import rule_for
 from orthon.sharding import check_placements
 from orthon.step.names import parameter_names
-from orthon.step.options import OptionCheck, rule_of
+from orthon.step.options import OptionCheck, plain_options, rule_of
 
 
 def check_defaults(algorithm: str, options: Mapping[str, Any], owner: str) -> dict[str, Any]:
@@ -28,6 +28,15 @@ def check_defaults(algorithm: str, options: Mapping[str, Any], owner: str) -> di
             )
         checked[name] = known[0].check(name, value, owner)
     return checked
+
+
+def shown_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an optimizer as other programs read them, in `defaults`."""
+    main = RULES[given["algorithm"]].options
+    first_beta = given["betas"][0] if "betas" in given else main["betas"].default[0] if "betas" in main else 0.0
+    momentum = main["momentum"].default if "momentum" in main else first_beta
+    shown = {"lr": main["lr"].default, "momentum": momentum, **given}
+    return plain_options({name: value for name, value in shown.items() if name != "betas"})
 
 
 def completed(given: object, others: Sequence[Mapping[str, Any]], check: OptionCheck) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from orthon.algorithms import RULES
 from orthon.algorithms.options import choice, flag, number_or_none
 from orthon.linalg import factor_dtype
 from orthon.machines import Machine, named_machine
-from orthon.optimizers.groups import check_defaults, completed
+from orthon.optimizers.groups import check_defaults, completed, shown_defaults
 from orthon.saving.loading import fit_state
 from orthon.sharding import Step, local, run
 from orthon.sharding.matrix_view import MatrixView
@@ -23,7 +22,7 @@ from orthon.step.capture import Capture, check_ranks
 from orthon.step.gates import Gates, nonfinite_error, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
-from orthon.step.options import OptionCheck, follow_momentum, plain_options, rule_of_others
+from orthon.step.options import OptionCheck, follow_momentum, rule_of_others
 from orthon.step.plan import Plan, Planner
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -103,7 +102,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._unconsolidated = False
         if isinstance(params, Tensor):
             raise TypeError(f"{owner}: params should be an iterable of tensors, but is one tensor")
-        super().__init__(cast(Any, params), _shown(given))
+        super().__init__(cast(Any, params), shown_defaults(given))
 
     def _begin_anew(self) -> None:
         """Forget all that is known from the steps before."""
@@ -298,12 +297,3 @@ def is_capturing() -> bool:
 
 def _into(target: Tensor, step: Step[Tensor]) -> Step[None]:
     target.copy_((yield from step))
-
-
-def _shown(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an optimizer as other programs read them, in `defaults`."""
-    main = RULES[given["algorithm"]].options
-    first_beta = given["betas"][0] if "betas" in given else main["betas"].default[0] if "betas" in main else 0.0
-    momentum = main["momentum"].default if "momentum" in main else first_beta
-    shown = {"lr": main["lr"].default, "momentum": momentum, **given}
-    return plain_options({name: value for name, value in shown.items() if name != "betas"})
