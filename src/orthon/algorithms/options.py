@@ -65,15 +65,17 @@ class Option:
         Raises:
             TypeError, ValueError: for a value that is not allowed; they name the option, the value and what is allowed.
         """
-        message = f"{where}: {name} should be {self.allowed}, but is {value!r}"
         if not self.has_type(value):
-            raise TypeError(message)
+            raise TypeError(self._message(name, value, where))
         kept = self.plain(value)
         if by_schedule and isinstance(kept, Tensor) and (kept.is_meta or not is_readable(kept)):
             return kept  # the host would have to wait for the value
         if not self.in_range(kept) and not (by_schedule and self.hair and -self.hair <= float(kept) < 0):
-            raise ValueError(message)
+            raise ValueError(self._message(name, value, where))
         return kept
+
+    def _message(self, name: str, value: object, where: str) -> str:
+        return f"{where}: {name} should be {self.allowed}, but is {value!r}"
 
 
 def own(option: Option) -> Option:

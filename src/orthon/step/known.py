@@ -1,6 +1,7 @@
 """A param group as it was when the last step looked at it: what has changed since is checked, and nothing else."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import is_, itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -31,15 +32,16 @@ class KnownGroup:
         self.group = group
         check.complete(group, index, by_schedule=True)
         self.members = list(made())
+        self._where = check.label(group, index)
         self._params = list(group["params"])
         self._size = len(group)
         self._options = options_of(group)
         chosen = [name for name in ("algorithm", "others") if name in group]
-        fixed = [name for name, option in self._options.items() if not option.scheduled]
-        self._fixed = [(name, group[name]) for name in [*chosen, *fixed]]
-        self._seen = {name: group[name] for name, option in self._options.items() if option.scheduled}
+        names = [name for name, option in self._options.items() if not option.scheduled]
+        self._fixed = _Seen([*chosen, *names], group)
+        self._scheduled = _Seen([name for name, option in self._options.items() if option.scheduled], group)
 
-    def is_valid(self, group: dict[str, Any], index: int, check: OptionCheck, layouts: Layouts) -> bool:
+    def is_valid(self, group: dict[str, Any], layouts: Layouts) -> bool:
         """Return whether the members can be used again, after checking what a scheduler has changed.
 
         Raises:
@@ -47,18 +49,20 @@ class KnownGroup:
         """
         if self.group is not group or len(self._params) != len(group["params"]):
             return False
-        for name, value in self._fixed:
-            now = group.get(name, self)
-            if now is not value and (type(now) is not type(value) or now != value):
-                return False
         if "betas" in self._options and "momentum" in group:
             follow_momentum(group)
-        for name, value in self._seen.items():
-            now = group.get(name, self)
-            if now is not value or (isinstance(now, Tensor) and is_readable(now)):  # a tensor may change in place
-                if now is self:
+        try:
+            for _, value, now in self._fixed.changes(group):
+                if type(now) is not type(value) or now != value:
                     return False
-                self._check_scheduled(name, now, index, check)
+            if changes := self._scheduled.changes(group):
+                for name, value, now in changes:
+                    # A tensor may have changed in place.
+                    if now is not value or (isinstance(now, Tensor) and is_readable(now)):
+                        group[name] = self._options[name].check(name, now, self._where, by_schedule=True)
+                self._scheduled.look(group)
+        except KeyError:  # an option has been taken away
+            return False
         if len(group) != self._size:
             return False
         for old, new in zip(self._params, group["params"], strict=True):
@@ -69,9 +73,34 @@ class KnownGroup:
                 return False
         return True
 
-    def _check_scheduled(self, name: str, value: Any, index: int, check: OptionCheck) -> None:
-        where = check.label(self.group, index)
-        self.group[name] = self._seen[name] = self._options[name].check(name, value, where, by_schedule=True)
+
+class _Seen:
+    """Values of some options when somebody looked at them.
+
+    Args:
+        names: of the options, at least two.
+        group: the param group.
+    """
+
+    def __init__(self, names: Sequence[str], group: Mapping[str, Any]) -> None:
+        self._names, self._get = names, itemgetter(*names)
+        self.look(group)
+
+    def look(self, group: Mapping[str, Any]) -> None:
+        """Remember the values that there are now."""
+        self._values = self._get(group)
+        self._may_change = any(isinstance(value, Tensor) for value in self._values)
+
+    def changes(self, group: Mapping[str, Any]) -> Iterable[tuple[str, Any, Any]]:
+        """Return () if all values are those of the last look; else name, value then, and value now of each.
+
+        Raises:
+            KeyError: for an option that is not there.
+        """
+        now = self._get(group)
+        if not self._may_change and all(map(is_, self._values, now)):
+            return ()
+        return zip(self._names, self._values, now, strict=True)
 
 
 def _lies_as_before(member: Member) -> bool:

@@ -102,7 +102,7 @@ class Planner:
         """
         known = self._known[: len(groups)]
         for index, group in enumerate(groups):
-            if index >= len(known) or not known[index].is_valid(group, index, self._check, self.layouts):
+            if index >= len(known) or not known[index].is_valid(group, self.layouts):
                 made = partial(self._made, index, group)
                 known[index : index + 1] = [KnownGroup(group, index, self._check, made)]
         if known != self._known:
