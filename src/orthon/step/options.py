@@ -21,7 +21,7 @@ class OptionCheck:
     Attributes:
         owner: the optimizer, for errors.
         given: values for the groups that do not set them, each where the group's rule has it.
-        nonfinite: of the optimizer.
+        nonfinite: of the optimizer when it was made.
         others: the algorithm for what is no matrix in groups that name no algorithm; None if there is none.
     """
 
@@ -59,7 +59,8 @@ class OptionCheck:
         for name, option in options_of(group).items():
             value = group.setdefault(name, self.given.get(name, option.default))
             group[name] = option.check(name, value, where, by_schedule=by_schedule)
-        check_options(group, self.nonfinite, where)
+        if not by_schedule:  # later, a capture looks at them
+            check_options(group, self.nonfinite, where)
         if group.get("view") is not None:
             group["view"] = view_of(group["view"], where)
 
