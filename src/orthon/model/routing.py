@@ -64,8 +64,9 @@ def param_groups(
             the projection of the output.
 
     Returns:
-        A list of param groups for the constructor of an optimizer. Each has "params" with (name, tensor) pairs, "name",
-        "reason", "algorithm", and options. Groups of plain matrices have no "view".
+        A list of param groups for the constructor of an optimizer, those of `algorithm` first. Each has "params" with
+        (name, tensor) pairs, "name", which no other has, "reason", "algorithm", and options. Groups of plain matrices
+        have no "view".
 
     Raises:
         ValueError: for an unknown algorithm, a pattern that matches nothing, a view that is not allowed, or a
@@ -87,7 +88,7 @@ def param_groups(
             )
 
     parameters = {plain_name(name): p for name, p in model.named_parameters()}
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    groups: dict[tuple[Role, Sequence[str]], dict[str, Any]] = {}
     for name, role in roles.items():
         patterns = tuple(pattern for pattern in overrides if fnmatchcase(name, pattern))
         key = (role, patterns)
@@ -106,21 +107,38 @@ def param_groups(
             options = {option: value for option, value in settled.items() if value is not None} | changes
             groups[key] = _empty_group(role, patterns, chosen, options)
         groups[key]["params"].append((name, parameters[name]))
-    return list(groups.values())
+
+    def place(key: tuple[Role, Sequence[str]]) -> tuple[bool, ...]:
+        role, patterns = key
+        return groups[key]["algorithm"] != algorithm, not role.is_hidden_matrix, bool(patterns)
+
+    # Hidden matrices come first, as tools show the lr of the first group.
+    return _with_unique_names([groups[key] for key in sorted(groups, key=place)])
 
 
 def _empty_group(role: Role, patterns: Sequence[str], algorithm: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return a param group without parameters, with a name that tells it from all others of the model."""
+    """Return a param group without parameters, named by its role. All that is special about it is in its reason."""
     given = options.pop("view", None)
     view = {} if given is None else {"view": MatrixView.of(given)}
     return {
         "params": [],
-        "name": ", ".join([role.name, *map(str, view.values()), *patterns]),
-        "reason": role.reason,
+        "name": role.name,
+        "reason": "; ".join([role.reason, *map(str, view.values()), *(f"override {text!r}" for text in patterns)]),
         "algorithm": algorithm,
         **options,
         **view,
     }
+
+
+def _with_unique_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Number the groups of one name, from the second on. Names are plain words, which any logger takes."""
+    count: dict[str, int] = {}
+    for group in groups:
+        name = group["name"]
+        count[name] = count.get(name, 0) + 1
+        if count[name] > 1:
+            group["name"] = f"{name} {count[name]}"
+    return groups
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
