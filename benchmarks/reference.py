@@ -38,7 +38,7 @@ def step(
     exact = {key: value.double().clone() for key, value in state.items() if isinstance(value, Tensor)}
     if "momentum_buffer" in exact:  # torch's Muon: an exponential average, with a shape factor of its own
         exact["momentum"] = exact.pop("momentum_buffer")
-        options.update(ema=True, lr_scale="original")
+        options.update(ema=True, adjust_lr_fn="original")
     if rule in ("dion", "dion2", "dion3"):
         # Their sum M + G as it is stored: which rows are the largest depends on how it is rounded.
         stored = state["momentum"]

@@ -28,7 +28,7 @@ options = {
     "nesterov": oa.flag(False),
     "beta2": oa.number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
     "eps": oa.number(1e-8, "> 0", lambda v: v > 0),
-    "lr_scale": oa.choice("match_rms_adamw", "spectral_unclamped", "original", "none"),  # the first is the default
+    "adjust_lr_fn": oa.choice("match_rms_adamw", "spectral_unclamped", "original", "none"),  # the first is the default
 }
 state = {"momentum": oa.Entry(), "second_moment": oa.Entry()}
 

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from orthon import Dion, Dion3, Muon, explain, param_groups
-from orthon.algorithms import RULES
 
 D, RANK = 64, 4
 
@@ -129,14 +128,16 @@ def test_both_factors_of_lora_move_alike(make: type[Dion | Muon | Dion3]) -> Non
 
 def test_overrides_change_the_choice_for_lora() -> None:
     model = Classifier()
-    (name,) = {"adjust_lr_fn", "lr_scale"} & RULES["dion"].options.keys()
-    overrides = {"q_proj.lora_B.*": {name: "original", "rank_fraction": 0.5}, "*.lora_A.*": {"algorithm": "adamw"}}
+    overrides = {
+        "q_proj.lora_B.*": {"adjust_lr_fn": "original", "rank_fraction": 0.5},
+        "*.lora_A.*": {"algorithm": "adamw"},
+    }
     groups = {name: g for g in param_groups(model, overrides=overrides) for name, _ in g["params"]}
     chosen = groups["q_proj.lora_B.default.weight"]
-    assert (chosen[name], chosen["rank_fraction"]) == ("original", 0.5)
+    assert (chosen["adjust_lr_fn"], chosen["rank_fraction"]) == ("original", 0.5)
     scalar = groups["q_proj.lora_A.default.weight"]
     assert scalar["algorithm"] == "adamw"
-    assert not {name, "rank_fraction"} & scalar.keys()
+    assert not {"adjust_lr_fn", "rank_fraction"} & scalar.keys()
 
 
 class LoraParameters(nn.Linear):

@@ -39,7 +39,7 @@ def test_a_direction_that_vanished_comes_back() -> None:
 
 def test_the_orthonormalized_right_factor_has_operator_norm_1() -> None:
     for shape in SHAPES.values():
-        options = {"right_factor": "orthonormalize", "weight_decay": 0.0, "lr": 1.0, "lr_scale": "none"}
+        options = {"right_factor": "orthonormalize", "weight_decay": 0.0, "lr": 1.0, "adjust_lr_fn": "none"}
         param = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
         optimizer = Dion([param], rank_fraction=0.5, **options)
         param.grad = sequence("full_rank", *shape, 1)[0]

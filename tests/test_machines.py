@@ -14,7 +14,7 @@ from orthon.machines import MACHINES, Link, Machine, as_machine, detect, machine
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-GPUS = ("a100", "h100", "h200", "b200")
+GPUS = ("a100", "h100", "h200", "b200", "gb300")
 H100 = MACHINES["h100"]
 PAGE = (Path(__file__).parents[1] / "docs" / "machines.md").read_text(encoding="utf-8")
 
@@ -107,7 +107,7 @@ def test_the_page_shows_the_table() -> None:
     units = {"TFLOP/s": 1e12, "GB/s": 1e9, "GB": 1e9, "µs": 1e-6, "s/GB": 1e-9, "": 1}
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| ")]
     assert ["figure", "unit", *MACHINES] in lines
-    rows = {line[0]: line[1:] for line in lines if len(line) == 7 and line[0] in shown}
+    rows = {line[0]: line[1:] for line in lines if len(line) == 2 + len(MACHINES) and line[0] in shown}
     assert rows.keys() == shown.keys(), "every figure once"
     for label, (unit, *cells) in rows.items():
         for cell, machine in zip(cells, MACHINES.values(), strict=True):
@@ -254,11 +254,13 @@ def test_links_names_and_counts_have_their_types() -> None:
         ("NVIDIA GH200 480GB", "h200"),
         ("NVIDIA B200", "b200"),
         ("NVIDIA GB200", "b200"),
+        ("NVIDIA GB300", "gb300"),
+        ("NVIDIA B300 SXM6 AC", "gb300"),
     ],
 )
 def test_gpus_are_known_by_name(gpu: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpu(monkeypatch, gpu, memory=85.1e9)
-    assert machine_of(CUDA) == replace(MACHINES[name], memory=84e9)
+    assert machine_of(CUDA) == replace(MACHINES[name], memory=84e9, ranks_per_node=8)
     assert as_machine(None, CUDA) is machine_of(CUDA), "detected once"
 
 

@@ -172,7 +172,7 @@ def test_any_small_matrix(rule: str, m: int, n: int, fraction: float, kind: str,
     """The squared Frobenius norm of the update is the number of directions that the momentum has."""
     options: dict[str, Any] = {"fraction": fraction} if "Dion" in rule else {}
     param = nn.Parameter(torch.zeros(m, n))
-    optimizer = getattr(orthon, rule)([param], lr=1.0, weight_decay=0.0, lr_scale="none", polar="svd", **options)
+    optimizer = getattr(orthon, rule)([param], lr=1.0, weight_decay=0.0, adjust_lr_fn="none", polar="svd", **options)
     most = math.ceil(fraction * min(m, n)) if "Dion" in rule else min(m, n)
     for gradient in sequence(kind, m, n, 3, seed):
         before = param.detach().clone()

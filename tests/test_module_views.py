@@ -104,7 +104,11 @@ class Convs(nn.Module):
 def test_convolutions() -> None:
     groups = options_of(Convs())
     conv = {"kind": "convolution"}
-    found = {name.removesuffix(".weight"): g.get("view", g["name"]) for name, g in groups.items() if "weight" in name}
+    found = {
+        name.removesuffix(".weight"): g.get("view", g["name"].rstrip(" 0123456789"))
+        for name, g in groups.items()
+        if "weight" in name
+    }
     assert found == {
         "stem": MatrixView(**conv),
         "grouped": MatrixView(**conv, blocks=2),
@@ -123,7 +127,8 @@ def test_convolutions() -> None:
         "patches": "patch embeddings",
         "head": "output head",
     }
-    assert groups["grouped.weight"]["reason"].endswith("; as MatrixView(kind='convolution', blocks=2)")
+    assert groups["grouped.weight"]["name"] == "convolutions 2"
+    assert groups["grouped.weight"]["reason"].endswith("; MatrixView(kind='convolution', blocks=2)")
     assert groups["depthwise.weight"]["reason"].startswith("depthwise")
     assert groups["patches.weight"]["reason"].startswith("patch embedding")
     assert {name for name, g in groups.items() if g is groups["stem.weight"]} == {
@@ -255,11 +260,10 @@ def test_reasons() -> None:
     assert "interleaved" in neox["reason"]
     oss = options_of(build(MODELS["gpt-oss"][0]))
     assert "interleaved" in oss["model.layers.0.mlp.experts.gate_up_proj"]["reason"]
-    assert oss["model.layers.0.mlp.experts.gate_up_proj_bias"]["name"] == "norms and biases"
+    assert oss["model.layers.0.mlp.experts.gate_up_proj_bias"]["name"].startswith("norms and biases")
     mixtral = options_of(build(MODELS["mixtral"][0]))
-    down = mixtral["model.layers.0.mlp.experts.down_proj"]
-    assert down["name"].startswith("experts")
-    assert down["reason"] == "experts: a matrix each; as MatrixView()"
+    assert mixtral["model.layers.0.mlp.experts.down_proj"]["name"] == "experts 2"
+    assert mixtral["model.layers.0.mlp.experts.down_proj"]["reason"].endswith("; MatrixView()")
     assert mixtral["model.layers.0.mlp.gate.weight"]["name"] == "routers"
 
 
@@ -344,14 +348,14 @@ def test_unknown_modules_are_left_alone() -> None:
 def test_grouping_by_view() -> None:
     model = build(MODELS["llama"][0])
     groups = [group for group in param_groups(model, per_head=True) if group["algorithm"] == "dion"]
-    found = [(g["name"], str(g.get("view")), [name.split(".")[-2] for name, _ in g["params"]]) for g in groups]
-    assert found == [
-        ("hidden matrices", "None", ["gate_proj", "up_proj", "down_proj"]),
-        ("hidden matrices 2", "MatrixView(blocks=4)", ["q_proj"]),
-        ("hidden matrices 3", "MatrixView(blocks=2)", ["k_proj", "v_proj"]),
-        ("hidden matrices 4", "MatrixView(blocks=4, side='columns')", ["o_proj"]),
-    ]
-    assert all(f"; as {view}" in g["reason"] for g, (_, view, _) in zip(groups[1:], found[1:], strict=True))
+    found = {g["name"]: (str(g.get("view", "")), [name.split(".")[-2] for name, _ in g["params"]]) for g in groups}
+    assert found == {
+        "hidden matrices": ("MatrixView(blocks=4)", ["q_proj"]),
+        "hidden matrices 2": ("MatrixView(blocks=2)", ["k_proj", "v_proj"]),
+        "hidden matrices 3": ("MatrixView(blocks=4, side='columns')", ["o_proj"]),
+        "hidden matrices 4": ("", ["gate_proj", "up_proj", "down_proj"]),
+    }
+    assert all(g["reason"].endswith(found[g["name"]][0]) for g in groups)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param({"weight_decay": 0.0}, {}, id="no decay"),
         pytest.param({"weight_decay": 3.0, "lr": 0.05}, {}, id="much decay"),
         pytest.param({"adjust_lr_fn": "original"}, {}, id="original"),
-        pytest.param({"adjust_lr_fn": "match_rms_adamw"}, {"lr_scale": "match_rms_adamw"}, id="match_rms_adamw"),
+        pytest.param({"adjust_lr_fn": "match_rms_adamw"}, {"adjust_lr_fn": "match_rms_adamw"}, id="match_rms_adamw"),
         pytest.param({"ns_steps": 1}, {"polar_steps": 1}, id="1 step"),
         pytest.param({"ns_steps": 3}, {"polar_steps": 3}, id="3 steps"),
         pytest.param({"ns_steps": 8}, {"polar_steps": 8}, id="8 steps"),
@@ -44,7 +44,9 @@ def test_muon_is_torchs(shape: tuple[int, int], theirs: dict[str, Any], ours: di
     shared = {k: v for k, v in theirs.items() if k not in ("adjust_lr_fn", "ns_steps")}
     optimizers = (
         torch.optim.Muon([a], **{**common, **theirs}),
-        orthon.Muon([b], **{**common, "lr_scale": "original", "polar": "newton_schulz", "ema": ema, **shared, **ours}),
+        orthon.Muon(
+            [b], **{**common, "adjust_lr_fn": "original", "polar": "newton_schulz", "ema": ema, **shared, **ours}
+        ),
     )
     for step, gradient in enumerate(sequence("full_rank", *shape, 10)):
         a.grad, b.grad = gradient.float(), gradient.float()
@@ -63,7 +65,9 @@ def test_rows_have_one_size_in_time() -> None:
     sizes = {}
     for rule in ("Muon", "NorMuon"):
         param = nn.Parameter(torch.zeros(16, 8, dtype=torch.float64))
-        optimizer = getattr(orthon, rule)([param], lr=1.0, weight_decay=0.0, lr_scale="none", momentum=0.0, polar="svd")
+        optimizer = getattr(orthon, rule)(
+            [param], lr=1.0, weight_decay=0.0, adjust_lr_fn="none", momentum=0.0, polar="svd"
+        )
         for _ in range(200):
             before = param.detach().clone()
             param.grad = wide * torch.randn(16, 8, generator=generator, dtype=torch.float64)

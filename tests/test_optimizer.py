@@ -112,7 +112,9 @@ def test_parameters_without_gradients_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"state_dtype": torch.float32}, {"rank_fraction": 1.0, "lr_scale": "none"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"state_dtype": torch.float32}, {"rank_fraction": 1.0, "adjust_lr_fn": "none"}]
+)
 def test_a_loaded_state_continues_to_the_bit(options: dict[str, Any], dtype: torch.dtype) -> None:
     model = small_model(dtype)
     optimizer = Dion.for_model(model, **options)

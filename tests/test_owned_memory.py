@@ -1,6 +1,7 @@
 """The memory that owners of matrices take in a wave: counted on fake ranks, and as the kinds of work estimate it."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def taken(
         assert batch.owners == sorted(list(range(RANKS)) * each)
         member, layout = batch.pieces[0].member, batch.pieces[0].layout
         with torch.no_grad(), meta_stands_for(device):
-            told = member.rule.work.owned_bytes(layout, member.group, dtype)
+            told = member.rule.work.owned_bytes(replace(layout, device=device), member.group, dtype)
         step.make(device)  # makes the state
         with Temporaries() as temporaries:
             step.make(device)

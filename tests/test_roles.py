@@ -364,6 +364,11 @@ def test_stages_without_what_others_have_warn() -> None:
     with pytest.warns(UserWarning, match="Sequential has no parameters that require gradients"):
         (group,) = param_groups(stage.requires_grad_(False), lr=0.25)
     assert (group["params"], group["algorithm"], group["lr"], group["name"]) == ([], "dion", 0.25, "hidden matrices")
+    with pytest.warns(UserWarning, match="Sequential has no parameters that require gradients"):
+        optimizer = Dion.for_model(stage)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not explain(optimizer).rows
 
 
 def test_nothing_warns_without_need() -> None:
@@ -410,7 +415,6 @@ def test_groups_have_plain_unique_names_and_matrices_come_first() -> None:
         rules = [group["algorithm"] for group in groups]
         assert rules == sorted(rules, key=lambda rule: rule != MATRIX)
         assert groups[0]["lr"] == 0.25
-        assert "view" not in groups[0]
 
 
 def test_it_counts_what_it_has_placed(monkeypatch: pytest.MonkeyPatch) -> None:

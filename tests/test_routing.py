@@ -14,7 +14,11 @@ from orthon.sharding.matrix_view import MatrixView
 
 def routes(model: nn.Module) -> dict[str, tuple[str, str]]:
     """Return algorithm and group of each parameter."""
-    return {name: (group["algorithm"], group["name"]) for group in param_groups(model) for name, _ in group["params"]}
+    return {
+        name: (group["algorithm"], group["name"].rstrip(" 0123456789"))
+        for group in param_groups(model)
+        for name, _ in group["params"]
+    }
 
 
 def llama(**kwargs: bool) -> LlamaForCausalLM:
@@ -73,7 +77,7 @@ def test_names_and_types() -> None:
         "block.gate.weight": "hidden matrices",
         "block.gate.bias": "norms and biases",
         "block.router.weight": "routers",
-        "attn.in_proj_weight": "hidden matrices 2",
+        "attn.in_proj_weight": "hidden matrices",
         "attn.in_proj_bias": "norms and biases",
         "attn.out_proj.weight": "hidden matrices",
         "attn.out_proj.bias": "norms and biases",
@@ -120,9 +124,24 @@ def test_overrides() -> None:
     assert groups["model.layers.0.self_attn.q_proj.weight"]["rank_fraction"] == 0.25
     assert groups["lm_head.weight"]["algorithm"] == "lion"
     assert groups["lm_head.weight"]["name"] == "output head"
-    assert groups["lm_head.weight"]["reason"] == "output head: each row is one class; override lm_head.*"
-    names = [group["name"] for group in optimizer.param_groups]
-    assert len(set(names)) == len(names)
+    assert groups["lm_head.weight"]["reason"] == "output head: each row is one class; override 'lm_head.*'"
+    assert groups["model.layers.1.mlp.up_proj.weight"]["reason"].endswith(
+        "; override '*.mlp.*'; override '*.1.mlp.up_proj.weight'"
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["dion", "adamw"])
+def test_names_are_unique_and_plain_and_hidden_matrices_come_first(algorithm: str) -> None:
+    overrides = {"*.q_proj.*": {"lr": 0.7}, "*.up_proj.*": {"algorithm": "lion"}, "lm_head.*": {"algorithm": "dion"}}
+    for model, given in ((llama(), overrides), (llama(), {}), (Odd(), {"conv.*": {"weight_decay": 0.5}})):
+        groups = param_groups(model, algorithm, lr=0.5, overrides=given)
+        names = [group["name"] for group in groups]
+        assert len(set(names)) == len(names)
+        assert all(re.fullmatch(r"[a-z -]+( [0-9]+)?", name) for name in names)
+        assert (names[0], groups[0]["lr"], groups[0]["algorithm"]) == ("hidden matrices", 0.5, algorithm)
+        chosen = [group["algorithm"] == algorithm for group in groups]
+        assert chosen == sorted(chosen, reverse=True)
+    assert any(name.endswith(" 2") for name in names)
 
 
 def test_overrides_of_algorithm_and_view() -> None:
@@ -144,7 +163,7 @@ def test_overrides_of_algorithm_and_view() -> None:
     assert stack["view"] == MatrixView(transposed=True, blocks=(4, 2))
     assert stack["view"].read((3, 8, 6)).count == 6
     assert stack["name"] == "other weights"
-    assert stack["reason"].endswith("; as MatrixView(transposed=True, blocks=(4, 2)); override stack.*")
+    assert stack["reason"].endswith("; MatrixView(transposed=True, blocks=(4, 2)); override 'stack.*'")
     assert (inner["algorithm"], inner["lr"]) == ("lion", 3e-4)
 
     with pytest.raises(ValueError, match="MatrixView: takes blocks, kind, side, transposed, not 'block'"):

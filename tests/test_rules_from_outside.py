@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "matrices without their options": (
         replace(STEEPEST, work=NoMatrixOptions()),
         ValueError,
-        "NoMatrixOptions lacks the options 'lr_scale', 'state_dtype', 'seed', 'view'",
+        "NoMatrixOptions lacks the options 'adjust_lr_fn', 'state_dtype', 'seed', 'view'",
     ),
     "a rank without matrices": (
         replace(STEEPEST, work=RankOfNothing()),

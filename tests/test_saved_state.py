@@ -122,18 +122,24 @@ def test_what_becomes_of_options(option: str, saved: object, own: object, expect
 
 
 def test_options_of_other_versions() -> None:
-    """What was not known then keeps its value; what is not known now is refused; schedulers keep what they need."""
+    """What was not known then keeps its value; an old name is read; schedulers and others keep what they need."""
     w = nn.Parameter(torch.ones(4, 3))
     saved = Dion([("w", w)], lr=0.3).state_dict()
     del saved["param_groups"][0]["power_iterations"]
-    saved["param_groups"][0]["max_lr"] = 7.0
+    saved["param_groups"][0].update({"max_lr": 7.0, "surprise": 1, "lr_scale": "none"})
+    del saved["param_groups"][0]["adjust_lr_fn"]
     optimizer = Dion([("w", w)], power_iterations=2)
     optimizer.load_state_dict(saved)
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["power_iterations"], group["max_lr"]) == (0.3, 2, 7.0)
-    saved["param_groups"][0]["surprise"] = 1
-    with pytest.raises(ValueError, match="param group 0: unknown saved option 'surprise' for dion"):
-        optimizer.load_state_dict(saved)
+    assert (group["lr"], group["power_iterations"], group["max_lr"], group["surprise"]) == (0.3, 2, 7.0, 1)
+    assert group["adjust_lr_fn"] == "none"
+    assert "lr_scale" not in group
+    before = content(optimizer)
+    for key, meant in (("rank_frac", "did you mean 'rank_fraction'"), ("fraction", "an option of dion2, dion3")):
+        wrong = {**saved, "param_groups": [{**saved["param_groups"][0], key: 0.5}]}
+        with pytest.raises(ValueError, match=rf"param group 0: saved: unknown option '{key}' for dion \({meant}"):
+            optimizer.load_state_dict(wrong)
+        assert_same(content(optimizer), before)
 
 
 def test_a_scheduler_goes_on() -> None:

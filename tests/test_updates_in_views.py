@@ -230,13 +230,13 @@ def test_a_view_that_is_given_as_a_mapping() -> None:
 
 
 @pytest.mark.parametrize("view", [name for name, (fields, *_) in VIEWS.items() if "blocks" in fields or "exp" in name])
-@pytest.mark.parametrize("lr_scale", ["spectral_unclamped", "original", "match_rms_adamw", "none"])
-def test_lr_factors_are_those_of_the_matrices(lr_scale: str, view: str) -> None:
+@pytest.mark.parametrize("adjust_lr_fn", ["spectral_unclamped", "original", "match_rms_adamw", "none"])
+def test_lr_factors_are_those_of_the_matrices(adjust_lr_fn: str, view: str) -> None:
     """A polar factor of full rank has as many singular values of one as the shorter side."""
     fields, shape, split = VIEWS[view]
     param = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
     optimizer = orthon.Muon(
-        [("w", param)], lr=1.0, weight_decay=0.0, lr_scale=lr_scale, polar="svd", view=MatrixView(**fields)
+        [("w", param)], lr=1.0, weight_decay=0.0, adjust_lr_fn=adjust_lr_fn, polar="svd", view=MatrixView(**fields)
     )
     param.grad = random(shape, 0)
     optimizer.step()
@@ -247,7 +247,7 @@ def test_lr_factors_are_those_of_the_matrices(lr_scale: str, view: str) -> None:
             "original": math.sqrt(max(1, m / n)),
             "match_rms_adamw": 0.2 * math.sqrt(max(m, n)),
             "none": 1.0,
-        }[lr_scale]
+        }[adjust_lr_fn]
         values = torch.linalg.svdvals(part)
         torch.testing.assert_close(values, torch.full_like(values, factor), rtol=1e-10, atol=0)
 
@@ -260,8 +260,8 @@ def test_explanations_tell_matrices_rank_and_factor() -> None:
         {"params": [("plain", nn.Parameter(torch.zeros(8, 4)))]},
         view({"blocks": (8, 4, 4)}, "qkv", (16, 6)),
         view({"blocks": 4, "side": "columns"}, "heads", (8, 64)),
-        view({"blocks": 2, "transposed": True}, "experts", (5, 16, 48), algorithm="muon", lr_scale="original"),
-        view({"kind": "convolution"}, "conv", (8, 3, 2, 2), algorithm="dion2", lr_scale="match_rms_adamw"),
+        view({"blocks": 2, "transposed": True}, "experts", (5, 16, 48), algorithm="muon", adjust_lr_fn="original"),
+        view({"kind": "convolution"}, "conv", (8, 3, 2, 2), algorithm="dion2", adjust_lr_fn="match_rms_adamw"),
         {"params": [("bias", nn.Parameter(torch.zeros(8)))], "algorithm": "adamw"},
     ]
     explanation = explain(Dion(groups, rank_fraction=0.5))

@@ -63,7 +63,7 @@ def test_global_selection_is_the_same_on_every_layout(ranks: Pool, layout: str, 
 def test_local_selection_takes_a_share_of_each_part(ranks: Pool, layout: str, shape: tuple[int, int]) -> None:
     """The chosen rows are those with the largest norms in each rank's part; their polar factor is that of all."""
     G = torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    options = {"selection": "local", "fraction": 0.3, "polar": "svd", "lr_scale": "none"}
+    options = {"selection": "local", "fraction": 0.3, "polar": "svd", "adjust_lr_fn": "none"}
     side = int(shape[0] > shape[1])
     norms = G.abs().sum(1 - side)
     parts = layouts.parts(layout, 4, shape)

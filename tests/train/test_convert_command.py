@@ -48,7 +48,7 @@ def test_two_files_become_one(files: list[nn.Parameter], capsys: pytest.CaptureF
     rows = [line.split() for line in said.splitlines()]
     assert ["0", "muon", "1", "1", "muon.pt,", "group", "0"] in rows
     assert ["1", "adamw", "1", "1", "adamw.pt,", "group", "0"] in rows
-    assert "group 0: ema=True lr=0.001 lr_scale=original momentum=0.95 nesterov=True polar=newton_schulz" in said
+    assert "group 0: adjust_lr_fn=original ema=True lr=0.001 momentum=0.95 nesterov=True polar=newton_schulz" in said
     assert "group 1, dropped (no effect, or always so in orthon): capturable, differentiable, decoupled" in said
     assert "note: their Newton-Schulz iteration runs in bfloat16" in said
     assert "wrote out.pt" in said

@@ -145,7 +145,7 @@ def test_a_token_meets_some_of_the_experts(tmp_path: Path) -> None:
         (
             QWEN,
             "--machine=h1000",
-            "machine must be one of cpu, a100, h100, h200, b200, or a YAML file with such figures",
+            "machine must be one of cpu, a100, h100, h200, b200, gb300, or a YAML file with such figures",
         ),
         (QWEN, "--model.layers=3", "config_json gives the whole model: leave out --model, or --config-json"),
         (QWEN, "--vocabulary=3", "config_json gives the whole model: leave out --vocabulary, or --config-json"),

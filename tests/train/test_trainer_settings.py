@@ -21,7 +21,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         data=DataConfig(source="text", paths=("some/file", "other")),
         schedule=ScheduleConfig(decay="cosine", final=0.1),
         optimizer=OptimizerConfig(
-            lr=1e-5, rank_fraction=0.5, options={"power_iterations": 2, "eps": 1e-9, "lr_scale": "none"}
+            lr=1e-5, rank_fraction=0.5, options={"power_iterations": 2, "eps": 1e-9, "adjust_lr_fn": "none"}
         ),
     )
     write_config(tmp_path / "run.yaml", config)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
 from orthon.algorithms.batch import Batch, scalar
-from orthon.algorithms.options import Group, betas, flag, flag_or_none, number, own, structural
+from orthon.algorithms.options import Group, betas, flag, flag_or_none, number, own, scheduled, structural
 from orthon.algorithms.rule import Rule
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.weights import agreeing, decay_
@@ -74,7 +74,7 @@ RULE = Rule(
     entries=_entries,
     work=Elementwise(),
     options={
-        "betas": betas((0.9, 0.95)),
+        "betas": scheduled(betas((0.9, 0.95))),
         "eps": number(1e-8, ">= 0", lambda v: 0 <= v < float("inf")),
         "amsgrad": structural(flag(False)),
         "foreach": own(flag_or_none()),

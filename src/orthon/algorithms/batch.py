@@ -45,7 +45,7 @@ class Batch:
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
         gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
         reads_transposed: whether rows and columns have changed places in all of the above, but for the layout.
-        scale: the factor of lr that follows from the shape of the matrices, by the option "lr_scale".
+        scale: the factor of lr that follows from the shape of the matrices, by the option "adjust_lr_fn".
         machine: on which the ranks run.
         memo: what has been found about this batch in the steps before and holds as long as the plan. It belongs to
             whoever makes the batch, and a transposed batch uses the same.

@@ -3,7 +3,7 @@
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.low_rank import LowRank
 from orthon.algorithms.low_rank_momentum import LowRankMomentum
-from orthon.algorithms.options import number
+from orthon.algorithms.options import number, scheduled
 from orthon.algorithms.rule import Rule
 from orthon.sharding import Step
 
@@ -34,5 +34,5 @@ RULE = Rule(
     update=dion,
     entries=LowRank().entries,
     work=LowRank(),
-    options={"momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1)},
+    options={"momentum": scheduled(number(0.95, "in [0, 1)", lambda v: 0 <= v < 1))},
 )

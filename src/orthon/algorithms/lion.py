@@ -3,7 +3,7 @@
 import torch
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.options import betas
+from orthon.algorithms.options import betas, scheduled
 from orthon.algorithms.rule import Rule
 from orthon.algorithms.state import Entry
 from orthon.algorithms.work import Elementwise
@@ -24,4 +24,4 @@ def lion(batch: Batch) -> None:
     M.add_(news, 1 - beta2, overwrite=True)
 
 
-RULE = Rule("lion", lion, {"exp_avg": Entry()}, work=Elementwise(), options={"betas": betas((0.9, 0.95))})
+RULE = Rule("lion", lion, {"exp_avg": Entry()}, work=Elementwise(), options={"betas": scheduled(betas((0.9, 0.95)))})

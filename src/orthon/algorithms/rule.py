@@ -66,11 +66,12 @@ class Rule:
             raise TypeError(f"{where}: dtype should be one of {allowed}, but is {param.dtype}")
         if not self.work.takes_matrices:
             return
-        if options["view"] is None and (param.ndim != 2 or param.numel() == 0):
+        if options["view"] is None and not is_plain_matrix(param):
             raise ValueError(
                 f"{where}: {self.name} updates matrices, so the shape should be (rows, columns), both at least 1, "
                 f"but is {tuple(param.shape)}; tell by view=MatrixView(...) in its group how it is read as matrices, "
-                "give it to another algorithm, such as 'adamw', or let orthon.param_groups(model) choose"
+                "give it to another algorithm, such as 'adamw', by others='adamw' for all that are no matrices, or let "
+                "orthon.param_groups(model) choose"
             )
         if options["view"] is not None:
             try:
@@ -79,8 +80,31 @@ class Rule:
                 raise ValueError(f"{where}: {error}") from error
 
 
+def is_plain_matrix(param: Tensor) -> bool:
+    """Return whether a parameter is one matrix as it is."""
+    return param.ndim == 2 and param.numel() > 0
+
+
 RULES: MutableMapping[str, Rule] = {}
 """All rules by name. To be read; `register_rule` adds to it."""
+
+
+def options_of(group: Group) -> Mapping[str, Option]:
+    """Return what a param group may set: the options of its rule, and of that for its other parameters, if it has one.
+
+    Where both have an option, it is that of the group's own rule.
+    """
+    options = RULES[group["algorithm"]].options
+    others = group.get("others")
+    return options if others is None else {**RULES[others].options, **options}
+
+
+def rule_for(param: Tensor, group: Group) -> Rule:
+    """Return the rule that updates a parameter of a param group: that for the others if it is no matrix."""
+    others = group.get("others")
+    if others is None or group.get("view") is not None or is_plain_matrix(param):
+        return RULES[group["algorithm"]]
+    return RULES[others]
 
 
 def register_rule(rule: Rule) -> Rule:
@@ -128,6 +152,8 @@ def _check_work(work: Work, where: str) -> None:
 
 def _check_options(rule: Rule, where: str) -> None:
     for name, option in rule.options.items():
+        if name == "lr_scale":
+            raise ValueError(f"{where}: the option 'lr_scale' is called 'adjust_lr_fn' now, as in torch.optim.Muon")
         if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED:
             raise ValueError(
                 f"{where}: an option should have a name that is a Python identifier, and none of "
@@ -150,7 +176,7 @@ def _check_options(rule: Rule, where: str) -> None:
 # What a param group or the optimizer means by these names.
 _RESERVED = SCHEDULER_KEYS | {
     "params", "param_names", "name", "reason", "algorithm", "nonfinite", "replicas", "sync_gradients",
-    "machine", "wave_memory",
+    "machine", "wave_memory", "others",
 }  # fmt: skip
 
 

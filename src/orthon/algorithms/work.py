@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from orthon.algorithms.lr_scale import LR_SCALES
+from orthon.algorithms.adjusted_lr import ADJUST_LR_FNS
 from orthon.algorithms.options import (
     Group,
     Option,
@@ -14,8 +14,8 @@ from orthon.algorithms.options import (
     flag,
     float_dtype_or_none,
     integer,
-    number_or_tensor,
     own,
+    rate,
     structural,
 )
 from orthon.sharding import Layout
@@ -28,8 +28,8 @@ def _is_view(value: object) -> bool:
 
 # What every rule takes.
 COMMON_OPTIONS: Mapping[str, Option] = {
-    "lr": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
-    "weight_decay": number_or_tensor(0.01, ">= 0", lambda v: 0 <= v < float("inf")),
+    "lr": rate(0.01),
+    "weight_decay": rate(0.01),
     "maximize": flag(False),
     "cautious_weight_decay": flag(False),
     "capturable": own(flag(False)),
@@ -38,7 +38,7 @@ COMMON_OPTIONS: Mapping[str, Option] = {
 # What rules for matrices take beside.
 MATRIX_OPTIONS: Mapping[str, Option] = {
     **COMMON_OPTIONS,
-    "lr_scale": choice(*LR_SCALES),
+    "adjust_lr_fn": choice(*ADJUST_LR_FNS),
     "state_dtype": float_dtype_or_none(),
     "seed": integer(0, at_least=0),
     "view": structural(Option(None, "a MatrixView, a mapping of its attributes, or None", _is_view)),

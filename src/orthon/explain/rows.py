@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from orthon.algorithms.lr_scale import lr_factor
+from orthon.algorithms.adjusted_lr import lr_factor
 from orthon.sharding import Message, local
 from orthon.step.batches import PlannedBatch
 from orthon.step.member import Member
@@ -56,7 +56,7 @@ class Row:
             matrices="" if plain else ", ".join(f"{count} of {'×'.join(map(str, s))}" for s, count in counts.items()),
             rule=rule.name,
             update_rank=rule.work.update_rank(largest, group) if member.matrices is not None else None,
-            lr_factor=lr_factor(group["lr_scale"], largest[0], largest[1]) if rule.work.takes_matrices else 1.0,
+            lr_factor=lr_factor(group["adjust_lr_fn"], largest[0], largest[1]) if rule.work.takes_matrices else 1.0,
             state_bytes=sum(local(value).nbytes for value in state.values()),
             group=group.get("name", ""),
             reason=group.get("reason", "chosen by its param group"),

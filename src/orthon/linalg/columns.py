@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
-from orthon.linalg.device import holds, is_readable
+from orthon.linalg.device import is_readable
 from orthon.linalg.precision import Noise, factor_dtype, rounding_noise
 from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 
@@ -80,7 +80,7 @@ def unit_columns_on_shards(
 
 def overwrite_where_(Q: Tensor, live: Tensor, columns: Tensor) -> None:
     """Overwrite the live columns of Q (b, n, r) with those of `columns` (b, n, r); `live` is (b, 1, r)."""
-    if is_readable(live) and holds(live):  # as almost always, and twice as fast
+    if is_readable(live) and bool(live.all()):  # as almost always, and twice as fast
         Q.copy_(columns)
     else:
         torch.where(live, columns.to(Q.dtype), Q, out=Q)
@@ -150,7 +150,7 @@ def in_range_(
         result = squares_of(B).contiguous()
         squares = result if result.ndim == 2 else torch.linalg.diagonal(result)
         fits = (squares > 1e-30) & (squares < 1e30)
-        if holds(fits if dead is None else fits | dead):
+        if bool((fits if dead is None else fits | dead).all()):
             return result, torch.ones_like(squares)
         del result, squares, fits  # the first as large as B at full rank
     scale = B.abs().sum(-2)

@@ -24,12 +24,6 @@ def is_readable(x: Tensor) -> bool:
     return x.device.type in _TYPES
 
 
-def holds(condition: Tensor) -> bool:
-    """Return whether a condition about a readable tensor holds for all of its numbers, which is the usual case."""
-    found = condition.all()
-    return found.is_meta or bool(found)
-
-
 def device_type(device: torch.device) -> str:
     """Return the type of a device, such as "cuda". For meta, return the type of the device that it stands for."""
     return device.type if device.type != "meta" else _STAND_IN.get()[0]
@@ -41,8 +35,8 @@ def meta_stands_for(device: torch.device, *, as_usual: bool = False) -> Iterator
 
     Args:
         device: the one.
-        as_usual: where the device lets the host read values, whether to go on as with usual ones, see `holds`. If not,
-            nothing is read. That is the longer way, which is taken for any values.
+        as_usual: whether the host reads values, where the device lets it, and somebody answers for them (`plan` does).
+            If not, nothing is read. That is the longer way, which is taken for any values.
     """
     before = _STAND_IN.set((device.type, as_usual))
     try:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic
 from orthon.linalg.columns import Columns, inverse_row, noise_floor
-from orthon.linalg.device import holds
 from orthon.linalg.dropping import cholesky_dropping_
 from orthon.linalg.precision import Noise
 from orthon.linalg.triangles import cholesky_, equilibrated_, is_sound
@@ -76,7 +75,7 @@ def second_factor(
     L = cholesky_(equilibrated_(gram.clone(), inverse_row(norm, live)), shift)
     left_over = torch.linalg.diagonal(L).clone()
     before, live = live, live & (residual * norm * left_over > relative_noise) & (left_over > 4 * math.sqrt(shift))
-    if not (looks and holds(before == live)):
+    if not (looks and torch.equal(before, live)):
         L = cholesky_(equilibrated_(gram, inverse_row(norm, live)), shift)
     return Factor(L, norm, live, left_over)
 
@@ -99,7 +98,7 @@ def last_factor(gram: Tensor, live: Tensor, shift: float, *, looks: bool) -> Fac
     else:
         # A shift only makes more of what is left. So if enough of all columns is left without it, none is dropped.
         L = cholesky_(equilibrated_(gram.clone(), inverse), 0.0)
-        if holds(is_sound(L)):
+        if bool(is_sound(L).all()):
             return Factor(L, norm, live, torch.linalg.diagonal(L))
         live = live & (torch.linalg.diagonal(cholesky_(equilibrated_(gram.clone(), inverse), shift)) > 0.5)
         L = cholesky_(equilibrated_(gram, inverse_row(norm, live)), 0.0)
@@ -120,4 +119,4 @@ def needs_no_more(gram: Tensor, residual: Tensor, relative_noise: Tensor) -> boo
     diagonal = torch.linalg.diagonal(gram)
     off = torch.linalg.vector_norm(gram.triu(1), dim=(-2, -1)).square()
     distance = 2 * off + (diagonal - 1).square().sum(-1)
-    return holds(distance < 1e-2) and holds(residual > 2 * relative_noise)
+    return bool((distance < 1e-2).all()) and bool((residual > 2 * relative_noise).all())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from orthon.linalg.device import holds, is_readable
+from orthon.linalg.device import is_readable
 from orthon.linalg.precision import factor_dtype
 from orthon.linalg.row_ranks import Computation, RowRanks
 
@@ -21,7 +21,7 @@ def frobenius_norm(U: Tensor, ranks: RowRanks) -> Computation[Tensor]:
     wide = factor_dtype(U.dtype)
     size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1)).to(wide)  # a dtype given to it would be slow
     # A sum in float64 is slow on CPUs. On GPUs it is slow to find out whether it is needed.
-    if not is_readable(size) or not holds((size > 1e-15) & (size < 1e15)):
+    if not is_readable(size) or not bool(((size > 1e-15) & (size < 1e15)).all()):
         size = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
     if ranks.size > 1:
         squares: Tensor = yield from ranks.sum(size.double().square())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.columns import Columns, host_decides, in_range_, inverse_row, noise_floor
-from orthon.linalg.device import holds, is_readable
+from orthon.linalg.device import is_readable
 from orthon.linalg.gram import gram_with_lengths
 from orthon.linalg.orthonormalize_dealt import orthonormalize_dealt
 from orthon.linalg.precision import Noise, factor_dtype, rounding_noise
@@ -105,7 +105,7 @@ def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise,
     gram = by.rough_gram(B).contiguous()
     norm = torch.linalg.diagonal(gram).sqrt()
     inverse = inverse_row(norm, live)
-    if looks and is_nearly_identity(gram) and holds(residual > 2 * relative_noise):
+    if looks and is_nearly_identity(gram) and bool((residual > 2 * relative_noise).all()):
         residual *= norm
         L = cholesky_(equilibrated_(gram, inverse), 0.0)
         return Columns(_solve_(B, inverse, L, by), live, residual * size)
@@ -139,7 +139,7 @@ def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise,
 
 def _is_known_equal(a: Tensor, b: Tensor) -> bool:
     """Return whether two masks are equal. False on accelerators, for which the host would have to wait."""
-    return is_readable(a) and holds(a == b)
+    return is_readable(a) and torch.equal(a, b)
 
 
 def _solve_(B: Tensor, inverse: Tensor, L: Tensor, by: Arithmetic, *, corrects: bool = False) -> Tensor:

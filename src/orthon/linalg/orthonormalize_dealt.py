@@ -7,7 +7,7 @@ from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic
 from orthon.linalg.columns import Columns, host_decides, in_range_, inverse_row
-from orthon.linalg.device import holds, is_readable
+from orthon.linalg.device import is_readable
 from orthon.linalg.factor_gram import Factor, first_factor, last_factor, needs_no_more, second_factor
 from orthon.linalg.gram import gram_with_lengths, pack_upper, packed_size, unpack_upper
 from orthon.linalg.precision import Noise
@@ -76,7 +76,7 @@ def orthonormalize_dealt(
     U, norm, live, facts = _unpacked(answer, r)
     left_over, ends = facts[:, :r], facts[:, r]
     B = _divided_(B, inverse_row(norm, live), U, by)
-    if looks and holds(ends):
+    if looks and bool(ends.all()):
         return Columns(B, live, residual * norm * size)
     residual *= norm * left_over
 
@@ -108,7 +108,7 @@ def _to_one_scale(parts: Tensor, r: int) -> Tensor:
         the same of the sum, for the largest of the scales, (b, packed size + r).
     """
     scales = parts[..., -r:]  # (s, b, r)
-    if is_readable(scales) and holds(scales == scales[:1]):  # as almost always, and faster
+    if is_readable(scales) and bool((scales == scales[:1]).all()):  # as almost always, and faster
         total = parts.sum(0)
         total[:, -r:] = scales[0]
         return total

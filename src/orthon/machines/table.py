@@ -10,7 +10,8 @@ from orthon.machines.machine import Link, Machine
 # Products on tensor cores, in bfloat16 and TF32. The best shapes reach 80 % in bfloat16: 271 of 312 TFLOP/s on an A100,
 # 794 of 989 on an H100, 1745 of 2250 on a B200 (mamf-finder, github.com/stas00/ml-engineering, compute/accelerator).
 # Five Newton-Schulz steps, with their additions, reach 41 % to 45 % on an H100: 5.1 ms for 4096² and 297 ms for 16384²,
-# as the authors of Dion published (arXiv 2504.05295). This lies between the two.
+# as the authors of Dion published (arXiv 2504.05295). Later they published 54 % for 8192 × 28672 and 64 % for 8192²
+# (arXiv 2608.11612, appendix E), and whole steps of Muon on 8 B200s that come to this part (docs/published.md).
 ON_TENSOR_CORES = 0.6
 
 # Products in float64 and full float32, which power limits. In Linpack (float64) an H100 reaches 55 to 59 of 67 TFLOP/s.
@@ -42,7 +43,8 @@ OF_MEMORY = 0.85
 OF_LINKS = 0.8
 
 # Seconds of a small collective. NCCL's src/graph/tuning.cc counts 4 to 10 µs to start, and for every hop 0.5 to 3.4 µs
-# over NVLink and 2.7 to 14 µs over a network: 7 to 32 µs for 8 ranks of a node, 15 to 110 µs for 2 to 64 nodes.
+# over NVLink and 2.7 to 14 µs over a network: 7 to 32 µs for 8 ranks of a node, 15 to 110 µs for 2 to 64 nodes. An
+# all-to-all of 4 H100s takes 25 µs at least, in 15 to 17 of which the host starts it (arXiv 2608.11612, appendix D.3).
 NVLINK_LATENCY = 15e-6
 NETWORK_LATENCY = 50e-6
 
@@ -64,6 +66,7 @@ def _gpu(
     memory: float,
     nvlink: float,
     network: float,
+    ranks_per_node: int = 8,
 ) -> Machine:
     """Return a machine from figures of data sheets.
 
@@ -77,6 +80,7 @@ def _gpu(
         memory: in GB.
         nvlink: in GB/s in one direction, which is half of what data sheets give.
         network: in GB/s in one direction, for each GPU.
+        ranks_per_node: how many GPUs NVLink connects.
     """
     return Machine(
         name=name,
@@ -95,7 +99,7 @@ def _gpu(
         memory=memory * 1e9,
         within_node=Link(nvlink * 1e9 * OF_LINKS, NVLINK_LATENCY),
         between_nodes=Link(network * 1e9 * OF_LINKS, NETWORK_LATENCY),
-        ranks_per_node=8,
+        ranks_per_node=ranks_per_node,
     )
 
 
@@ -178,12 +182,36 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
             nvlink=900,
             network=50,
         ),
+        # NVIDIA GB300 NVL72 data sheet, a 72nd of a rack; one ConnectX-8 port (800 Gbit/s) for each GPU. In float64 the
+        # GPU is slow.
+        "gb300": _gpu(
+            "gb300",
+            float64=1.3,
+            float32=80,
+            tf32=1250,
+            bfloat16=2500,
+            memory_bandwidth=8000,
+            memory=279,
+            nvlink=900,
+            network=100,
+            ranks_per_node=72,
+        ),
     }
 )
 
-# The row for a GPU by how its name starts, without "NVIDIA". Grace Hopper and Grace Blackwell have the same GPUs.
+# The row for a GPU by how its name starts, without "NVIDIA". Grace Hopper and Grace Blackwell have the same GPUs, but
+# that a B300 without Grace is a tenth slower in bfloat16.
 GPU_NAMES: Mapping[str, str] = MappingProxyType(
-    {"A100": "a100", "H100": "h100", "H200": "h200", "GH200": "h200", "B200": "b200", "GB200": "b200"}
+    {
+        "A100": "a100",
+        "H100": "h100",
+        "H200": "h200",
+        "GH200": "h200",
+        "B200": "b200",
+        "GB200": "b200",
+        "B300": "gb300",
+        "GB300": "gb300",
+    }
 )
 
 # The row for GPUs, and other accelerators, that are not in the table.

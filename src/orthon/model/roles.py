@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from orthon.algorithms import RULES
 from orthon.sharding.matrix_view import MatrixView
 
 
@@ -43,12 +42,9 @@ def lora(view: MatrixView | None = None) -> Role:
     lr = 0.02 and n = 4096. The rank of the update is r, all that the factor has: a part of it would save next to
     nothing.
     """
-    options = (("rank_fraction", 1.0), ("fraction", 1.0), (LR_FACTOR, "none"))
+    options = (("rank_fraction", 1.0), ("fraction", 1.0), ("adjust_lr_fn", "none"))
     return Role("LoRA factors", LORA, is_hidden_matrix=True, decays=True, view=view, options=options)
 
-
-# The option that chooses how the learning rate depends on the shape of a matrix.
-LR_FACTOR = next(name for name in ("adjust_lr_fn", "lr_scale") if name in RULES["muon"].options)
 
 LORA = "LoRA: a thin matrix; update of full rank, and no factor of lr, so that A and B move alike"
 HIDDEN = hidden("matrix inside the model")

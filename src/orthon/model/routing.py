@@ -91,7 +91,7 @@ def param_groups(
     if not trained:
         return [_empty_group(HIDDEN, (), algorithm, {} if lr is None else {"lr": lr})]
 
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    groups: dict[tuple[Role, Sequence[str]], dict[str, Any]] = {}
     for param, name in trained.items():
         role = deciding.role(param)
         patterns = tuple(pattern for pattern in overrides if fnmatchcase(name, pattern))
@@ -113,9 +113,13 @@ def param_groups(
             options = {option: value for option, value in settled.items() if value is not None} | changes
             groups[key] = _empty_group(role, patterns, chosen, options)
         groups[key]["params"].append((name, param))
-    # Tools show the learning rate of the first group.
-    in_order = sorted(groups, key=lambda key: (not key[0].is_hidden_matrix, bool(key[1]), key[0].view is not None))
-    result = _with_unique_names([groups[key] for key in in_order])
+
+    def place(key: tuple[Role, Sequence[str]]) -> tuple[bool, ...]:
+        role, patterns = key
+        return groups[key]["algorithm"] != algorithm, not role.is_hidden_matrix, bool(patterns)
+
+    # Hidden matrices come first, as tools show the lr of the first group.
+    result = _with_unique_names([groups[key] for key in sorted(groups, key=place)])
     _check_all_placed(model, result)
     return result
 
@@ -149,15 +153,13 @@ def _check_all_placed(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> 
 
 
 def _empty_group(role: Role, patterns: Sequence[str], algorithm: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return a param group without parameters. Its reason tells what its name leaves out: view and overrides."""
+    """Return a param group without parameters, named by its role. All that is special about it is in its reason."""
     given = options.pop("view", None)
     view = {} if given is None else {"view": MatrixView.of(given)}
-    more = [f"as {value}" for value in view.values()]
-    more += [f"override {', '.join(patterns)}"] if patterns else []
     return {
         "params": [],
         "name": role.name,
-        "reason": "; ".join([role.reason, *more]),
+        "reason": "; ".join([role.reason, *map(str, view.values()), *(f"override {text!r}" for text in patterns)]),
         "algorithm": algorithm,
         **options,
         **view,
@@ -165,7 +167,7 @@ def _empty_group(role: Role, patterns: Sequence[str], algorithm: str, options: d
 
 
 def _with_unique_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Number the groups whose names are the same. Some tools take letters, digits and spaces alone in a name."""
+    """Number the groups of one name, from the second on. Names are plain words, which any logger takes."""
     taken: Counter[str] = Counter()
     for group in groups:
         name = group["name"]

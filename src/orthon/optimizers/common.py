@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.algorithms import RULES
+from orthon.algorithms.names import mistaken
 from orthon.machines import Machine
 from orthon.model.distributed import ranks_of_frozen, replicas_of, warn_if_idle
 from orthon.model.routing import param_groups
@@ -18,7 +19,7 @@ from orthon.sharding.matrix_view import MatrixView
 DEFAULT_LR: float = RULES["dion"].options["lr"].default
 
 # Options of the whole optimizer. All others may differ between param groups.
-_OF_THE_OPTIMIZER = ("nonfinite", "replicas", "sync_gradients", "machine", "wave_memory")
+_OF_THE_OPTIMIZER = ("nonfinite", "replicas", "sync_gradients", "machine", "wave_memory", "others")
 
 
 class CommonOptions(TypedDict, total=False):
@@ -31,8 +32,8 @@ class CommonOptions(TypedDict, total=False):
             one-element tensor.
         cautious_weight_decay: whether only those entries decay that the update does not make larger
             (arXiv 2510.12402). It takes time, because updates of low rank must be formed as whole matrices.
-        lr_scale: the factor of lr that depends on the shape of the matrix, explained in
-            `orthon.algorithms.lr_scale.lr_factor`: "spectral_unclamped", "original", "match_rms_adamw" or "none".
+        adjust_lr_fn: the factor of lr that depends on the shape of the matrix, explained in
+            `orthon.algorithms.adjusted_lr.lr_factor`: "spectral_unclamped", "original", "match_rms_adamw" or "none".
         betas: decay rates of AdamW and of Lion, for the parameters that these update.
         eps: of AdamW, and of the second moments of rows in NorMuon and Dion3. Keeps them from dividing by zero.
         state_dtype: dtype of momentum and factors. None is the weight's own. Norms and factorizations are computed in
@@ -57,11 +58,17 @@ class CommonOptions(TypedDict, total=False):
             `Machine`. It decides who works on what, and never what is computed. None looks at the device.
         wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several
             work together; one matrix, if that is more. None is a sixteenth of the device's memory.
+        others: the algorithm for those parameters that are no matrices, such as "adamw", in groups that name none:
+            vectors, and what has more than two dims. They have the options of their group, also its lr. It is for
+            programs that call the class with `model.parameters()`; `for_model` knows more about a
+            model, such as which matrices are embeddings. None refuses such parameters.
+        foreach: how AdamW computes, as in torch.optim. It has no effect on the other algorithms.
+        fused: how AdamW computes, as in torch.optim. It has no effect on the other algorithms.
     """
 
     weight_decay: float | Tensor
     cautious_weight_decay: bool
-    lr_scale: str
+    adjust_lr_fn: str
     betas: tuple[float, float]
     eps: float
     state_dtype: torch.dtype | None
@@ -74,6 +81,9 @@ class CommonOptions(TypedDict, total=False):
     sync_gradients: bool
     machine: Machine | str | None
     wave_memory: float | None
+    others: str | None
+    foreach: bool | None
+    fused: bool | None
 
 
 SHARED = CommonOptions.__annotations__
@@ -99,7 +109,8 @@ class NamedOptimizer(MixedOptimizer):
         }
         if unknown := options.keys() - own.keys() - SHARED.keys():
             allowed = ", ".join(sorted({"lr", *own, *SHARED}))
-            names = ", ".join(map(repr, sorted(unknown)))
+            known = {*own, *SHARED}
+            names = ", ".join(f"{name!r}{mistaken(name, None, known)}" for name in sorted(unknown))
             raise TypeError(f"{type(self).__name__}: unexpected keyword argument {names}; it takes {allowed}")
         of_groups = {"lr": lr, **own, **options}
         of_all = {name: of_groups.pop(name) for name in _OF_THE_OPTIMIZER if name in of_groups}

@@ -1,74 +1,67 @@
 """Param groups: checked as a whole before anything changes, with all options filled in."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from orthon.algorithms import RULES, Rule
-from orthon.algorithms.options import SCHEDULER_KEYS
+from orthon.algorithms import RULES
+from orthon.algorithms.names import mistaken
+from orthon.algorithms.rule import rule_for
 from orthon.sharding import check_placements
-from orthon.sharding.matrix_view import MatrixView
-from orthon.step.capture import check_options
 from orthon.step.names import parameter_names
-
-# What a param group may hold beside the options of its rule.
-_GROUP_KEYS = {"params", "param_names", "name", "reason", "algorithm", *SCHEDULER_KEYS}
+from orthon.step.options import OptionCheck, plain_options, rule_of
 
 
-def check_defaults(algorithm: str, options: Mapping[str, Any], owner: str) -> None:
-    """Raise a ValueError or TypeError for an option that no algorithm has, or that has a value that is not allowed."""
-    rules = [rule_of(algorithm, owner), *RULES.values()]
+def check_defaults(algorithm: str, options: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Return an optimizer's options as its param groups keep them.
+
+    Raises:
+        TypeError, ValueError: for an option that no algorithm has, or that has a value that is not allowed.
+    """
+    main, checked = rule_of(algorithm, owner), {}
     for name, value in options.items():
-        known = [rule.options[name] for rule in rules if name in rule.options]
+        known = [rule.options[name] for rule in (main, *RULES.values()) if name in rule.options]
         if not known:
-            raise ValueError(f"{owner}: unknown option {name!r}; no algorithm has it")
-        known[0].check(name, value, owner)
+            raise ValueError(
+                f"{owner}: unknown option {name!r}{mistaken(name, None, main.options)}; no algorithm has it"
+            )
+        checked[name] = known[0].check(name, value, owner)
+    return checked
 
 
-def completed(
-    given: object, others: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any], *, nonfinite: str, owner: str
-) -> dict[str, Any]:
+def shown_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an optimizer as other programs read them, in `defaults`."""
+    main = RULES[given["algorithm"]].options
+    first_beta = given["betas"][0] if "betas" in given else main["betas"].default[0] if "betas" in main else 0.0
+    momentum = main["momentum"].default if "momentum" in main else first_beta
+    shown = {"lr": main["lr"].default, "momentum": momentum, **given}
+    return plain_options({name: value for name, value in shown.items() if name != "betas"})
+
+
+def completed(given: object, others: Sequence[Mapping[str, Any]], check: OptionCheck) -> dict[str, Any]:
     """Return a param group with all its options.
 
     Args:
         given: the group, as the user gives it. It is not changed.
         others: the groups that there are already.
-        defaults: of the optimizer.
-        nonfinite: of the optimizer.
-        owner: the optimizer, for errors.
+        check: of the optimizer's options.
 
     Raises:
         TypeError, ValueError, NotImplementedError: for a group, an option or a parameter that cannot be used.
     """
     if not isinstance(given, dict) or "params" not in given:
-        raise TypeError(f"{owner}: a param group should be a dict with 'params', but is {given!r}")
+        raise TypeError(f"{check.owner}: a param group should be a dict with 'params', but is {given!r}")
     group = dict(given)
-    label = f"{owner}: param group {group.get('name', len(others))!r}"
-    rule = rule_of(group.setdefault("algorithm", defaults["algorithm"]), label)
-    for key in group.keys() - _GROUP_KEYS:
-        if key not in rule.options:
-            allowed = ", ".join(sorted(rule.options))
-            raise ValueError(f"{label}: unknown option {key!r} for {rule.name}; it takes {allowed}")
-    for name, option in rule.options.items():
-        option.check(name, group.setdefault(name, defaults.get(name, option.default)), label)
-    check_options(group, nonfinite, label)
-    if group.get("view") is not None:
-        group["view"] = _view(group["view"], label)
-    _separate_names(group, label)
-    _check_parameters(group, rule, others, owner)
+    check.complete(group, len(others), by_schedule=False)
+    _separate_names(group, check.label(group, len(others)))
+    if not group["params"] and any("param_names" in other for other in others):
+        group["param_names"] = []  # torch wants names in all groups or in none
+    _check_parameters(group, others, check.owner)
     return group
 
 
-def rule_of(algorithm: object, where: str) -> Rule:
-    """Return the rule of this name, or raise a ValueError that `where` starts."""
-    if algorithm not in RULES:
-        allowed = ", ".join(map(repr, sorted(RULES)))
-        raise ValueError(f"{where}: algorithm should be one of {allowed}, but is {algorithm!r}")
-    return RULES[cast(str, algorithm)]
-
-
-def _check_parameters(group: dict[str, Any], rule: Rule, others: Sequence[Mapping[str, Any]], owner: str) -> None:
+def _check_parameters(group: dict[str, Any], others: Sequence[Mapping[str, Any]], owner: str) -> None:
     taken = {id(p) for other in others for p in other["params"]}
     *others_names, names = parameter_names([*others, group])
     taken_names = {name for of_other in others_names for name in of_other}
@@ -86,14 +79,7 @@ def _check_parameters(group: dict[str, Any], rule: Rule, others: Sequence[Mappin
             check_placements(param)
         except NotImplementedError as error:
             raise NotImplementedError(f"{where}: {error}") from error
-        rule.check_parameter(param, group, where)
-
-
-def _view(value: MatrixView | Mapping[str, Any], label: str) -> MatrixView:
-    try:
-        return MatrixView.of(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{label}: view: {error}") from error
+        rule_for(param, group).check_parameter(param, group, where)
 
 
 def _separate_names(group: dict[str, Any], label: str) -> None:
@@ -102,8 +88,6 @@ def _separate_names(group: dict[str, Any], label: str) -> None:
     if isinstance(params, set):
         raise TypeError(f"{label}: params should have an order, but is a set; give a list")
     params = [params] if isinstance(params, Tensor) else list(params)
-    if not params:
-        raise ValueError(f"{label}: params should hold at least one parameter, but is empty")
     named = [isinstance(p, tuple) for p in params]
     if any(named):
         if not all(named):

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from orthon.algorithms.options import choice, flag, number_or_none
 from orthon.linalg import factor_dtype
 from orthon.machines import Machine, named_machine
-from orthon.optimizers.groups import check_defaults, completed
+from orthon.optimizers.groups import check_defaults, completed, shown_defaults
 from orthon.optimizers.scaler_flag import step_decides
 from orthon.optimizers.wrapped import own_optimizer
 from orthon.saving.loading import fit_state
@@ -26,6 +26,7 @@ from orthon.step.capture import Capture, check_ranks
 from orthon.step.gates import Gates, nonfinite_error, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
+from orthon.step.options import OptionCheck, follow_momentum, rule_of_others
 from orthon.step.plan import Plan, Planner
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -60,6 +61,12 @@ class MixedOptimizer(torch.optim.Optimizer):
         wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several
             work together; one matrix, if that is more. None is a sixteenth of the device's memory. Three such waves
             are under way at a time.
+        others: the algorithm for those parameters of a group without an algorithm that are no matrices: vectors, and
+            what has more than two dims. They have the options of their group. None refuses them.
+
+    Attributes:
+        defaults: the options of groups that set none, as values that JSON has. "betas" is not among them, so that
+            torch's schedulers cycle "momentum" in all groups. AdamW and Lion take it for their first beta.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
@@ -76,6 +83,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         sync_gradients: bool = False,
         machine: Machine | str | None = None,
         wave_memory: float | None = None,
+        others: str | None = None,
     ) -> None:
         owner = type(self).__name__
         _NONFINITE.check("nonfinite", nonfinite, owner)
@@ -88,14 +96,17 @@ class MixedOptimizer(torch.optim.Optimizer):
         self.sync_gradients = sync_gradients
         _WAVE_MEMORY.check("wave_memory", wave_memory, owner)
         self.machine, self.wave_memory = named_machine(machine, owner), wave_memory
+        given = {"algorithm": algorithm, **check_defaults(algorithm, options, owner)}
+        if others is not None:
+            rule_of_others(others, owner)
+        self._check = OptionCheck(owner, given, nonfinite, others)
         self._beside: tuple[Ranks, torch.device] | None = None
         self._begin_anew()
         self._unconsolidated = False
         self._warned = False
-        check_defaults(algorithm, options, owner)
         if isinstance(params, Tensor):
-            raise TypeError(f"{type(self).__name__}: params should be an iterable of tensors, but is one tensor")
-        super().__init__(cast(Any, params), {"algorithm": algorithm, **options})
+            raise TypeError(f"{owner}: params should be an iterable of tensors, but is one tensor")
+        super().__init__(cast(Any, params), shown_defaults(given))
 
     def _begin_anew(self) -> None:
         """Forget all that is known from the steps before."""
@@ -106,7 +117,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         return Planner(
             self._replicas,
             sync_gradients=self.sync_gradients,
-            owner=type(self).__name__,
+            check=self._check,
             machine=machine,
             wave_memory=self.wave_memory,
             beside=self._beside,
@@ -137,8 +148,10 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options for them; everything is checked before anything changes."""
-        owner = type(self).__name__
-        group = completed(param_group, self.param_groups, self.defaults, nonfinite=self.nonfinite, owner=owner)
+        group = completed(param_group, self.param_groups, self._check)
+        for empty in self.param_groups:  # torch wants names in all groups or in none
+            if "param_names" in group and not empty["params"]:
+                empty.setdefault("param_names", [])
         options = group.keys() | {"params"}
         super().add_param_group(group)
         for key in self.defaults.keys() - options:
@@ -223,6 +236,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             )
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
+            follow_momentum(group)
             if isinstance(group.get("view"), MatrixView):  # as plain values, which any loader takes
                 group["view"] = group["view"].as_dict()
         return state_dict
@@ -262,6 +276,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             "sync_gradients": self.sync_gradients,
             "machine": self.machine,
             "wave_memory": self.wave_memory,
+            "_check": self._check,
             "_skipped": self._skipped,
             "_unconsolidated": self._unconsolidated,
             "_warned": self._warned,

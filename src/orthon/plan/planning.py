@@ -51,7 +51,7 @@ def plan(
         raise TypeError("plan: machine should be a name or an orthon.Machine, but is None")
     if not optimizers:
         raise ValueError("plan: optimizers should have at least one, but is empty")
-    rows = []
+    rows, ranks = [], 1  # an optimizer that sends nothing may know of this rank alone
     for done, (name, make) in enumerate(optimizers.items()):
         if progress is not None:
             progress(done, len(optimizers), name)
@@ -62,9 +62,10 @@ def plan(
             )
         planned = _Planned(name, optimizer, found)
         rows.append(planned.row())
+        ranks = max(ranks, planned.ranks)
     if progress is not None:
         progress(len(optimizers), len(optimizers), "")
-    return Plan(machine=found, ranks=planned.ranks, rows=tuple(rows))
+    return Plan(machine=found, ranks=ranks, rows=tuple(rows))
 
 
 class _Planned:

@@ -10,6 +10,7 @@ from orthon.machines import Machine
 from orthon.optimizers.mixed import MixedOptimizer
 from orthon.plan.recorder import Recorder
 from orthon.plan.tally import Tally
+from orthon.plan.usual_answers import UsualAnswers
 from orthon.sharding import Message, UnderWay, record_messages, run
 from orthon.step.batches import Wave
 from orthon.step.gradients import Gradients
@@ -59,14 +60,15 @@ class RecordedStep(DryRun[Trial]):
 
         In the first one, state moves to where a batch has it together.
         """
-        run([self.steps(wave)], at_once=1)
-        under_way = UnderWay(self.steps(wave))
-        segments, goes_on = [], True
-        with record_messages() as messages, Temporaries() as temporaries, Recorder(self._machine) as recorder:
-            while goes_on:
-                goes_on = under_way.go_on()
-                segments.append(Segment(recorder.taken(), tuple(messages)))
-                messages.clear()
+        with UsualAnswers():
+            run([self.steps(wave)], at_once=1)
+            under_way = UnderWay(self.steps(wave))
+            segments, goes_on = [], True
+            with record_messages() as messages, Temporaries() as temporaries, Recorder(self._machine) as recorder:
+                while goes_on:
+                    goes_on = under_way.go_on()
+                    segments.append(Segment(recorder.taken(), tuple(messages)))
+                    messages.clear()
         return Trial(tuple(segments), temporaries.bytes)
 
     def look_at_gradients(self) -> Trial:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from orthon.algorithms import RULES
-from orthon.algorithms.rule import FLOAT_DTYPES
+from orthon.algorithms.rule import FLOAT_DTYPES, rule_for
 from orthon.algorithms.state import Entry
-from orthon.saving.matching import kind_of, match
+from orthon.saving.matching import kind_of, match, saved_of_empty
 from orthon.saving.options import Group, merged_options, saved_options
 from orthon.sharding import Layouts, is_dtensor, local, on_meta, placed_like, relocated, takes_part
 from orthon.step.member import Member
@@ -61,7 +60,7 @@ def fit_state(
     names = parameter_names(groups)
     for index, (group, saved) in enumerate(zip(groups, match(state_dict, groups, where), strict=True)):
         label = f"{where}: param group {group.get('name', index)!r}"
-        options = saved_options(group, saved, label)
+        options = saved_options(group, saved or saved_of_empty(state_dict, groups, index), label)
         new_group = merged_options(group, options, label)
         new_groups.append(new_group)
         for name, param, its in zip(names[index], group["params"], saved, strict=True):
@@ -121,7 +120,7 @@ def _change(
 
 def _member(name: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
     """Return the parameter with these options, without storage."""
-    rule, layout = RULES[group["algorithm"]], layouts.of(param)
+    rule, layout = rule_for(param, group), layouts.of(param)
     matrices = layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
     return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False)
 

@@ -38,7 +38,7 @@ def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], wh
     _check_structure(state_dict, where)
     saved, state = state_dict["param_groups"], state_dict["state"]
     names = _names(saved)
-    if names is not None and all("param_names" in group for group in groups):
+    if names is not None and all("param_names" in group for group in groups if group["params"]):
         places = {
             name: Saved(name, group, state.get(key, {}))
             for group, of_group in zip(saved, names, strict=True)
@@ -57,6 +57,19 @@ def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], wh
     if sizes != expected:
         raise ValueError(f"{where}: its param groups should have {expected} parameters, but have {sizes}")
     return [[Saved(str(key), group, state.get(key, {})) for key in group["params"]] for group in saved]
+
+
+def saved_of_empty(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], index: int) -> list[Saved]:
+    """Return what was saved of a group without parameters: of that in its place, if it had none either.
+
+    Args:
+        state_dict: as for `match`, which has checked it.
+        groups: the param groups of the optimizer that loads it.
+        index: the position of the group.
+    """
+    saved = state_dict["param_groups"]
+    alike = len(saved) == len(groups) and not saved[index]["params"]
+    return [Saved(f"param_groups[{index}]", saved[index], {})] if alike else []
 
 
 def _check_structure(state_dict: Mapping[str, Any], where: str) -> None:
@@ -91,7 +104,7 @@ def _names(saved: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
     """
     result = []
     for group in saved:
-        names = group.get("param_names")
+        names = group.get("param_names") if group["params"] else []
         if not isinstance(names, list | tuple) or any(isinstance(key, str) for key in group["params"]):
             return None
         result.append([str(name) for name in names])

@@ -1,19 +1,22 @@
 """The options of a saved state: which of them a param group takes over."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor
 
-from orthon.algorithms import RULES
+from orthon.algorithms.names import OLD_ADJUST_LR_FN, check_keys
 from orthon.algorithms.options import SCHEDULER_KEYS
+from orthon.algorithms.rule import options_of
 from orthon.saving.matching import Saved
-from orthon.sharding.matrix_view import PLAIN, MatrixView
+from orthon.sharding.matrix_view import PLAIN
+from orthon.step.options import follow_momentum, view_of
 
 Group = dict[str, Any]
 
 # What a group holds beside options. In `state_dict()` these entries do not matter for the meaning of the state.
-_LABELS = {"params", "param_names", "name", "reason"}
+_LABELS = {"params", "param_names", "name", "reason", "others"}
 
 
 def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
@@ -27,32 +30,45 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
     Raises:
         TypeError, ValueError: if these are not one set of options, or not allowed for the group's algorithm.
     """
-    first, rule = saved[0], RULES[group["algorithm"]]
-    options = {key: value for key, value in first.group.items() if key not in _LABELS}
+    if not saved:  # nothing is known of a group without parameters
+        return {}
+    first, known = saved[0], options_of(group)
+    options = _options(first.group)
     for other in saved[1:]:
         if other.group is first.group:
             continue
-        for key in sorted((options.keys() | other.group.keys()) - _LABELS):
-            if not _same(options.get(key), other.group.get(key)):
-                raise ValueError(
-                    f"{label}: {key} should be one value, but was saved as {options.get(key)!r} for {first.name!r} and "
-                    f"as {other.group.get(key)!r} for {other.name!r}; put them into different groups"
-                )
+        others = _options(other.group)
+        for key in sorted(options.keys() | others.keys(), key=str):
+            if _same(options.get(key), others.get(key)):
+                continue
+            if key not in {"algorithm", "momentum", *known, *SCHEDULER_KEYS}:
+                options.pop(key, None)  # of somebody else; the group keeps what it has
+                continue
+            raise ValueError(
+                f"{label}: {key} should be one value, but was saved as {options.get(key)!r} for {first.name!r} and "
+                f"as {others.get(key)!r} for {other.name!r}; put them into different groups"
+            )
     if options.get("algorithm") != group["algorithm"]:
         raise ValueError(
             f"{label}: algorithm should be {group['algorithm']!r}, but was saved as {options.get('algorithm')!r}"
         )
-    known = {"algorithm", *rule.options, *SCHEDULER_KEYS, *group}
-    for key, value in options.items():
-        if key not in known:
-            raise ValueError(f"{label}: unknown saved option {key!r} for {rule.name}")
-        if key in rule.options:
-            rule.options[key].check(f"saved {key}", value, label)
+    if "others" in group:
+        options["others"] = group["others"]
+    follow_momentum(options)
+    check_keys(options, f"{label}: saved", by_schedule=True)
+    for key, option in known.items():
+        if key in options:
+            options[key] = option.check(f"saved {key}", options[key], label, by_schedule=True)
     if options.get("view") is not None:
-        try:
-            options["view"] = MatrixView.of(options["view"])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{label}: saved view: {error}") from error
+        options["view"] = view_of(options["view"], label, "saved view")
+    return options
+
+
+def _options(saved: Mapping[str, Any]) -> Group:
+    """Return what a saved group has beside its parameters, under the names of this version."""
+    options = {key: value for key, value in saved.items() if key not in _LABELS}
+    if isinstance(options.get(OLD_ADJUST_LR_FN), str):
+        options["adjust_lr_fn"] = options.pop(OLD_ADJUST_LR_FN)
     return options
 
 
@@ -62,16 +78,17 @@ def merged_options(group: Group, saved: Group, label: str) -> Group:
     Raises:
         ValueError: if an option differs that must be the same, as the state means something else otherwise.
     """
-    rule, result = RULES[group["algorithm"]], dict(group)
+    known, result = options_of(group), dict(group)
+    follow_momentum(result)  # what a new scheduler has set gives way to what is saved
     for key, value in saved.items():
-        how = rule.options[key].loaded if key in rule.options else "saved"
+        how = known[key].loaded if key in known else "saved"
         if how == "same" and value != group[key] and {None, PLAIN} != {value, group[key]}:  # no view is the plain one
             raise ValueError(
                 f"{label}: {key} should be {value!r}, as when the state was saved, but is {group[key]!r}; the state "
                 "means something else with another value"
             )
         if how == "saved":
-            result[key] = value.clone() if isinstance(value, Tensor) else value
+            result[key] = value.clone() if isinstance(value, Tensor) else deepcopy(value)
     return result
 
 

@@ -78,7 +78,7 @@ def make_grid(mesh: DeviceMesh | None, replicas: dist.ProcessGroup | None) -> Gr
     """Return the grid of a mesh and of the replicas that the user names.
 
     All ranks that hold a shard must call it in the same order. Replicas that are no axis of the mesh become the last
-    axis of the grid. They tell each other their ranks for that.
+    axis of the grid. If they have meshes, they tell each other the ranks of these.
 
     Args:
         mesh: None for plain parameters.
@@ -110,9 +110,10 @@ def make_grid(mesh: DeviceMesh | None, replicas: dist.ProcessGroup | None) -> Gr
             f"replicas should be an axis of the parameters' mesh, or ranks outside of it, but {sorted(named)} "
             f"has ranks {sorted(shared)} in common with the mesh {mesh}"
         )
-    grids: list[list[int] | int] = [[] for _ in named]
-    dist.all_gather_object(grids, grid.ranks.tolist(), group=replicas)
     place = dist.get_rank(replicas)
+    grids: list[list[int] | int] = [*named]
+    if mesh is not None:
+        dist.all_gather_object(grids, grid.ranks.tolist(), group=replicas)
     # The last axis, so that the axes of the mesh keep their numbers.
     ranks = torch.stack([torch.tensor(each) for each in grids], dim=-1)
     return Grid(ranks, (*grid.coordinate, place), (*grid.groups, replicas), ranks.ndim - 1)

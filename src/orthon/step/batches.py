@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-from orthon.algorithms.lr_scale import lr_factor
+from orthon.algorithms.adjusted_lr import lr_factor
 from orthon.machines import MACHINES, Machine
 from orthon.sharding import Layout, Stack
 from orthon.step.member import Member
@@ -99,7 +99,7 @@ class PlannedBatch:
     def scale(self) -> float:
         """The factor of lr that follows from the shape of the matrices; 1 for what is none."""
         first = self.pieces[0]
-        return lr_factor(first.member.group["lr_scale"], *first.layout.shape) if self.of_matrices else 1.0
+        return lr_factor(first.member.group["adjust_lr_fn"], *first.layout.shape) if self.of_matrices else 1.0
 
 
 # Batches that go together, and whose collectives are made together.

@@ -96,6 +96,8 @@ class Capture:
 
 def _check_rates(group: Group, where: str) -> None:
     """Raise a ValueError for a rate that is to change, but that a graph would keep as it is now."""
+    if not group["params"]:
+        return
     device = group["params"][0].device
     for name in ("lr", "weight_decay"):
         value = group[name]

@@ -11,16 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orthon.algorithms import RULES
+from orthon.algorithms.rule import rule_for
 from orthon.machines import Machine, as_machine
 from orthon.sharding import Layout, Layouts, Ranks, run, takes_part
 from orthon.step.agreement import Agreement
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
 from orthon.step.gradients import Gradients, take_gradients
+from orthon.step.known import KnownGroup
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.names import parameter_names
+from orthon.step.options import OptionCheck
 from orthon.step.prepare import make_states
 from orthon.step.update import update
 from orthon.step.waves import WAVE_MEMORY, sets_of_waves
@@ -29,9 +31,6 @@ States = MutableMapping[Tensor, dict[str, Any]]
 
 # Waves under way at the same time: the matrices of one arrive, and the results of another return, while one computes.
 AT_ONCE = 3
-
-# Options that schedulers change from step to step. Nothing in a plan depends on them.
-_CHANGING = {"lr", "weight_decay"}
 
 
 @dataclass(eq=False)
@@ -64,7 +63,7 @@ class Planner:
     Args:
         replicas: the ranks that train on other data, if the user names them.
         sync_gradients: whether each rank's gradients are its own. A missing one counts as zero then.
-        owner: the optimizer, for errors.
+        check: of the options, with the optimizer's name for errors.
         machine: on which the ranks run; None for what is found on this one.
         wave_memory: bytes that the matrices which one rank owns may take in a wave; None for a part of the device's.
         beside: the ranks that hold shards of frozen parameters beside these, and their device, if they are known.
@@ -75,16 +74,16 @@ class Planner:
         replicas: dist.ProcessGroup | None,
         *,
         sync_gradients: bool,
-        owner: str,
+        check: OptionCheck,
         machine: Machine | str | None = None,
         wave_memory: float | None = None,
         beside: tuple[Ranks, torch.device] | None = None,
     ) -> None:
         self.layouts = Layouts(replicas)
-        self._sync_gradients, self._owner = sync_gradients, owner
+        self._sync_gradients, self._check, self._owner = sync_gradients, check, check.owner
         self._machine, self._wave_memory, self._beside = machine, wave_memory, beside
         self._described: dict[Machine, dict[str, str]] = {}
-        self._known: list[_KnownGroup] = []
+        self._known: list[KnownGroup] = []
         self._members: list[Member] = []
         self._plan: Plan | None = None
         self._kinds: list[Any] = []  # of the gradients for which the batches were made
@@ -100,14 +99,14 @@ class Planner:
         It is the same list as before while nothing but gradients has changed.
 
         Raises:
-            TypeError, ValueError, NotImplementedError: for a parameter that cannot be updated.
+            TypeError, ValueError, NotImplementedError: for an option that has been changed to what is not allowed, or a
+                parameter that cannot be updated.
         """
         known = self._known[: len(groups)]
         for index, group in enumerate(groups):
             if index >= len(known) or not known[index].is_valid(group, self.layouts):
-                known[index : index + 1] = [
-                    _KnownGroup.of(group, list(self._made(parameter_names(groups)[index], group)))
-                ]
+                made = partial(self._made, parameter_names(groups)[index], group)
+                known[index : index + 1] = [KnownGroup(group, index, self._check, made)]
         if known != self._known:
             self._known, self._members = known, [member for of_group in known for member in of_group.members]
         take_gradients(self._members, self._owner)
@@ -186,10 +185,10 @@ class Planner:
         plan.is_new = False
 
     def _made(self, names: Sequence[str], group: dict[str, Any]) -> Iterator[Member]:
-        rule = RULES[group["algorithm"]]
         for name, param in zip(names, group["params"], strict=True):
             if not takes_part(param):
                 continue
+            rule = rule_for(param, group)
             try:
                 layout = self.layouts.of(param)
                 matrices = self.layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
@@ -218,42 +217,3 @@ class Planner:
             return self._agreed[1], self._plan is not None and self._plan.is_new
         self._agreed = key, Agreement(members, self._owner, self._beside)
         return self._agreed[1], True
-
-
-@dataclass(frozen=True, eq=False)
-class _KnownGroup:
-    """What a param group was when its members were made."""
-
-    group: dict[str, Any]
-    params: list[Tensor]
-    options: list[tuple[str, Any]]
-    members: list[Member]
-
-    @classmethod
-    def of(cls, group: dict[str, Any], members: list[Member]) -> "_KnownGroup":
-        """Return what is to be remembered of a group."""
-        names = ["algorithm", *(name for name in RULES[group["algorithm"]].options if name not in _CHANGING)]
-        return cls(group, list(group["params"]), [(name, group[name]) for name in names], members)
-
-    def is_valid(self, group: dict[str, Any], layouts: Layouts) -> bool:
-        """Return whether the members can be used again."""
-        if self.group is not group or len(self.params) != len(group["params"]):
-            return False
-        for name, value in self.options:
-            if group[name] != value:
-                return False
-        for old, new in zip(self.params, group["params"], strict=True):
-            if old is not new:
-                return False
-        for member in self.members:
-            if not _lies_as_before(member) and layouts.of(member.param) is not member.layout:
-                return False
-        return True
-
-
-def _lies_as_before(member: Member) -> bool:
-    """Return whether a parameter surely lies as its layout says. That is quick, and may miss some that do."""
-    param: Any = member.param
-    if type(param) is not member.type or param.device != member.layout.device:
-        return False
-    return bool(param.shape == member.layout.shape if member.spec is None else param._spec is member.spec)

@@ -19,15 +19,15 @@ Group = Mapping[str, Any]
 Reference = Callable[[Tensor, Tensor, State, Group], Tensor]
 
 
-def lr_factor(lr_scale: str, m: int, n: int) -> float:
+def lr_factor(adjust_lr_fn: str, m: int, n: int) -> float:
     """Return what lr is multiplied by for a matrix of this shape."""
-    if lr_scale == "spectral_unclamped":
+    if adjust_lr_fn == "spectral_unclamped":
         return math.sqrt(m / n)
-    if lr_scale == "original":
+    if adjust_lr_fn == "original":
         return math.sqrt(max(1, m / n))
-    if lr_scale == "match_rms_adamw":
+    if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(m, n))
-    assert lr_scale == "none"
+    assert adjust_lr_fn == "none"
     return 1.0
 
 
@@ -62,18 +62,18 @@ def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EX
     A.sub_(P @ R.mT, alpha=1 - group["momentum"])
     state["Q"] = Q
     update = Q @ P.mT if columns else P @ Q.mT
-    return descend(X, update, lr_factor(group["lr_scale"], m, n), group)
+    return descend(X, update, lr_factor(group["adjust_lr_fn"], m, n), group)
 
 
 def muon(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:
     """Make a step of Muon on a matrix."""
-    return descend(X, _polar_momentum(G, state, group, factors), lr_factor(group["lr_scale"], *X.shape), group)
+    return descend(X, _polar_momentum(G, state, group, factors), lr_factor(group["adjust_lr_fn"], *X.shape), group)
 
 
 def normuon(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:
     """Make a step of NorMuon on a matrix."""
     O = _of_one_size(_polar_momentum(G, state, group, factors), state["row_moment"], group)
-    return descend(X, O, lr_factor(group["lr_scale"], *X.shape), group)
+    return descend(X, O, lr_factor(group["adjust_lr_fn"], *X.shape), group)
 
 
 def _polar_momentum(G: Tensor, state: State, group: Group, factors: Factors) -> Tensor:
@@ -136,7 +136,7 @@ def _selected(
     A[rows] *= group["momentum"]
     update = torch.zeros_like(A, dtype=O.dtype)
     update[rows] = O
-    factor = lr_factor(group["lr_scale"], m, n)
+    factor = lr_factor(group["adjust_lr_fn"], m, n)
     if group["lr_scale_by_fraction"]:
         factor /= math.sqrt(group["fraction"])
     return descend(X, update.mT if m > n else update, factor, group)

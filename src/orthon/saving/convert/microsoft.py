@@ -25,7 +25,7 @@ _WHOLE_MATRICES = {
     "epsilon": NORM_EPS,
     "flatten": NO_EFFECT,  # except on the view, see `_view`
     "adjust_lr": Key(
-        "lr_scale",
+        "adjust_lr_fn",
         {"spectral_norm": "spectral_unclamped", "rms_norm": "match_rms_adamw", None: "none"},
         reason="is no shape factor of orthon (allowed: 'spectral_norm', 'rms_norm', None)",
         required=True,
@@ -84,7 +84,7 @@ _FORMATS = {
             "rank_multiple_of": same("rank_multiple_of"),
             "oversample": NO_EFFECT,
         },
-        options={"right_factor": "normalize", "power_iterations": 1, "lr_scale": "spectral_unclamped"},
+        options={"right_factor": "normalize", "power_iterations": 1, "adjust_lr_fn": "spectral_unclamped"},
         notes=("the number of power iterations is not in the file: one, their default",),
     ),
     "muon": Format(

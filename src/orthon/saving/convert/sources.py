@@ -65,7 +65,7 @@ _TORCH_MUON = Format(
         ),
         "eps": NORM_EPS,
         "adjust_lr_fn": Key(
-            "lr_scale",
+            "adjust_lr_fn",
             {None: "original", "original": "original", "match_rms_adamw": "match_rms_adamw"},
             reason="is no shape factor of torch's (allowed: None, 'original', 'match_rms_adamw')",
             required=True,
@@ -87,7 +87,7 @@ _KELLER_MUON = Format(
         "nesterov": _EARLIER,
         "ns_steps": _EARLIER,
     },
-    options={"ema": True, "nesterov": True, "polar": "newton_schulz", "polar_steps": 5, "lr_scale": "original"},
+    options={"ema": True, "nesterov": True, "polar": "newton_schulz", "polar_steps": 5, "adjust_lr_fn": "original"},
     notes=(
         _IN_BFLOAT16,
         "MuonWithAuxAdam on several processes sorts the parameters of its Muon groups by size, largest first; they are "
@@ -118,7 +118,7 @@ def _split_keller(group: Mapping[str, Any], states: States) -> list[NewGroup]:
             "their ratio, which is no shape factor of orthon; take its state out of it, so that it starts anew"
         )
     view = {"view": MatrixView().as_dict()} if any(len(shape) == 3 for shape in shapes.values()) else {}
-    flattened = {"view": MatrixView(kind="convolution").as_dict(), "lr_scale": "none"}
+    flattened = {"view": MatrixView(kind="convolution").as_dict(), "adjust_lr_fn": "none"}
     groups = [
         NewGroup("muon", group, {i: state for i, state in numbered.items() if i not in kernels}, view),
         NewGroup("muon", group, {i: numbered[i] for i in kernels}, flattened),
@@ -142,7 +142,7 @@ _MOONLIGHT_MUON = Format(
         "nesterov": same("nesterov"),
         "ns_steps": same("polar_steps"),
     },
-    options={"ema": False, "polar": "newton_schulz", "lr_scale": "match_rms_adamw"},
+    options={"ema": False, "polar": "newton_schulz", "adjust_lr_fn": "match_rms_adamw"},
     notes=(_IN_BFLOAT16,),
 )
 _MOONLIGHT_ADAMW = Format(

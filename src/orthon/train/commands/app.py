@@ -6,7 +6,7 @@ A command is imported only when it is called, so that the general help and error
 import importlib.metadata
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 
 from orthon.train.errors import UserError
@@ -59,6 +59,9 @@ def carry_out(words: Sequence[str]) -> None:
     """
     try:
         app(words)
+    except UnusedCliTokensError as error:
+        unused = " ".join(error.unused_tokens or ())
+        raise UserError(f"{unused!r} belongs to no setting: write --NAME before it; --help lists the names") from error
     except CycloptsError as error:
         cause = error.__cause__
         if isinstance(cause, ValidationError) and error.argument is not None:

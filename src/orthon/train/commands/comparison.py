@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
@@ -52,9 +53,15 @@ def parse_optimizer(label: str, same: Mapping[str, Any]) -> OptimizerConfig:
     Raises:
         UserError: The label is neither, or the fraction is not allowed.
     """
+    if "," in label:
+        raise UserError(f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {label!r}")
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):
-        raise UserError(f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {label!r}")
+        close = get_close_matches(name.lower(), get_args(OptimizerName), n=1)
+        raise UserError(
+            f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {label!r}"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
     settings: dict[str, Any] = {"name": name, **same}
     if colon:
         setting = FRACTIONS.get(name)  # type: ignore[call-overload]  # checked above

@@ -76,19 +76,23 @@ def crossovers(seconds: Mapping[str, Mapping[int, float]]) -> list[str]:
                 found.append(_rounded(low * (high / low) ** (before / (before - after))))
         if found:
             quicker, slower = (first, second) if points[0][1] < 0 else (second, first)
-            lines.append(_in_turns(quicker, slower, found))
+            lines.append(_in_turns(quicker, slower, found, least=points[0][0]))
     return lines
 
 
-def _in_turns(quicker: str, slower: str, at: list[str]) -> str:
+def _in_turns(quicker: str, slower: str, at: list[str], *, least: int) -> str:
     """Two optimizers that take turns.
 
     Args:
         quicker: The one that takes less time at first.
         slower: The other one.
         at: Numbers of GPUs at which they meet.
+        least: The least number of GPUs.
     """
-    text = f"below about {at[0]} GPUs {quicker} takes less time than {slower}"
+    where = f"below about {at[0]} GPUs"
+    if at[0] == _rounded(least):
+        where = f"on {least:,} GPU{'s' if least > 1 else ''}"
+    text = f"{where} {quicker} takes less time than {slower}"
     for place, until in enumerate(at[1:]):
         text += f", then {(slower, quicker)[place % 2]} up to about {until}"
     return f"{text}, above that {(slower, quicker)[(len(at) - 1) % 2]}"

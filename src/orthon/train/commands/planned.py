@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from orthon.plan.rows import Plan, PlanRow
 
 # Those of the picture.
-RANK_FRACTIONS = ("1", "1/2", "1/4", "1/8", "1/16", "1/32", "1/64")
+RANK_FRACTIONS = ("1", "1/4", "1/16", "1/64")
 
-LARGEST = 4  # times the number of GPUs that is asked for
+# From one number of GPUs to the next. The last one is so many times that which is asked for.
+STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,13 @@ class Planner:
         asked = self._config.mesh.dp_shard
         if not self._config.other_ranks:
             return [asked]
-        shards = [asked * 2**more for more in range(LARGEST.bit_length())]
-        while shards[0] % 2 == 0:
-            shards.insert(0, shards[0] // 2)
+        shards = [asked, STRIDE * asked]
+        while shards[0] % STRIDE == 0:
+            shards.insert(0, shards[0] // STRIDE)
         enough = [count for count in shards if self._bytes / (count * self._config.mesh.tp) <= self._machine.memory]
         if not enough:
             raise UserError(
-                f"{self.name} does not fit on {self._config.ranks} GPUs of {self._machine.name}, nor on {LARGEST} "
+                f"{self.name} does not fit on {self._config.ranks} GPUs of {self._machine.name}, nor on {STRIDE} "
                 f"times as many: weights and gradients take {self._bytes / 1e9:,.0f} GB; write --mesh.dp-shard "
                 f"{self._least_for_weights()} or more"
             )
@@ -148,17 +150,18 @@ class Planner:
     def _by_fraction(self, progress: PlanProgress, asked: "Plan") -> "dict[str, dict[float, PlanRow]]":
         """The rows of each rule at all rank fractions, on the mesh that is asked for."""
         rules = dict.fromkeys(config.name for config in self._optimizers.values() if config.name in FRACTIONS)
-        words = [f"{name}:{fraction}" for name in rules for fraction in RANK_FRACTIONS]
-        found: dict[str, dict[float, PlanRow]] = {name: {} for name in rules}
-        if words:
-            optimizers = {word: _optimizer(word) for word in words}
+        found: dict[str, dict[float, PlanRow]] = {}
+        for (word, config), row in zip(self._optimizers.items(), asked.rows, strict=True):
+            fraction = getattr(config, FRACTIONS[config.name]) if config.name in rules else 1.0
+            found.setdefault(config.name if config.name in rules else word, {})[fraction] = row
+        wanted = [(name, fraction) for name in rules for fraction in RANK_FRACTIONS]
+        missing = [f"{name}:{part}" for name, part in wanted if float(Fraction(part)) not in found[name]]
+        if missing:
+            optimizers = {word: _optimizer(word) for word in missing}
             made = self._plan(self._config.mesh.dp_shard, optimizers, progress, what="rank fractions")
             for config, row in zip(optimizers.values(), made.rows, strict=True):
                 found[config.name][getattr(config, FRACTIONS[config.name])] = row
-        for (word, config), row in zip(self._optimizers.items(), asked.rows, strict=True):
-            if config.name not in FRACTIONS:
-                found[word] = {1.0: row}
-        return found
+        return {name: dict(sorted(rows.items())) for name, rows in found.items()}
 
     def _plan(
         self, shards: int, optimizers: Mapping[str, OptimizerConfig], progress: PlanProgress, what: str = ""

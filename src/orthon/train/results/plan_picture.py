@@ -37,7 +37,7 @@ def plot_plan(
         by_ranks: By optimizer and number of GPUs.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.8), dpi=140, layout="constrained")
+        figure = Figure(figsize=(11, 5.4), dpi=140, layout="constrained")
         left, right = figure.subplots(1, 2)
         colors = dict(zip(by_ranks, cycle(COLORS)))
         _over_fractions(left, by_fraction, colors)
@@ -48,7 +48,7 @@ def plot_plan(
         fractions = {fraction for rows in by_fraction.values() for fraction in rows}
         ranks = sorted({count for rows in by_ranks.values() for count in rows})
         _on_logarithms(left, "over the rank fraction", "rank fraction", {f: str(Fraction(f)) for f in fractions})
-        _on_logarithms(right, "over the number of GPUs", "GPUs", {count: f"{count:,}" for count in ranks[::2]})
+        _on_logarithms(right, "over the number of GPUs", "GPUs", {count: f"{count:,}" for count in ranks})
         left.set_ylabel("time of an optimizer step (ms)")
         figure.savefig(path)
 
@@ -71,5 +71,5 @@ def _on_logarithms(axes: Axes, title: str, xlabel: str, ticks: Mapping[float, st
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     if ticks:
         axes.set_xticks(list(ticks), list(ticks.values()))
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+    if labels := axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(3, len(labels)))  # below: hides no line

@@ -10,14 +10,14 @@ _FACTORS: dict[str, Callable[[int, int], float]] = {
     "none": lambda m, n: 1.0,  # noqa: ARG005
 }
 
-LR_SCALES = tuple(_FACTORS)  # the first is the default
+ADJUST_LR_FNS = tuple(_FACTORS)  # the first is the default
 
 
-def lr_factor(lr_scale: str, m: int, n: int) -> float:
+def lr_factor(adjust_lr_fn: str, m: int, n: int) -> float:
     """Return the factor of the learning rate for an orthonormal update of shape (m, n).
 
     Args:
-        lr_scale: "spectral_unclamped", √(m/n): an update changes the RMS of the layer's output by at most lr
+        adjust_lr_fn: "spectral_unclamped", √(m/n): an update changes the RMS of the layer's output by at most lr
             times the RMS of its input, whatever the shape (arXiv 2504.05295, section 3);
             "original", √max(1, m/n): Keller Jordan's, and torch's default for Muon;
             "match_rms_adamw", 0.2·√max(m, n): the RMS of an update is 0.2, about AdamW's (arXiv 2502.16982);
@@ -25,4 +25,4 @@ def lr_factor(lr_scale: str, m: int, n: int) -> float:
         m: fan_out, the number of rows.
         n: fan_in, the number of columns.
     """
-    return _FACTORS[lr_scale](m, n)
+    return _FACTORS[adjust_lr_fn](m, n)

@@ -1,0 +1,111 @@
+"""A param group as it was when the last step looked at it: what has changed since is checked, and nothing else."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import is_, itemgetter
+from typing import Any
+
+from torch import Tensor
+
+from orthon.algorithms.rule import options_of
+from orthon.linalg.device import is_readable
+from orthon.sharding import Layouts
+from orthon.step.member import Member
+from orthon.step.options import OptionCheck, follow_momentum
+
+
+class KnownGroup:
+    """A param group, its parameters, and the values of its options.
+
+    Args:
+        group: the group, with all options.
+        index: its position.
+        check: of its options.
+        made: returns its members.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: for an option or a parameter that cannot be used.
+    """
+
+    def __init__(
+        self, group: dict[str, Any], index: int, check: OptionCheck, made: Callable[[], Iterable[Member]]
+    ) -> None:
+        self.group = group
+        check.complete(group, index, by_schedule=True)
+        self.members = list(made())
+        self._where = check.label(group, index)
+        self._params = list(group["params"])
+        self._size = len(group)
+        self._options = options_of(group)
+        chosen = [name for name in ("algorithm", "others") if name in group]
+        names = [name for name, option in self._options.items() if not option.scheduled]
+        self._fixed = _Seen([*chosen, *names], group)
+        self._scheduled = _Seen([name for name, option in self._options.items() if option.scheduled], group)
+
+    def is_valid(self, group: dict[str, Any], layouts: Layouts) -> bool:
+        """Return whether the members can be used again, after checking what a scheduler has changed.
+
+        Raises:
+            TypeError, ValueError: for a value of a scheduler that is not allowed.
+        """
+        if self.group is not group or len(self._params) != len(group["params"]):
+            return False
+        if "betas" in self._options and "momentum" in group:
+            follow_momentum(group)
+        try:
+            for _, value, now in self._fixed.changes(group):
+                if type(now) is not type(value) or now != value:
+                    return False
+            if changes := self._scheduled.changes(group):
+                for name, value, now in changes:
+                    # A tensor may have changed in place.
+                    if now is not value or (isinstance(now, Tensor) and is_readable(now)):
+                        group[name] = self._options[name].check(name, now, self._where, by_schedule=True)
+                self._scheduled.look(group)
+        except KeyError:  # an option has been taken away
+            return False
+        if len(group) != self._size:
+            return False
+        for old, new in zip(self._params, group["params"], strict=True):
+            if old is not new:
+                return False
+        for member in self.members:
+            if not _lies_as_before(member) and layouts.of(member.param) is not member.layout:
+                return False
+        return True
+
+
+class _Seen:
+    """Values of some options when somebody looked at them.
+
+    Args:
+        names: of the options, at least two.
+        group: the param group.
+    """
+
+    def __init__(self, names: Sequence[str], group: Mapping[str, Any]) -> None:
+        self._names, self._get = names, itemgetter(*names)
+        self.look(group)
+
+    def look(self, group: Mapping[str, Any]) -> None:
+        """Remember the values that there are now."""
+        self._values = self._get(group)
+        self._may_change = any(isinstance(value, Tensor) for value in self._values)
+
+    def changes(self, group: Mapping[str, Any]) -> Iterable[tuple[str, Any, Any]]:
+        """Return () if all values are those of the last look; else name, value then, and value now of each.
+
+        Raises:
+            KeyError: for an option that is not there.
+        """
+        now = self._get(group)
+        if not self._may_change and all(map(is_, self._values, now)):
+            return ()
+        return zip(self._names, self._values, now, strict=True)
+
+
+def _lies_as_before(member: Member) -> bool:
+    """Return whether a parameter surely lies as its layout says. That is quick, and may miss some that do."""
+    param: Any = member.param
+    if type(param) is not member.type or param.device != member.layout.device:
+        return False
+    return bool(param.shape == member.layout.shape if member.spec is None else param._spec is member.spec)

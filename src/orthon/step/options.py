@@ -1,0 +1,125 @@
+"""The options of param groups: filled in, checked, and followed where schedulers change them."""
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from orthon.algorithms import RULES, Rule
+from orthon.algorithms.names import check_keys
+from orthon.algorithms.options import plain_number
+from orthon.algorithms.rule import options_of
+from orthon.sharding.matrix_view import MatrixView
+from orthon.step.capture import check_options
+
+Options = MutableMapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OptionCheck:
+    """What an optimizer knows about the options of its groups.
+
+    Attributes:
+        owner: the optimizer, for errors.
+        given: values for the groups that do not set them, each where the group's rule has it.
+        nonfinite: of the optimizer when it was made.
+        others: the algorithm for what is no matrix in groups that name no algorithm; None if there is none.
+    """
+
+    owner: str
+    given: Mapping[str, Any]
+    nonfinite: str
+    others: str | None = None
+
+    def label(self, group: Mapping[str, Any], index: int) -> str:
+        """Return how errors call a group."""
+        return f"{self.owner}: param group {group.get('name', index)!r}"
+
+    def complete(self, group: Options, index: int, *, by_schedule: bool) -> None:
+        """Fill in the options that a group lacks, and check all of them.
+
+        Args:
+            group: the group. Numbers of any kind become Python's own in it.
+            index: its position.
+            by_schedule: whether schedulers have been at work on the group, whose rounding and whose keys are taken.
+
+        Raises:
+            TypeError, ValueError: for an option that cannot be used.
+        """
+        where = self.label(group, index)
+        if "algorithm" not in group:
+            group["algorithm"] = self.given["algorithm"]
+            if self.others is not None:
+                group.setdefault("others", self.others)
+        rule_of(group["algorithm"], where)
+        if group.get("others") is not None:
+            rule_of_others(group["others"], where)
+        if by_schedule:
+            follow_momentum(group)
+        check_keys(group, where, by_schedule=by_schedule)
+        for name, option in options_of(group).items():
+            value = group.setdefault(name, self.given.get(name, option.default))
+            group[name] = option.check(name, value, where, by_schedule=by_schedule)
+        if not by_schedule:  # later, a capture looks at them
+            check_options(group, self.nonfinite, where)
+        if group.get("view") is not None:
+            group["view"] = view_of(group["view"], where)
+
+
+def rule_of(algorithm: object, where: str) -> Rule:
+    """Return the rule of this name, or raise a ValueError that `where` starts."""
+    if not isinstance(algorithm, str) or algorithm not in RULES:
+        allowed = ", ".join(map(repr, sorted(RULES)))
+        raise ValueError(f"{where}: algorithm should be one of {allowed}, but is {algorithm!r}")
+    return RULES[algorithm]
+
+
+def rule_of_others(algorithm: object, where: str) -> Rule:
+    """Return the rule for parameters that are no matrices, or raise a ValueError that `where` starts."""
+    rule = RULES.get(algorithm) if isinstance(algorithm, str) else None
+    if rule is None or rule.work.takes_matrices:
+        allowed = ", ".join(repr(name) for name in sorted(RULES) if not RULES[name].work.takes_matrices)
+        raise ValueError(f"{where}: others should be None or one of {allowed}, but is {algorithm!r}")
+    return rule
+
+
+def follow_momentum(group: Options) -> None:
+    """Take the momentum that a scheduler has set for the first beta, where there are betas.
+
+    OneCycleLR and CyclicLR set one of the two in all groups. They set "momentum" in those of Orthon's optimizers.
+    """
+    rule = RULES.get(group["algorithm"])
+    if rule is None or "momentum" not in group:
+        return
+    if "momentum" not in rule.options and "betas" in rule.options:
+        _, second = group.get("betas", rule.options["betas"].default)
+        group["betas"] = group.pop("momentum"), second
+    elif "others" in group and "betas" in group and "max_momentum" in group:  # of such a scheduler
+        first, second = group["betas"]
+        if first != group["momentum"]:
+            group["betas"] = group["momentum"], second
+
+
+def view_of(value: MatrixView | Mapping[str, Any], where: str, called: str = "view") -> MatrixView:
+    """Return a view that is perhaps given by its attributes; errors say where, and what it is `called`."""
+    try:
+        return MatrixView.of(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {called}: {error}") from error
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as values that JSON has."""
+    return {name: _plain(value) for name, value in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, MatrixView):
+        return _plain(value.as_dict())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    number = plain_number(value)
+    return number if isinstance(number, int | float) else str(value).removeprefix("torch.")
