@@ -55,5 +55,5 @@ def explain(optimizer: torch.optim.Optimizer, *, machine: Machine | str | None =
         here=found[me],
         most_work=found[most_work],
         most_bytes=max(found.values(), key=lambda share: share.sent + share.received),  # of equals this rank
-        note=unknown_replicas(members, known=optimizer.replicas_known),
+        note=unknown_replicas(members, known=optimizer._replicas is not None),
     )

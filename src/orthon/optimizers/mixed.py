@@ -1,7 +1,6 @@
 """The torch.optim.Optimizer: param groups, state, and what a step is."""
 
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast, overload
 
@@ -12,17 +11,17 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.algorithms.options import choice, flag, number_or_none
-from orthon.linalg import factor_dtype
 from orthon.machines import Machine, named_machine
+from orthon.optimizers.beside_steps import make_equal, warn_of_no_gradients
 from orthon.optimizers.groups import check_defaults, completed, shown_defaults
 from orthon.optimizers.scaler_flag import step_decides
 from orthon.optimizers.wrapped import own_optimizer
 from orthon.saving.loading import fit_state
-from orthon.sharding import Ranks, Step, local, run
+from orthon.sharding import Ranks
 from orthon.sharding.matrix_view import MatrixView
 from orthon.sharding.replicas import replica_group
 from orthon.step.batches import Wave
-from orthon.step.capture import Capture, check_ranks
+from orthon.step.capture import Capture, check_ranks, is_capturing
 from orthon.step.gates import Gates, nonfinite_error, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
@@ -102,8 +101,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._check = OptionCheck(owner, given, nonfinite, others)
         self._beside: tuple[Ranks, torch.device] | None = None
         self._begin_anew()
-        self._unconsolidated = False
-        self._warned = False
+        self._unconsolidated = self._warned = False
         if isinstance(params, Tensor):
             raise TypeError(f"{owner}: params should be an iterable of tensors, but is one tensor")
         super().__init__(cast(Any, params), shown_defaults(given))
@@ -123,16 +121,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             beside=self._beside,
         )
 
-    @property
-    def replicas_known(self) -> bool:
-        """Whether it has been told which ranks train copies of the parameters."""
-        return self._replicas is not None
-
     def work_beside(self, ranks: Ranks, device: torch.device) -> None:
-        """Tell the ranks that hold shards of what is frozen beside the parameters, before the first step.
-
-        Plain parameters that train beside those are copies. Their gradients are compared on these ranks.
-        """
+        """Tell the ranks that hold shards of what is frozen. Plain parameters beside it are taken for copies there."""
         self._beside = ranks, device
         self._begin_anew()
 
@@ -181,12 +171,16 @@ class MixedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plan = self._planner.plan(self.param_groups, self.state)
-        capture = self._capture(plan.members) if is_capturing() else None
+        capture = None
+        if is_capturing():  # what must still hold at the end
+            warm, owner = self._skipped is not None, type(self).__name__
+            capture = Capture(self.param_groups, self.nonfinite, plan.members, self.state, warm=warm, owner=owner)
         scale = LossScale(getattr(self, "found_inf", None), getattr(self, "grad_scale", None))
         gates = self._gates(plan, scale)
         is_new = plan.is_new
-        if plan.members and not plan.sets:
-            self._warn_of_no_gradients()
+        if plan.members and not plan.sets and not self._warned:
+            self._warned = True
+            warn_of_no_gradients(type(self).__name__)
         if is_new:
             check_ranks(plan.members, type(self).__name__)
             plan.agreement.check_copies(plan.members)
@@ -199,28 +193,13 @@ class MixedOptimizer(torch.optim.Optimizer):
             capture.check_state()
         return loss
 
-    def _warn_of_no_gradients(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{type(self).__name__}: no parameter has a gradient, so step() changes nothing; if parameters have "
-                "been replaced or frozen since the optimizer was made, as fully_shard and PEFT do, make it after that",
-                stacklevel=5,
-            )
-
     def consolidate(self) -> None:
         """Make the state of the replicas equal, which compressed synchronization leaves different.
 
-        All ranks must call it, before `state_dict`. Training goes on with the same updates as without. Inside wrappers,
-        `orthon.consolidate(optimizer)` finds the optimizer.
+        All ranks must call it, before `state_dict`. Training goes on with the same updates as without.
         """
         optimizer = own_optimizer(self, "consolidate")  # Lightning's wrappers take on this class
-        for member in optimizer.members():
-            if member.differs and optimizer.state.get(member.param):
-                for key in member.own_state:
-                    own = local(optimizer.state[member.param][key])
-                    mean = own.to(factor_dtype(own.dtype)) / member.layout.replicas.size
-                    run([[_into(own, member.layout.replicas.sum(mean))]], at_once=1)
+        make_equal(optimizer.members(), optimizer.state)
         optimizer._unconsolidated = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,12 +258,11 @@ class MixedOptimizer(torch.optim.Optimizer):
             "_check": self._check,
             "_skipped": self._skipped,
             "_unconsolidated": self._unconsolidated,
-            "_warned": self._warned,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._replicas = self._beside = None
+        self._replicas, self._beside, self._warned = None, None, False
         self._begin_anew()
 
     def members(self) -> list[Member]:
@@ -305,11 +283,6 @@ class MixedOptimizer(torch.optim.Optimizer):
         """Return the machine on which a parameter is, as far as plans are concerned."""
         return self._planner.machine(member.layout)
 
-    def _capture(self, members: list[Member]) -> Capture:
-        """Return what must still hold at the end of a step that is being captured. Raise for what does not hold now."""
-        warm, owner = self._skipped is not None, type(self).__name__
-        return Capture(self.param_groups, self.nonfinite, members, self.state, warm=warm, owner=owner)
-
     def _gates(self, plan: Plan, scale: LossScale) -> Gates:
         """Return for each device whether to make the step; raise where gradients with infinities or NaNs are errors."""
         if self.nonfinite == "raise" and scale.found_inf is None:
@@ -325,12 +298,3 @@ class MixedOptimizer(torch.optim.Optimizer):
                 self._skipped = torch.zeros((), dtype=torch.int64, device=shut.device)
             self._skipped += shut
         return gates
-
-
-def is_capturing() -> bool:
-    """Return whether the current stream is captured into a CUDA graph."""
-    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
-
-
-def _into(target: Tensor, step: Step[Tensor]) -> Step[None]:
-    target.copy_((yield from step))

@@ -32,7 +32,7 @@ def replica_group(replicas: ProcessGroup | DeviceMesh | str | None, owner: str) 
     if cast(object, replicas) is dist.GroupMember.NON_GROUP_MEMBER:  # what new_group returns to the others
         raise ValueError(f"{owner}: replicas should include this rank, {dist.get_rank()}, but is a group of others")
     if not isinstance(replicas, ProcessGroup):
-        raise TypeError(f"{owner}: replicas should be a process group, a device mesh or 'world', but is {replicas!r}")
+        raise TypeError(f"{owner}: replicas should be a process group or a device mesh, but is {replicas!r}")
     return replicas
 
 
