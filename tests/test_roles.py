@@ -1,8 +1,6 @@
 """Which parameter gets which rule: names, wrappers, parametrizations, bare parameters, and stages of a pipeline."""
 
-import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
-from orthon import Dion, Muon, explain, param_groups
+from orthon import Dion, explain, param_groups
 
 D = 8
 MATRIX, SCALAR = "dion", "adamw"
@@ -215,187 +213,6 @@ def test_parametrized_attention_keeps_its_views() -> None:
     assert group["view"].blocks == 6
     output = group_of(model, "attn.out_proj.parametrizations.weight.original", per_head=True)
     assert (output["view"].blocks, output["view"].side) == (2, "columns")
-
-
-# --- bare parameters ---
-
-BARE = {
-    "A_log": (D, 4),
-    "time_decay": (2, D),
-    "latents": (6, D),
-    "latents_3d": (2, 6, D),
-    "query_tokens": (1, 6, D),
-    "prompts": (4, 6, D),
-    "pos_embed": (1, 9, D),
-    "position_table": (9, D),
-    "relative_position_bias_table": (9, D),
-    "scale_shift_table": (6, D),
-    "class_queries": (3, 4, D),
-    "one_row": (1, D),
-    "mixing": (D, D),
-}
-
-
-@pytest.mark.parametrize("leaf", BARE)
-def test_bare_parameters_are_no_hidden_matrices(leaf: str) -> None:
-    model = nn.Module()
-    model.inner, model.deep = nn.Linear(D, D), nn.Module()
-    for module in (model, model.deep):
-        module.register_parameter(leaf, nn.Parameter(torch.ones(BARE[leaf])))
-    for name in (leaf, f"deep.{leaf}"):
-        group = group_of(model, name)
-        assert (group["algorithm"], group["weight_decay"]) == (SCALAR, 0.0)
-        assert group["reason"]
-    if len(BARE[leaf]) == 2 and group["name"] == "other parameters":
-        assert "override its algorithm" in group["reason"]
-        chosen = group_of(model, f"deep.{leaf}", overrides={f"deep.{leaf}": {"algorithm": "dion"}}, lr=0.25)
-        assert (chosen["algorithm"], chosen["weight_decay"], chosen["lr"]) == (MATRIX, 0.5, 0.25)
-
-
-def test_bare_parameters_in_lists_and_dicts() -> None:
-    model = nn.ModuleDict(
-        {
-            "list": nn.ParameterList([nn.Parameter(torch.ones(D, D))]),
-            "dict": nn.ParameterDict({"weight": nn.Parameter(torch.ones(D, D))}),
-            "inner": nn.Linear(D, D),
-        }
-    )
-    rules = found(model)
-    assert rules["list.0"][0] == rules["dict.weight"][0] == SCALAR
-    assert rules["inner.weight"][0] == MATRIX
-
-
-class ColumnParallel(nn.Module):
-    """A linear layer as Megatron has it, which is no nn.Linear."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.input_size, self.output_size = D, 2 * D
-        self.weight = nn.Parameter(torch.ones(2 * D, D))
-
-
-class BitLinear(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(2 * D, D))
-        self.table = nn.Parameter(torch.ones(2 * D, D))
-
-
-def test_layers_that_are_known_to_multiply() -> None:
-    model = nn.ModuleDict({"a": ColumnParallel(), "b": BitLinear(), "c": nn.LSTM(D, D), "d": nn.GRUCell(D, D)})
-    rules = found(model)
-    for name in ("a.weight", "b.weight", "c.weight_ih_l0", "c.weight_hh_l0", "d.weight_ih"):
-        assert rules[name] == (MATRIX, "hidden matrices")
-    assert rules["b.table"][0] == rules["c.bias_ih_l0"][0] == SCALAR
-
-
-def test_marks_against_weight_decay_are_honoured() -> None:
-    class Model(Net):
-        def no_weight_decay(self) -> set[str]:  # as models of timm have it
-            return {"inner.weight"}
-
-    model = Model()
-    model.head.weight._no_weight_decay = True  # as Mamba has it
-    for name, rule in (("inner.weight", MATRIX), ("head.weight", SCALAR)):
-        group = group_of(model, name)
-        assert (group["algorithm"], group["weight_decay"]) == (rule, 0.0)
-        assert "no weight decay" in group["reason"]
-    assert group_of(Around(model), "model.inner.weight")["weight_decay"] == 0.0
-    assert group_of(Net(), "inner.weight")["weight_decay"] == 0.5
-    assert group_of(model, "inner.weight", overrides={"inner.*": {"weight_decay": 0.25}})["weight_decay"] == 0.25
-
-
-# --- stages of a pipeline ---
-
-
-class Stage(nn.Module):
-    def __init__(self, *, first: bool = False, last: bool = False, **config: Any) -> None:
-        super().__init__()
-        self.layer = nn.Linear(D, D)
-        if first:
-            self.embed_tokens = nn.Embedding(32, D)
-        if last:
-            self.lm_head = nn.Linear(D, 32, bias=False)
-        self.config = SimpleNamespace(**config)
-
-
-def settings(model: nn.Module, name: str) -> dict[str, Any]:
-    kept = ("algorithm", "lr", "weight_decay", "name")
-    return {key: value for key, value in group_of(model, name).items() if key in kept}
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"tie_word_embeddings": True, "vocab_size": 32},
-        {"share_embeddings_and_output_weights": True},
-        {"enable_weight_tying": True},
-    ],
-)
-def test_both_ends_of_a_tied_weight_are_treated_alike(config: dict[str, Any]) -> None:
-    first, last = Stage(first=True, **config), Stage(last=True, **config)
-    assert settings(first, "embed_tokens.weight") == settings(last, "lm_head.weight")
-    both = Stage(first=True, last=True, **config)
-    both.lm_head.weight = both.embed_tokens.weight
-    assert settings(both, "embed_tokens.weight") == settings(last, "lm_head.weight")
-
-
-def test_the_weight_can_tell_that_it_is_tied() -> None:
-    last = Stage(last=True)
-    assert settings(last, "lm_head.weight")["weight_decay"] == 0.5
-    last.lm_head.weight.shared_embedding = True  # as Megatron does
-    assert settings(last, "lm_head.weight") == settings(Stage(first=True), "embed_tokens.weight")
-
-
-def test_heads_that_are_not_tied_decay() -> None:
-    tied = {"tie_word_embeddings": True}
-    assert settings(Stage(first=True, last=True, **tied), "lm_head.weight")["weight_decay"] == 0.5  # it has both
-    assert settings(Stage(last=True, **tied, vocab_size=77), "lm_head.weight")["weight_decay"] == 0.5  # a classifier's
-    assert settings(Stage(last=True, tie_word_embeddings=False), "lm_head.weight")["weight_decay"] == 0.5
-
-
-def test_stages_without_what_others_have_warn() -> None:
-    stage = nn.Sequential(nn.LayerNorm(D), nn.LayerNorm(D))
-    with pytest.warns(UserWarning, match="Dion.for_model: none of the 4 parameters of Sequential goes to 'dion'"):
-        Dion.for_model(stage)
-    with pytest.warns(UserWarning, match="the pattern 'lm_head.*' in overrides matches no parameter"):
-        optimizer = Dion.for_model(Stage(first=True), overrides={"lm_head.*": {"lr": 0.1}})
-    assert len(explain(optimizer).rows) == 3
-    with pytest.warns(UserWarning, match="Sequential has no parameters that require gradients"):
-        (group,) = param_groups(stage.requires_grad_(False), lr=0.25)
-    assert (group["params"], group["algorithm"], group["lr"], group["name"]) == ([], "dion", 0.25, "hidden matrices")
-    with pytest.warns(UserWarning, match="Sequential has no parameters that require gradients"):
-        optimizer = Dion.for_model(stage)
-    optimizer.step()
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert not explain(optimizer).rows
-
-
-def test_nothing_warns_without_need() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for model in (Net(), Stage(last=True), nn.Sequential(nn.Linear(D, D), nn.ReLU())):
-            Muon.for_model(model)
-
-
-def test_placeholders_and_flat_parameters_get_the_way_out() -> None:
-    model = nn.Linear(D, D)
-    for param in model.parameters():
-        param.data = torch.empty(0)
-        param.ds_id, param.ds_shape = 0, (D, D)  # as ZeRO stage 3 leaves it
-    with pytest.warns(UserWarning, match="as ZeRO stage 3 leaves them; shard the model with fully_shard"):
-        Dion.for_model(model)
-    flat = nn.Module()
-    flat.flat_param = nn.Parameter(torch.ones(72))
-    flat.flat_param._is_flat_param = True
-    with pytest.raises(NotImplementedError, match=r"'flat_param': is a flat parameter.*fully_shard\(model\)"):
-        Dion.for_model(flat)
-
-
-def test_a_lazy_module_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(D, D), nn.LazyLinear(4))
-    with pytest.raises(ValueError, match=r"parameter '1.weight': has no shape yet"):
-        param_groups(model)
 
 
 # --- names of groups ---
