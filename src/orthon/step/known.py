@@ -1,6 +1,6 @@
 """A param group as it was when the last step looked at it: what has changed since is checked, and nothing else."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import is_, itemgetter
 from typing import Any
 
@@ -36,10 +36,9 @@ class KnownGroup:
         self._params = list(group["params"])
         self._size = len(group)
         self._options = options_of(group)
-        chosen = [name for name in ("algorithm", "others") if name in group]
-        names = [name for name, option in self._options.items() if not option.scheduled]
-        self._fixed = _Seen([*chosen, *names], group)
-        self._scheduled = _Seen([name for name, option in self._options.items() if option.scheduled], group)
+        self._names = [name for name in ("algorithm", "others") if name in group] + list(self._options)
+        self._get = itemgetter(*self._names)
+        self._look()
 
     def is_valid(self, group: dict[str, Any], layouts: Layouts) -> bool:
         """Return whether the members can be used again, after checking what a scheduler has changed.
@@ -52,16 +51,10 @@ class KnownGroup:
         if "betas" in self._options and "momentum" in group:
             follow_momentum(group)
         try:
-            for _, value, now in self._fixed.changes(group):
-                if type(now) is not type(value) or now != value:
-                    return False
-            if changes := self._scheduled.changes(group):
-                for name, value, now in changes:
-                    # A tensor may have changed in place.
-                    if now is not value or (isinstance(now, Tensor) and is_readable(now)):
-                        group[name] = self._options[name].check(name, now, self._where, by_schedule=True)
-                self._scheduled.look(group)
+            now = self._get(group)
         except KeyError:  # an option has been taken away
+            return False
+        if (self._may_change or not all(map(is_, self._values, now))) and not self._takes(now):
             return False
         if len(group) != self._size:
             return False
@@ -73,34 +66,22 @@ class KnownGroup:
                 return False
         return True
 
+    def _takes(self, values: Sequence[Any]) -> bool:
+        """Return whether all that has changed are values of a scheduler, after checking these."""
+        for name, value, now in zip(self._names, self._values, values, strict=True):
+            option = self._options.get(name)
+            if option is None or not option.scheduled:
+                if type(now) is not type(value) or now != value:
+                    return False
+            elif now is not value or (isinstance(now, Tensor) and is_readable(now)):  # which may change in place
+                self.group[name] = option.check(name, now, self._where, by_schedule=True)
+        self._look()
+        return True
 
-class _Seen:
-    """Values of some options when somebody looked at them.
-
-    Args:
-        names: of the options, at least two.
-        group: the param group.
-    """
-
-    def __init__(self, names: Sequence[str], group: Mapping[str, Any]) -> None:
-        self._names, self._get = names, itemgetter(*names)
-        self.look(group)
-
-    def look(self, group: Mapping[str, Any]) -> None:
+    def _look(self) -> None:
         """Remember the values that there are now."""
-        self._values = self._get(group)
+        self._values = self._get(self.group)
         self._may_change = any(isinstance(value, Tensor) for value in self._values)
-
-    def changes(self, group: Mapping[str, Any]) -> Iterable[tuple[str, Any, Any]]:
-        """Return () if all values are those of the last look; else name, value then, and value now of each.
-
-        Raises:
-            KeyError: for an option that is not there.
-        """
-        now = self._get(group)
-        if not self._may_change and all(map(is_, self._values, now)):
-            return ()
-        return zip(self._names, self._values, now, strict=True)
 
 
 def _lies_as_before(member: Member) -> bool:
