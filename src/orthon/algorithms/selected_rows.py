@@ -18,7 +18,7 @@ from orthon.sharding import Extent, Layout, Step
 
 @dataclass(frozen=True)
 class SelectedRows(Work):
-    """The polar factor of a fraction of the rows; where m > n, columns take the place of the rows.
+    """The polar factor of a fraction of the rows, or of columns in their place, see `selects_columns`.
 
     Attributes:
         moments: whether the update is divided by moments of its rows, which takes memory.
@@ -33,6 +33,7 @@ class SelectedRows(Work):
         "momentum": number(0.95, "in [0, 1)", lambda v: 0 <= v < 1),
         "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
         "selection": choice("global", "local", "random"),
+        "selection_side": choice("short", "rows"),
     }
     needs = ("momentum",)
 
@@ -59,10 +60,10 @@ class SelectedRows(Work):
 
     def effort(self, route: str, layout: Layout, options: Group) -> Effort:
         """Return what the polar factor of the selected rows of one matrix takes."""
-        short, long = sorted(layout.shape)
+        count, length = _sides(layout.shape, options)
         whole = WholeMatrix().effort(route, layout, {**options, "polar_route": "owners"})
         steps, fraction = options["polar_steps"], float(options["fraction"])
-        flops = polar_flops(portion(options["fraction"], short), long, method=options["polar"], steps=steps)
+        flops = polar_flops(portion(options["fraction"], count), length, method=options["polar"], steps=steps)
         return Effort(flops, 0.0, fraction * whole.numbers)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
@@ -75,19 +76,31 @@ class SelectedRows(Work):
         """
         kept = options["state_dtype"] or dtype
         dtype = self.polar_dtype(kept, layout, options)
-        short, long = sorted(layout.shape)
-        k, side = portion(options["fraction"], short), 1 if layout.shape[0] > layout.shape[1] else 0
-        computing = polar_bytes(k, long, method=options["polar"], steps=options["polar_steps"], dtype=dtype)
+        count, length = _sides(layout.shape, options)
+        k, side = portion(options["fraction"], count), int(selects_columns(layout.shape, options))
+        computing = polar_bytes(k, length, method=options["polar"], steps=options["polar_steps"], dtype=dtype)
         is_ragged = bool(layout.cuts[side])
         of_one = (factor_dtype(dtype) if self.moments else dtype).itemsize
-        stepping = (k + (k if is_ragged or layout.device.type == "cpu" else short)) * of_one
+        stepping = (k + (k if is_ragged or layout.device.type == "cpu" else count)) * of_one
         sending = (3 if is_ragged and layout.cuts[1] else 2) * k * dtype.itemsize
         taking = 0 if is_ragged and options["selection"] != "local" else k * (kept.itemsize + dtype.itemsize)
-        return max(computing, float(long * max(taking, sending, stepping)))
+        return max(computing, float(length * max(taking, sending, stepping)))
 
     def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
         """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
         return dtype_of_polar(storage, layout, options)
+
+
+def selects_columns(shape: tuple[int, ...], options: Group) -> bool:
+    """Return whether columns of a matrix of this shape are selected, and not rows."""
+    m, n = shape
+    return bool(options["selection_side"] == "short" and m > n)
+
+
+def _sides(shape: tuple[int, ...], options: Group) -> tuple[int, int]:
+    """Return how many rows there are to select from, or columns, and how long each of them is."""
+    m, n = shape
+    return (n, m) if selects_columns(shape, options) else (m, n)
 
 
 @dataclass(frozen=True)
