@@ -143,7 +143,7 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
                 batch.memo["sizes"] = [span.length for span in layout.spans(0, layout.cuts[0])]
             sizes = batch.memo["sizes"]
             norms = (yield from layout.grid.along(layout.cuts[0]).gather(norms.unsqueeze(-1), sizes)).squeeze(-1)
-        chosen = norms.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        chosen = _comparable(norms).sort(dim=-1, descending=True, stable=True).indices[:, :k]
     chosen = chosen.sort(dim=-1).values  # (b, k)
 
     if not layout.cuts[0]:
@@ -159,6 +159,12 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     everywhere = [[i * m // k for i in range(k)]] * len(batch.names) if chosen.is_meta else chosen.tolist()
     mine = [[row - start for row in rows if start <= row < stop] for rows in everywhere]
     return Selection([torch.tensor(rows, dtype=torch.long, device=device) for rows in mine], k, layout, everywhere)
+
+
+def _comparable(norms: Tensor) -> Tensor:
+    """Return norms (b, m) of float64 in float32, those of each matrix times a power of two that brings them into it."""
+    top = torch.frexp(norms.amax(-1, keepdim=True)).exponent
+    return torch.ldexp(norms, -top).float()
 
 
 def _random_order(batch: Batch, m: int) -> Tensor:
