@@ -261,7 +261,7 @@ class MixedOptimizer(torch.optim.Optimizer):
     def _gates(self, plan: Plan, scale: LossScale) -> Gates:
         """Return for each device whether to make the step; raise where gradients with infinities or NaNs are errors."""
         if self.nonfinite == "raise" and scale.found_inf is None:
-            bad = plan.gradients.nonfinite()
+            bad = plan.gradients.unusable()
             if not plan.agreement.is_alone:
                 bad = plan.agreement.spread(plan.members, bad)
             if bad:

@@ -1,16 +1,23 @@
 """A parameter with all that a step has to know about it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from orthon.algorithms import Counter, Entry, Rule
 from orthon.algorithms.state import Entries
 from orthon.sharding import Layout, Matrices, Stack, is_dtensor
 from orthon.step.state import new_matrix_state, new_plain_state
+
+# How many times as large as a gradient a sum may become: the momentum of 20 steps, times the norm of a matrix of
+# 10,000 × 10,000 equal numbers.
+_ROOM = 2.0**18
 
 
 @dataclass(eq=False)
@@ -72,6 +79,20 @@ class Member:
         """The keys of its state that count the steps, and are counted for the rule."""
         entries = next(iter(self.entries.values()), {})
         return [key for key, entry in entries.items() if isinstance(entry, Counter) and entry.counted]
+
+    @cached_property
+    def limit(self) -> float:
+        """The largest number of a gradient whose sums stay finite, over steps and over matrices, and its squares.
+
+        In float16 the sums are clamped, and the squares are as in torch's own AdamW.
+        """
+        options = (self.group.get(key) for key in ("state_dtype", "product_dtype", "polar_dtype"))
+        dtypes = {self.param.dtype, *options} - {None, torch.float16}
+        most = min((torch.finfo(dtype).max for dtype in dtypes), default=torch.finfo(torch.float32).max)
+        entries = chain.from_iterable(of_stack.values() for of_stack in self.entries.values())
+        if any(isinstance(entry, Entry) and entry.of_squares for entry in entries):
+            most = math.sqrt(most)
+        return most / _ROOM
 
     def new_state(self, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return its state before the first step; what there is `given` of it remains."""
