@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin
 
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import SCHEDULER_KEYS, Group, Option
@@ -61,6 +62,13 @@ class Rule:
 
     def check_parameter(self, param: Tensor, options: Group, where: str) -> None:
         """Raise a TypeError or ValueError if this rule cannot update `param`, which `where` names."""
+        if isinstance(param, UninitializedTensorMixin):
+            raise ValueError(
+                f"{where}: should have a shape, but is of a lazy module that has not seen any data yet; let the model "
+                "run once before its optimizer is made"
+            )
+        if param.layout != torch.strided:
+            raise TypeError(f"{where}: should be a dense tensor, but is {param.layout}")
         if param.dtype not in FLOAT_DTYPES:
             allowed = ", ".join(map(str, FLOAT_DTYPES))
             raise TypeError(f"{where}: dtype should be one of {allowed}, but is {param.dtype}")

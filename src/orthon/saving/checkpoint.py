@@ -215,7 +215,7 @@ def _like_saved(own: Any, saved: TensorStorageMetadata) -> Tensor:
     """Return a tensor into which the saved one can be read: `own` if shape and dtype fit, otherwise a new one."""
     size, dtype = saved.size, saved.properties.dtype
     if not isinstance(own, Tensor):
-        return torch.empty(size, dtype=dtype)
+        return torch.empty(size, dtype=dtype, device="cpu")
     if own.shape == size:
         return own if own.dtype == dtype else torch.empty_like(own, dtype=dtype)
     if isinstance(own, DTensor):  # whole on every process, because the parts would depend on the shape

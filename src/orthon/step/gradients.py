@@ -21,12 +21,15 @@ def take_gradients(members: Iterable[Member], owner: str) -> None:
     """Give each member the gradient that its parameter has now.
 
     Raises:
+        ValueError: for a gradient of another shape than the parameter's.
         TypeError: for a sparse gradient, or one that is a DTensor while the parameter is not.
         NotImplementedError: for placements that cannot be brought to the parameter's.
     """
     for member in members:
         grad, layout = member.param.grad, member.layout
-        if type(grad) is Tensor and layout.mesh is None and grad.layout is torch.strided:
+        if grad is None or grad.shape != layout.shape:
+            member.grad = _local_gradient(member, owner)
+        elif type(grad) is Tensor and layout.mesh is None and grad.layout is torch.strided:
             member.grad = grad
         elif layout.mesh is not None and is_dtensor(grad) and _lies_so(grad._spec, layout):
             part = grad._local_tensor
@@ -44,6 +47,10 @@ def _local_gradient(member: Member, owner: str) -> Tensor | None:
     if grad is None:
         return torch.zeros_like(local(param)) if member.averages and param.requires_grad else None
     where = f"{owner}: parameter {member.name!r}"
+    if grad.shape != param.shape:
+        raise ValueError(
+            f"{where}: the shape of its gradient should be {tuple(param.shape)}, as its own, but is {tuple(grad.shape)}"
+        )
     if grad.layout != torch.strided:
         raise TypeError(
             f"{where}: its gradient should be dense, but is {grad.layout}; build the layer with sparse=False"
@@ -137,7 +144,7 @@ class Gradients:
 
     def all_zero(self) -> Tensor:
         """Return whether all gradients are zero, a boolean on the device."""
-        return self._norms(math.inf).amax() == 0 if self._members else torch.ones((), dtype=torch.bool)
+        return self._norms(math.inf).amax() == 0 if self._members else torch.ones((), dtype=torch.bool, device="cpu")
 
     def quick(self) -> Tensor:
         """Return a number for each gradient, or for some together, that is finite only if they are."""

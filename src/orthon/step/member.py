@@ -51,6 +51,7 @@ class Member:
         self.type: Any = type(self.param)
         param: Any = self.param
         self.spec: Any = param._spec if is_dtensor(param) else None
+        self.dtype = self.param.dtype
 
     def compresses(self, stack: Stack) -> bool:
         """Return whether the rule averages over the replicas with less than the gradients of these matrices."""

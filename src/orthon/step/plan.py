@@ -18,6 +18,7 @@ from orthon.step.agreement import Agreement
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
 from orthon.step.gradients import Gradients, take_gradients
+from orthon.step.history import History
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.names import parameter_names
@@ -89,8 +90,8 @@ class Planner:
         self._agreed: tuple[list[int], Agreement] | None = None  # on these layouts
         self._with_state = -1  # how many parameters had a state when all of the plan had one
         self._been_through: set[tuple[int, int]] = set()  # kinds of batches that have been through a step
-        self._stepped: Plan | None = None  # the plan of the last step, and its parameters
-        self._named: dict[str, Tensor] = {}
+        self._stepped: Plan | None = None  # the plan of the last step
+        self._history = History(owner)
 
     def members(self, groups: Sequence[dict[str, Any]]) -> list[Member]:
         """Return the parameters of which this rank holds a shard, with gradients and layouts as they are now.
@@ -113,7 +114,7 @@ class Planner:
         """Return the plan of the next step.
 
         Raises:
-            RuntimeError: if parameters have been replaced whose state would be lost.
+            RuntimeError: if parameters have changed so that their state is lost or does not fit any more.
         """
         members = self.members(groups)
         kinds: list[Any] = []
@@ -123,7 +124,7 @@ class Planner:
         if plan is not None and plan.members is members and kinds == self._kinds:
             return plan
         if plan is None or plan.members is not members:
-            self._refuse_replaced(members, states)
+            self._history.check(members, groups, states)
         agreement, is_new = self._agreement(members)
         self._plan = Plan(members, agreement, is_new, Gradients(members), self.waves(members))
         self._kinds, self._with_state = kinds, -1
@@ -178,11 +179,13 @@ class Planner:
             run((map(begin, wave) for wave in waves), at_once=at_once)
             self._been_through |= kinds
         if self._stepped is not plan:
-            self._stepped, self._named = plan, {member.name: member.param for member in plan.members}
+            self._stepped = plan
+            self._history.remember(plan.members)
         plan.is_new = False
 
     def _made(self, index: int, group: dict[str, Any]) -> Iterator[Member]:
         rule = RULES[group["algorithm"]]
+        self._history.check_names(group, index)
         for name, param in zip(parameter_names(group, index), group["params"], strict=True):
             if not takes_part(param):
                 continue
@@ -196,16 +199,6 @@ class Planner:
             averages = self._sync_gradients and layout.replicas.size > 1
             planned_for = {} if layout.everyone.size == 1 else self._planned_for(layout)
             yield Member(name, param, None, group, rule, layout, matrices, averages, planned_for)
-
-    def _refuse_replaced(self, members: Sequence[Member], states: States) -> None:
-        for member in members:
-            before = self._named.get(member.name, member.param)
-            if before is member.param or not states.get(before):
-                continue
-            raise RuntimeError(
-                f"{self._owner}: parameter {member.name!r}: has taken the place of another one that has state; "
-                "give the optimizer the parameters that are trained before its first step, or load a state_dict"
-            )
 
     def _agreement(self, members: list[Member]) -> tuple[Agreement, bool]:
         """Return what the ranks must agree on, and whether that is new: whether the layouts are others."""
@@ -250,6 +243,6 @@ class _KnownGroup:
 def _lies_as_before(member: Member) -> bool:
     """Return whether a parameter surely lies as its layout says. That is quick, and may miss some that do."""
     param: Any = member.param
-    if type(param) is not member.type or param.device != member.layout.device:
+    if type(param) is not member.type or param.dtype != member.dtype or param.device != member.layout.device:
         return False
     return bool(param.shape == member.layout.shape if member.spec is None else param._spec is member.spec)

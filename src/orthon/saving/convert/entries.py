@@ -79,7 +79,7 @@ def _counter(value: object, where: str) -> Tensor:
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(number, bool) or not isinstance(number, int | float) or number < 0 or number != int(number):
         raise ValueError(f"{where}: should be a number of steps, but is {value!r}")
-    return torch.tensor(float(number))
+    return torch.tensor(float(number), dtype=torch.float32, device="cpu")
 
 
 def listed(keys: Iterable[Any]) -> str:
