@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import SCHEDULER_KEYS, Group, Option
@@ -62,7 +62,7 @@ class Rule:
 
     def check_parameter(self, param: Tensor, options: Group, where: str) -> None:
         """Raise a TypeError or ValueError if this rule cannot update `param`, which `where` names."""
-        if isinstance(param, UninitializedTensorMixin):
+        if is_lazy(param):
             raise ValueError(
                 f"{where}: should have a shape, but is of a lazy module that has not seen any data yet; let the model "
                 "run once before its optimizer is made"
@@ -157,7 +157,7 @@ def _check_options(rule: Rule, where: str) -> None:
 
 # What a param group or the optimizer means by these names.
 _RESERVED = SCHEDULER_KEYS | {
-    "params", "param_names", "name", "reason", "algorithm", "nonfinite", "replicas", "sync_gradients",
+    "params", "param_names", "seed_names", "name", "reason", "algorithm", "nonfinite", "replicas", "sync_gradients",
     "machine", "wave_memory",
 }  # fmt: skip
 

@@ -31,8 +31,8 @@ class Dion3(NamedOptimizer):
         fraction: as in `Dion2`.
         momentum: as in `Dion2`.
         selection: as in `Dion2`.
-        selection_side: "rows" selects rows of every matrix. "short" selects columns of tall matrices, as in `Dion2`. That
-            is less work for them, and another rule than the authors': every row has a second moment then, of its
+        selection_side: "rows" selects rows of every matrix. "short" selects columns of tall matrices, as in `Dion2`.
+            That is less work for them, and another rule than the authors': every row has a second moment then, of its
             entries in these columns.
         lr_scale_by_fraction: as in `Dion2`.
         polar: as in `Muon`.

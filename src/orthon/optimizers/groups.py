@@ -13,7 +13,7 @@ from orthon.step.capture import check_options
 from orthon.step.names import parameter_names
 
 # What a param group may hold beside the options of its rule.
-_GROUP_KEYS = {"params", "param_names", "name", "reason", "algorithm", *SCHEDULER_KEYS}
+_GROUP_KEYS = {"params", "param_names", "seed_names", "name", "reason", "algorithm", *SCHEDULER_KEYS}
 
 
 def check_defaults(algorithm: str, options: Mapping[str, Any], owner: str) -> None:

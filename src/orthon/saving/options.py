@@ -13,10 +13,10 @@ from orthon.sharding.matrix_view import PLAIN, MatrixView
 Group = dict[str, Any]
 
 # What a group holds beside options. In `state_dict()` these entries do not matter for the meaning of the state.
-_LABELS = {"params", "param_names", "name", "reason"}
+_LABELS = {"params", "param_names", "seed_names", "name", "reason"}
 
 # What rules did before these options existed: a state saved without one goes on so.
-_BEFORE = {"selection_side": "short"}
+BEFORE = {"selection_side": "short"}
 
 
 def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
@@ -56,7 +56,7 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
             options["view"] = MatrixView.of(options["view"])
         except (TypeError, ValueError) as error:
             raise type(error)(f"{label}: saved view: {error}") from error
-    for key, value in _BEFORE.items():
+    for key, value in BEFORE.items():
         if key in rule.options:
             options.setdefault(key, value)
     return options

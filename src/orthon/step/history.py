@@ -83,7 +83,7 @@ class History:
         here = {id(param) for group in groups for param in group["params"]}
         now = {member.name: member.param for member in members}
         for name, (param, _) in self._params.items():
-            if now.get(name, param) is param and id(param) in here or not states.get(param):
+            if (now.get(name, param) is param and id(param) in here) or not states.get(param):
                 continue
             where = f"{self.owner}: parameter {name!r}"
             if id(param) not in here and len(here) < len(self._params):
@@ -113,4 +113,4 @@ def _check_fit(member: Member, state: Mapping[str, Any], before: torch.dtype, wh
             if kept.device != now.device:
                 raise RuntimeError(f"{where}: lies on {now.device} now, but its state {key!r} on {kept.device}{again}")
             if now.dtype != before and kept.dtype == before:
-                raise RuntimeError(f"{where}: has the dtype {now.dtype} now, but had {before} when its state was made{again}")
+                raise RuntimeError(f"{where}: has the dtype {now.dtype} now, but had {before} in the last step{again}")

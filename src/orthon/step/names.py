@@ -20,6 +20,19 @@ def parameter_names(group: Mapping[str, Any], index: int) -> list[str]:
     return [f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))]
 
 
+def seed_names(group: Mapping[str, Any], index: int) -> list[str]:
+    """Return what the random numbers of a group's parameters follow from: their names.
+
+    They stay the same where a state without names is loaded by an optimizer that has some: then the group holds what
+    they have followed from so far.
+
+    Args:
+        group: a param group.
+        index: its position among the param groups.
+    """
+    return list(group["seed_names"]) if "seed_names" in group else parameter_names(group, index)
+
+
 @cache
 def plain_name(name: str) -> str:
     """Return a parameter's name without what torch.compile, DDP and other wrappers add to it."""

@@ -21,7 +21,7 @@ from orthon.step.gradients import Gradients, take_gradients
 from orthon.step.history import History
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
-from orthon.step.names import parameter_names
+from orthon.step.names import parameter_names, seed_names
 from orthon.step.prepare import make_states
 from orthon.step.update import update
 from orthon.step.waves import WAVE_MEMORY, sets_of_waves
@@ -186,7 +186,8 @@ class Planner:
     def _made(self, index: int, group: dict[str, Any]) -> Iterator[Member]:
         rule = RULES[group["algorithm"]]
         self._history.check_names(group, index)
-        for name, param in zip(parameter_names(group, index), group["params"], strict=True):
+        names, seeds = parameter_names(group, index), seed_names(group, index)
+        for name, seed, param in zip(names, seeds, group["params"], strict=True):
             if not takes_part(param):
                 continue
             try:
@@ -198,7 +199,7 @@ class Planner:
                 raise type(error)(f"{self._owner}: parameter {name!r}: {error}") from error
             averages = self._sync_gradients and layout.replicas.size > 1
             planned_for = {} if layout.everyone.size == 1 else self._planned_for(layout)
-            yield Member(name, param, None, group, rule, layout, matrices, averages, planned_for)
+            yield Member(name, param, None, group, rule, layout, matrices, averages, seed, planned_for)
 
     def _agreement(self, members: list[Member]) -> tuple[Agreement, bool]:
         """Return what the ranks must agree on, and whether that is new: whether the layouts are others."""
