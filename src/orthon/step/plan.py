@@ -236,7 +236,9 @@ class _KnownGroup:
             if old is not new:
                 return False
         for member in self.members:
-            if not _lies_as_before(member) and layouts.of(member.param) is not member.layout:
+            if _lies_as_before(member):
+                continue
+            if member.param.dtype != member.dtype or layouts.of(member.param) is not member.layout:
                 return False
         return True
 
