@@ -12,7 +12,7 @@ from orthon.algorithms.options import Group, Option, choice, number, portion
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.whole_matrix import POLAR_OPTIONS, WholeMatrix, dtype_of_polar
 from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
-from orthon.linalg import factor_dtype, polar_bytes, polar_flops, random_normal
+from orthon.linalg import factor_dtype, polar_bytes, polar_flops, powers_of_two, random_normal
 from orthon.sharding import Extent, Layout, Step
 
 
@@ -163,8 +163,8 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
 
 def _comparable(norms: Tensor) -> Tensor:
     """Return norms (b, m) of float64 in float32, those of each matrix times a power of two that brings them into it."""
-    top = torch.frexp(norms.amax(-1, keepdim=True)).exponent
-    return torch.ldexp(norms, -top).float()
+    top = torch.frexp(norms.amax(-1, keepdim=True)).exponent.clamp(-1022, 1022)
+    return (norms * powers_of_two(-top)).float()
 
 
 def _random_order(batch: Batch, m: int) -> Tensor:

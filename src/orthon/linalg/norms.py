@@ -74,9 +74,14 @@ def divide_by_norm(U: Tensor, size: Tensor, out: Tensor) -> Tensor:
     most = 126 if U.dtype != torch.float64 else 1022
     exponent = torch.frexp(size.double()).exponent
     exponent = torch.where(exponent.abs() > ends, exponent.clamp(-most, most), 0)
-    power = torch.ldexp(torch.ones_like(size, dtype=torch.float64), -exponent)
+    power = powers_of_two(-exponent)
     torch.mul(U, power[:, None, None].to(U.dtype), out=out)
     return out.mul_(inverse_norm(torch.where(power == 1, size, size.double() * power)).to(out.dtype))
+
+
+def powers_of_two(exponents: Tensor) -> Tensor:
+    """Return 2 to the power of integers, exactly, in float64. (`torch.ldexp` may take a power in float32.)"""
+    return torch.pow(2.0, exponents.double())
 
 
 def _double_norm(U: Tensor) -> Tensor:
@@ -85,5 +90,5 @@ def _double_norm(U: Tensor) -> Tensor:
         found: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
         return found
     top = torch.frexp(U.abs().amax((-2, -1), keepdim=True)).exponent.clamp(-1022, 1022)
-    size = torch.linalg.vector_norm(torch.ldexp(U, -top), dim=(-2, -1))
-    return torch.ldexp(size, top[:, 0, 0])
+    size = torch.linalg.vector_norm(U * powers_of_two(-top), dim=(-2, -1))
+    return size * powers_of_two(top[:, 0, 0])

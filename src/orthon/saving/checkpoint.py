@@ -103,13 +103,18 @@ class LoadPlanner(DefaultLoadPlanner):
     It reads every entry of the state in the shape and the dtype in which it was saved, and the options that were saved.
     `set_optimizer_state_dict` then calls `load_state_dict`, which decides what becomes of them. Without this planner,
     DCP refuses a right factor of another rank, and a state that an older version saved without some option. It also
-    casts the saved state to the dtype of the new one.
+    casts the saved state to the dtype of the new one. A parameter that had no state yet has none after loading, and
+    starts anew.
     """
 
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        """Change what is to be loaded, in `state_dict`, to what was saved."""
+        """Change what is to be loaded, in `state_dict`, to what was saved.
+
+        Raises:
+            ValueError: if the chunks of a tensor are not all of it.
+        """
         assert metadata is not None
         for key, value in metadata.state_dict_metadata.items():
             if isinstance(value, TensorStorageMetadata):

@@ -100,7 +100,7 @@ class Member:
         most = min((torch.finfo(dtype).max for dtype in dtypes), default=torch.finfo(torch.float32).max)
         entries = chain.from_iterable(of_stack.values() for of_stack in self.entries.values())
         if any(isinstance(entry, Entry) and entry.of_squares for entry in entries):
-            most = math.sqrt(most)
+            return min(most / _ROOM, math.sqrt(most) / 2)
         return most / _ROOM
 
     def new_state(self, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
