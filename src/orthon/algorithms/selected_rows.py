@@ -163,6 +163,8 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
 
 def _comparable(norms: Tensor) -> Tensor:
     """Return norms (b, m) of float64 in float32, those of each matrix times a power of two that brings them into it."""
+    if norms.shape[-1] == 0:  # a rank that has none of the rows
+        return norms.float()
     top = torch.frexp(norms.amax(-1, keepdim=True)).exponent.clamp(-1022, 1022)
     return (norms * powers_of_two(-top)).float()
 

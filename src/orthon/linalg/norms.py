@@ -81,7 +81,8 @@ def divide_by_norm(U: Tensor, size: Tensor, out: Tensor) -> Tensor:
 
 def powers_of_two(exponents: Tensor) -> Tensor:
     """Return 2 to the power of integers, exactly, in float64. (`torch.ldexp` may take a power in float32.)."""
-    return torch.pow(2.0, exponents.double())
+    powers: Tensor = torch.pow(2.0, exponents.double())
+    return powers
 
 
 def _double_norm(U: Tensor) -> Tensor:
