@@ -80,7 +80,7 @@ def divide_by_norm(U: Tensor, size: Tensor, out: Tensor) -> Tensor:
 
 
 def powers_of_two(exponents: Tensor) -> Tensor:
-    """Return 2 to the power of integers, exactly, in float64. (`torch.ldexp` may take a power in float32.)."""
+    """Return 2 to the power of integers, exactly, in float64; `torch.ldexp` may find the power in float32."""
     powers: Tensor = torch.pow(2.0, exponents.double())
     return powers
 
@@ -91,5 +91,5 @@ def _double_norm(U: Tensor) -> Tensor:
         found: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
         return found
     top = torch.frexp(U.abs().amax((-2, -1), keepdim=True)).exponent.clamp(-1022, 1022)
-    size = torch.linalg.vector_norm(U * powers_of_two(-top), dim=(-2, -1))
+    size: Tensor = torch.linalg.vector_norm(U * powers_of_two(-top), dim=(-2, -1))
     return size * powers_of_two(top[:, 0, 0])
