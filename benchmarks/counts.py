@@ -46,8 +46,8 @@ def update_rank(shape: Shape, fraction: float) -> int:
 
 
 def _flops(contender: Contender, shape: Shape) -> float:
-    short, long = sorted(shape)
-    r = update_rank(shape, contender.fraction)
+    short, long = shape if contender.rule == "dion3" else sorted(shape)  # which selects rows of every matrix
+    r = math.ceil(contender.fraction * short)
     if contender.rule == "adamw":
         return 0.0
     if contender.rule == "dion":  # the large products, and one pass of Cholesky QR: a Gram matrix and a solution

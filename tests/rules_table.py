@@ -64,6 +64,7 @@ OPTIONS: dict[str, dict[str, Options]] = {
         "defaults": {},
         "all rows": {"fraction": 1.0},
         "one row": {"fraction": 1e-3},
+        "always rows": {"selection_side": "rows", "fraction": 0.4},
         "scaled by the fraction": {"fraction": 0.3, "lr_scale_by_fraction": True, "adjust_lr_fn": "original"},
         "no momentum": {"momentum": 0.0, "fraction": 0.5},
         "maximize": {"maximize": True, "momentum": 0.5},
@@ -72,6 +73,7 @@ OPTIONS: dict[str, dict[str, Options]] = {
     },
     "dion3": {
         "defaults": {},
+        "shorter side": {"selection_side": "short"},
         "all rows": {"fraction": 1.0},
         "one row": {"fraction": 1e-3, "adjust_lr_fn": "original"},
         "scaled by the fraction": {"fraction": 0.3, "lr_scale_by_fraction": True},
@@ -133,6 +135,7 @@ OTHERS_ON_RANKS: dict[str, tuple[str, Options]] = {
     ),
     "dion2 random": ("dion2", {**EXACT, "selection": "random", "fraction": 0.5}),
     "dion3": ("dion3", {**EXACT, "fraction": 0.5}),
+    "dion3 shorter side": ("dion3", {**EXACT, "fraction": 0.5, "selection_side": "short"}),
     "dion3 random": ("dion3", {**EXACT, "selection": "random"}),
 }
 ON_RANKS = {"dion": ("dion", {}), **DION_ON_RANKS, **OTHERS_ON_RANKS}

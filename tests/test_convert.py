@@ -244,15 +244,15 @@ CASES: dict[
             ("normuon", {"split_sizes": (5, 3), "adjust_lr": "rms_norm"}, lambda m, n: (8, min(m, n))),
             ("normuon", {"flatten": False, "nesterov": True}, lambda m, n: (2, 3, m, n)),
             ("dion2", {"flatten": False}, lambda m, n: (3, m, n)),
-            ("nordion2", {"num_heads": 2}, lambda m, n: (2 * min(m, n), n)),
-            ("nordion2", {"selection_scope": "global"}, lambda m, n: (3, min(m, n), max(m, n))),
+            ("nordion2", {"num_heads": 2}, lambda m, n: (2 * m, n)),
+            ("nordion2", {"selection_scope": "global"}, lambda m, n: (3, m, n)),
         ]
     },
     "microsoft: nordion2": (
         "microsoft-dion",
         microsoft,
         of_microsoft("nordion2"),
-        lambda m, n: [((min(m, n), max(m, n)), {})],
+        lambda m, n: [((m, n), {})],
     ),
 }
 

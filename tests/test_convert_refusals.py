@@ -91,12 +91,6 @@ GROUP_0 = "state dict 0 (%s): param group 0: "
         ("microsoft-dion", without(SMALL_DION, "rank_fraction"), {}, "'rank_fraction' is missing"),
         (
             "microsoft-dion",
-            of_microsoft("nordion2"),
-            {"momentum": MATRIX, "variance_neuron": start(6, 1)},
-            "NorDion2 chooses rows of a matrix of shape (6, 4)",
-        ),
-        (
-            "microsoft-dion",
             of_microsoft("dion2", selection_scope="global_capped"),
             {},
             "'selection_scope' is 'global_capped', which leaves some",

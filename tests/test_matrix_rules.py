@@ -173,7 +173,9 @@ def test_any_small_matrix(rule: str, m: int, n: int, fraction: float, kind: str,
     options: dict[str, Any] = {"fraction": fraction} if "Dion" in rule else {}
     param = nn.Parameter(torch.zeros(m, n))
     optimizer = getattr(orthon, rule)([param], lr=1.0, weight_decay=0.0, adjust_lr_fn="none", polar="svd", **options)
-    most = math.ceil(fraction * min(m, n)) if "Dion" in rule else min(m, n)
+    most = min(m, n)
+    if "Dion" in rule:
+        most = min(most, math.ceil(fraction * (m if rule == "Dion3" else most)))
     for gradient in sequence(kind, m, n, 3, seed):
         before = param.detach().clone()
         param.grad = gradient.float()

@@ -306,6 +306,7 @@ def widen(state: State, where: tuple[int, str]) -> str:
 
 
 def make_a_number(state: State, where: tuple[int, str]) -> str:
+    assume(where[1] != "step")  # which may be one
     state["state"][where[0]][where[1]] = 3.0
     return f"'{where[1]}' should be a dense tensor, but is float"
 
@@ -314,6 +315,20 @@ def make_integers(state: State, where: tuple[int, str]) -> str:
     value = state["state"][where[0]][where[1]]
     state["state"][where[0]][where[1]] = value.to(torch.int64)
     return f"dtype of '{where[1]}' should be one of .*int64"
+
+
+def make_infinite(state: State, where: tuple[int, str]) -> str:
+    value = state["state"][where[0]][where[1]].clone()
+    value.view(-1)[-1] = float("inf")
+    state["state"][where[0]][where[1]] = value
+    return f"'{where[1]}' should (have finite numbers|be a number of steps)"
+
+
+def make_nan(state: State, where: tuple[int, str]) -> str:
+    value = state["state"][where[0]][where[1]].clone()
+    value.view(-1)[0] = float("nan")
+    state["state"][where[0]][where[1]] = value
+    return f"'{where[1]}' should (have finite numbers|be a number of steps)"
 
 
 def make_complex(state: State, where: tuple[int, str]) -> str:
@@ -378,6 +393,8 @@ CHANGES: list[Callable[[State, tuple[int, str]], str]] = [
     widen,
     make_a_number,
     make_integers,
+    make_infinite,
+    make_nan,
     make_complex,
     make_sparse,
     orphan,

@@ -29,16 +29,21 @@ def test_dion2_of_all_rows_is_muon(kind: str, shape: tuple[int, int]) -> None:
     case = f"{kind}, {shape}"
     assert_close(dion2.found, muon.found, 1e-12, case)
     assert_close(dion2.state["momentum"], 0.9 * muon.state["momentum"], 1e-12, f"{case}: momentum")
-    if shape[0] <= shape[1] and kind not in ("live_rows", "uneven_rows"):
+    if kind not in ("live_rows", "uneven_rows"):
         normuon = run("normuon", gradients, {**options, "nesterov": False}).found
         dion3 = run("dion3", gradients, {**options, "fraction": 1.0}).found
         assert_close(dion3, normuon, 1e-7, f"{case}: Dion3 and NorMuon")
 
 
-def changed(before: Tensor, after: Tensor) -> list[int]:
-    """Return which rows differ, or columns of a tall matrix."""
-    differs = before != after
-    return differs.any(dim=int(before.shape[0] <= before.shape[1])).nonzero().flatten().tolist()
+def side_of(shape: tuple[int, ...], rule: str, side: str | None = None) -> int:
+    """Return the side from which a rule selects: 0 for rows. None is what the rule does by itself."""
+    side = side or {"Dion2": "short", "Dion3": "rows"}[rule]
+    return int(side == "short" and shape[0] > shape[1])
+
+
+def changed(before: Tensor, after: Tensor, side: int) -> list[int]:
+    """Return which rows differ, or columns."""
+    return (before != after).any(dim=1 - side).nonzero().flatten().tolist()
 
 
 def selections(
@@ -55,7 +60,8 @@ def selections(
         for p in params:
             p.grad = torch.randn(shape, dtype=torch.float64)
         optimizer.step()
-        found.append([changed(b, p.detach()) for b, p in zip(before, params, strict=True)])
+        side = side_of(shape, rule, options.get("selection_side"))
+        found.append([changed(b, p.detach(), side) for b, p in zip(before, params, strict=True)])
     return found
 
 
@@ -63,9 +69,11 @@ def selections(
 @pytest.mark.parametrize("selection", ["global", "local", "random"])
 @pytest.mark.parametrize("shape", [(40, 50), (50, 40), (40, 40), (1, 7), (7, 1)])
 @pytest.mark.parametrize("fraction", [1e-6, 0.24, 0.25, 0.26, 0.5, 1])
-def test_how_many_rows(fraction: float, shape: tuple[int, int], selection: str, rule: str) -> None:
-    found = selections(["w"], shape, 2, rule, fraction=fraction, selection=selection)
-    expected = max(1, math.ceil(fraction * min(shape)))
+@pytest.mark.parametrize("side", [None, "rows", "short"])
+def test_how_many_rows(fraction: float, shape: tuple[int, int], selection: str, rule: str, side: str | None) -> None:
+    options = {} if side is None else {"selection_side": side}
+    found = selections(["w"], shape, 2, rule, fraction=fraction, selection=selection, **options)
+    expected = max(1, math.ceil(fraction * shape[side_of(shape, rule, side)]))
     assert [len(rows) for step in found for rows in step] == [expected] * 2
 
 
@@ -100,7 +108,8 @@ def test_random_rows_leave_the_global_random_state_untouched() -> None:
 @pytest.mark.parametrize("shape", ["tall", "wide", "square"])
 def test_random_rows_agree_with_the_reference(shape: str, rule: str) -> None:
     options = {"fraction": 0.3, "selection": "random"}
-    rows = iter([torch.tensor(step[0]) for step in selections(["w"], SHAPES[shape], STEPS, **options)])
+    name = rule.capitalize()
+    rows = iter([torch.tensor(step[0]) for step in selections(["w"], SHAPES[shape], STEPS, name, **options)])
 
     def chosen(A: Tensor, k: int) -> Tensor:
         found = next(rows)

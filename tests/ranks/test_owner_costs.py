@@ -108,8 +108,8 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
     if rule == "muon on shards":
         at.deal(at.copies)  # to copies, whose ranks work on a matrix together
         held, n = len(at.mine(range(COUNT), at.copies)), shape[1] if cut[0] else shape[0]
-        # Norms, and the Gram matrix once, and again after the first step.
-        for each in (held, held * triangle(n), held * triangle(n)):
+        # Norms, in float64 as sums of three kinds, and the Gram matrix once, and again after the first step.
+        for each in (3 * held, held * triangle(n), held * triangle(n)):
             messages += at.sums(each, cut[0] or cut[1])
     else:
         there, back = at.there_and_back(numbers, [*reversed(cut[side]), *reversed(cut[1 - side])])

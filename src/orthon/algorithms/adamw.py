@@ -60,7 +60,7 @@ def adamw(batch: Batch) -> None:
 def _entries(shape: tuple[int, ...], options: Group) -> Entries:  # noqa: ARG001
     return {
         "step": Counter(on_device=bool(options["fused"] or options["capturable"])),
-        **dict.fromkeys(_averages(options), Entry()),
+        **{key: Entry(of_squares=key.endswith("_sq")) for key in _averages(options)},
     }
 
 

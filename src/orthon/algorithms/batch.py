@@ -193,6 +193,23 @@ class Batch:
         """Return `mask`, or False where this step is to be left out."""
         return mask if self.gate is None else mask & (self.gate > 0)
 
+    def check_finite(self, x: Tensor, key: str) -> None:
+        """Raise an error if numbers that follow from the state show that it has infinities or NaNs.
+
+        The host looks only where it does not have to wait for that.
+
+        Args:
+            x: some numbers for each matrix, (b, k).
+            key: of the state.
+        """
+        if is_readable(x) and not bool(x.isfinite().all()):
+            bad = [name for name, own in zip(self.names, x.isfinite().all(-1).tolist(), strict=True) if not own]
+            raise FloatingPointError(
+                f"parameter {bad[0]!r}: its {key!r} has infinities or NaNs, or numbers so large that sums of them "
+                "overflow; its weight is as before the step, that of other parameters may have changed; load a state "
+                "from before"
+            )
+
     @property
     def writing(self) -> AbstractContextManager[object]:
         """A block that writes to weights or state. It is up to the block that nothing changes where the gate is 0."""

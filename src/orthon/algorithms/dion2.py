@@ -7,7 +7,7 @@ from orthon.algorithms.momentum import added_gradients
 from orthon.algorithms.options import Group, flag
 from orthon.algorithms.rows import Rows
 from orthon.algorithms.rule import Rule
-from orthon.algorithms.selected_rows import SelectedRows, selected
+from orthon.algorithms.selected_rows import SelectedRows, selected, selects_columns
 from orthon.sharding import Step
 
 
@@ -21,7 +21,7 @@ def dion2(batch: Batch) -> Step[None]:
     X ← (1 − lr·weight_decay)·X
     X[S] ← X[S] − lr·scale·O
 
-    Where m > n, columns take the place of the rows.
+    Where m > n, columns take the place of the rows, unless the option "selection_side" is "rows".
     """
     O = yield from direction(batch)
     O.descend(divided_by=lr_divisor(batch.options))
@@ -29,8 +29,7 @@ def dion2(batch: Batch) -> Step[None]:
 
 def direction(batch: Batch) -> Step[Rows]:
     """Return O, the polar factor of the selected rows of the updated momentum."""
-    m, n = batch.layout.shape
-    if m > n:
+    if selects_columns(batch.layout.shape, batch.options):
         batch = batch.transposed()
     M, norms = added_gradients(batch, norms=batch.options["selection"] != "random")  # (b, m, n), (b, m)
     S = yield from selected(norms, batch)

@@ -2,7 +2,7 @@
 
 from orthon.algorithms import dion2
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.options import Group
+from orthon.algorithms.options import Group, choice
 from orthon.algorithms.row_moments import ROW_OPTIONS, row_gains, row_moments
 from orthon.algorithms.rule import Rule
 from orthon.algorithms.selected_rows import SelectedRows
@@ -13,10 +13,13 @@ from orthon.sharding import Step
 def dion3(batch: Batch) -> Step[None]:
     """Make one step of Dion3: Dion2, whose O is divided by root mean squares v (b, m, 1) of the rows of X.
 
-    v ← beta2·v + (1 − beta2)·mean_j O²        of the rows S, or of all where S are columns
+    v ← beta2·v + (1 − beta2)·mean_j O²        of the rows S
     Ô ← O / (√v + eps)
     Ô ← Ô·‖O‖ / ‖Ô‖                            Frobenius norms
     X and M as in Dion2, with Ô in place of O
+
+    S are rows also where m > n. The option "selection_side" may ask for the shorter side: then S are columns there, and
+    v and Ô are of all rows.
     """
     O = (yield from dion2.direction(batch)).wide()
     gains = yield from row_gains(batch, O.squares(), length=O.length(), chosen=O.chosen())  # (b, m)
@@ -33,5 +36,5 @@ RULE = Rule(
     update=dion3,
     entries=_entries,
     work=SelectedRows(moments=True),
-    options={**dion2.OPTIONS, **ROW_OPTIONS},
+    options={**dion2.OPTIONS, **ROW_OPTIONS, "selection_side": choice("rows", "short")},
 )

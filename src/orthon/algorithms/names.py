@@ -14,7 +14,7 @@ HINTS = frozenset({"foreach", "fused"})
 """What torch's optimizers take as hints about their implementation. They change nothing in the rules for matrices."""
 
 # What a param group is, beside its options.
-_OF_GROUPS = frozenset({"params", "param_names", "name", "reason", "algorithm", "others"})
+_OF_GROUPS = frozenset({"params", "param_names", "seed_names", "name", "reason", "algorithm", "others"})
 
 # As much must a key be like an option to be a slip of the pen: `beta` and `rank_frac` are, `lr_mult` is not.
 _ALIKE = 0.8

@@ -62,6 +62,7 @@ class Rows:
             seen = torch.stack([part.mT for part in whole] if turned else whole)
             whole.clear()  # so that their memory is free
         found = polar(seen, method=options["polar"], steps=options["polar_steps"], dtype=seen.dtype, overwrite=True)
+        batch.check_finite(found[:, 0, :1], "momentum")
         return replace(self, values=found.mT if turned else found)
 
     def wide(self) -> "Rows":

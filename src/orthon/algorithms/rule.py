@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import SCHEDULER_KEYS, Group, Option
@@ -61,6 +62,13 @@ class Rule:
 
     def check_parameter(self, param: Tensor, options: Group, where: str) -> None:
         """Raise a TypeError or ValueError if this rule cannot update `param`, which `where` names."""
+        if is_lazy(param):
+            raise ValueError(
+                f"{where}: should have a shape, but is of a lazy module that has not seen any data yet; let the model "
+                "run once before its optimizer is made"
+            )
+        if param.layout != torch.strided:
+            raise TypeError(f"{where}: should be a dense tensor, but is {param.layout}")
         if param.dtype not in FLOAT_DTYPES:
             allowed = ", ".join(map(str, FLOAT_DTYPES))
             raise TypeError(f"{where}: dtype should be one of {allowed}, but is {param.dtype}")
@@ -175,7 +183,7 @@ def _check_options(rule: Rule, where: str) -> None:
 
 # What a param group or the optimizer means by these names.
 _RESERVED = SCHEDULER_KEYS | {
-    "params", "param_names", "name", "reason", "algorithm", "nonfinite", "replicas", "sync_gradients",
+    "params", "param_names", "seed_names", "name", "reason", "algorithm", "nonfinite", "replicas", "sync_gradients",
     "machine", "wave_memory", "others",
 }  # fmt: skip
 

@@ -12,13 +12,13 @@ from orthon.algorithms.options import Group, Option, choice, number, portion, sc
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.whole_matrix import POLAR_OPTIONS, WholeMatrix, dtype_of_polar
 from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
-from orthon.linalg import factor_dtype, polar_bytes, polar_flops, random_normal
+from orthon.linalg import factor_dtype, polar_bytes, polar_flops, powers_of_two, random_normal
 from orthon.sharding import Extent, Layout, Step
 
 
 @dataclass(frozen=True)
 class SelectedRows(Work):
-    """The polar factor of a fraction of the rows; where m > n, columns take the place of the rows.
+    """The polar factor of a fraction of the rows, or of columns in their place, see `selects_columns`.
 
     Attributes:
         moments: whether the update is divided by moments of its rows, which takes memory.
@@ -33,6 +33,7 @@ class SelectedRows(Work):
         "momentum": scheduled(number(0.95, "in [0, 1)", lambda v: 0 <= v < 1)),
         "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
         "selection": choice("global", "local", "random"),
+        "selection_side": choice("short", "rows"),
     }
     needs = ("momentum",)
 
@@ -59,10 +60,10 @@ class SelectedRows(Work):
 
     def effort(self, route: str, layout: Layout, options: Group) -> Effort:
         """Return what the polar factor of the selected rows of one matrix takes."""
-        short, long = sorted(layout.shape)
+        count, length = _sides(layout.shape, options)
         whole = WholeMatrix().effort(route, layout, {**options, "polar_route": "owners"})
         steps, fraction = options["polar_steps"], float(options["fraction"])
-        flops = polar_flops(portion(options["fraction"], short), long, method=options["polar"], steps=steps)
+        flops = polar_flops(portion(options["fraction"], count), length, method=options["polar"], steps=steps)
         return Effort(flops, 0.0, fraction * whole.numbers)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
@@ -75,19 +76,31 @@ class SelectedRows(Work):
         """
         kept = options["state_dtype"] or dtype
         dtype = self.polar_dtype(kept, layout, options)
-        short, long = sorted(layout.shape)
-        k, side = portion(options["fraction"], short), 1 if layout.shape[0] > layout.shape[1] else 0
-        computing = polar_bytes(k, long, method=options["polar"], steps=options["polar_steps"], dtype=dtype)
+        count, length = _sides(layout.shape, options)
+        k, side = portion(options["fraction"], count), int(selects_columns(layout.shape, options))
+        computing = polar_bytes(k, length, method=options["polar"], steps=options["polar_steps"], dtype=dtype)
         is_ragged = bool(layout.cuts[side])
         of_one = (factor_dtype(dtype) if self.moments else dtype).itemsize
-        stepping = (k + (k if is_ragged or layout.device.type == "cpu" else short)) * of_one
+        stepping = (k + (k if is_ragged or layout.device.type == "cpu" else count)) * of_one
         sending = (3 if is_ragged and layout.cuts[1] else 2) * k * dtype.itemsize
         taking = 0 if is_ragged and options["selection"] != "local" else k * (kept.itemsize + dtype.itemsize)
-        return max(computing, float(long * max(taking, sending, stepping)))
+        return max(computing, float(length * max(taking, sending, stepping)))
 
     def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
         """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
         return dtype_of_polar(storage, layout, options)
+
+
+def selects_columns(shape: tuple[int, ...], options: Group) -> bool:
+    """Return whether columns of a matrix of this shape are selected, and not rows."""
+    m, n = shape
+    return bool(options["selection_side"] == "short" and m > n)
+
+
+def _sides(shape: tuple[int, ...], options: Group) -> tuple[int, int]:
+    """Return how many rows there are to select from, or columns, and how long each of them is."""
+    m, n = shape
+    return (n, m) if selects_columns(shape, options) else (m, n)
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,7 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
                 batch.memo["sizes"] = [span.length for span in layout.spans(0, layout.cuts[0])]
             sizes = batch.memo["sizes"]
             norms = (yield from layout.grid.along(layout.cuts[0]).gather(norms.unsqueeze(-1), sizes)).squeeze(-1)
-        chosen = norms.float().sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        chosen = _comparable(norms).sort(dim=-1, descending=True, stable=True).indices[:, :k]
     chosen = chosen.sort(dim=-1).values  # (b, k)
 
     if not layout.cuts[0]:
@@ -146,6 +159,14 @@ def selected(norms: Tensor | None, batch: Batch) -> Step[Selection]:
     everywhere = [[i * m // k for i in range(k)]] * len(batch.names) if chosen.is_meta else chosen.tolist()
     mine = [[row - start for row in rows if start <= row < stop] for rows in everywhere]
     return Selection([torch.tensor(rows, dtype=torch.long, device=device) for rows in mine], k, layout, everywhere)
+
+
+def _comparable(norms: Tensor) -> Tensor:
+    """Return norms (b, m) of float64 in float32, those of each matrix times a power of two that brings them into it."""
+    if norms.shape[-1] == 0:  # a rank that has none of the rows
+        return norms.float()
+    top = torch.frexp(norms.amax(-1, keepdim=True)).exponent.clamp(-1022, 1022)
+    return (norms * powers_of_two(-top)).float()
 
 
 def _random_order(batch: Batch, m: int) -> Tensor:

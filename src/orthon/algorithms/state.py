@@ -17,6 +17,7 @@ class Entry:
         dtype: None for the parameter's.
         std: standard deviation of the random numbers that it starts with; zeros if it is 0.
         own: whether it differs between replicas where the rule averages over them.
+        of_squares: whether it holds squares of gradients, which leave the range of a dtype long before these do.
     """
 
     side: int | None = None
@@ -24,6 +25,7 @@ class Entry:
     dtype: torch.dtype | None = None
     std: float = 0.0
     own: bool = False
+    of_squares: bool = False
 
     def __post_init__(self) -> None:
         """Raise a TypeError or ValueError for a tensor that cannot be."""

@@ -115,7 +115,9 @@ def polar_factor(U: Tensor | Sequence[Tensor], batch: Batch) -> Step[Tensor]:
     U = U if isinstance(U, Tensor) else torch.stack(list(U))
     U = U.to(dtype_of_polar(U.dtype, layout, options))
     if batch.route == "alone":
-        return polar(U, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, overwrite=True)
+        found = polar(U, method=options["polar"], steps=options["polar_steps"], dtype=U.dtype, overwrite=True)
+        batch.check_finite(found[:, 0, :1], "momentum")
+        return found
     owners = batch.owned(layout)
     if batch.route == "owners":
         working = polar_by_owners(U, owners, U.new_empty(0), options)

@@ -34,7 +34,7 @@ def grid_at(layout: Layout, rank: int) -> Grid | None:
     """
     grid = layout.grid
     if grid.ranks.ndim == 0:  # every process has the whole parameter for itself
-        return Grid(torch.tensor(rank), (), ())
+        return Grid(torch.tensor(rank, device="cpu"), (), ())
     ranks = grid.ranks
     axes = _axes_in_root(layout.mesh, grid)
     if axes is not None:

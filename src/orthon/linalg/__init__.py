@@ -4,6 +4,7 @@ from orthon.linalg.arithmetic import PRECISIONS, check_precision, default_precis
 from orthon.linalg.columns import Columns, overwrite_where_, unit_columns, unit_columns_on_shards
 from orthon.linalg.in_cache import IN_CACHE, in_cache
 from orthon.linalg.memory import orthonormalizing_bytes, polar_bytes
+from orthon.linalg.norms import powers_of_two
 from orthon.linalg.orthonormalize import orthonormalize, orthonormalize_on_shards
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
 from orthon.linalg.precision import compute_dtype, factor_dtype, rounding_noise
@@ -30,6 +31,7 @@ __all__ = [
     "polar_dtype",
     "polar_flops",
     "polar_on_shards",
+    "powers_of_two",
     "random_normal",
     "rounding_noise",
     "shards_cost",

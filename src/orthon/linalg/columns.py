@@ -8,6 +8,7 @@ from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
 from orthon.linalg.device import is_readable
+from orthon.linalg.norms import norm_over_ranks
 from orthon.linalg.precision import Noise, factor_dtype, rounding_noise
 from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 
@@ -71,7 +72,7 @@ def unit_columns_on_shards(
         live = norm > noise_floor(norm, scale, noise.of_matrix, left, by)
         return Columns(R.mul_(inverse_row(norm, live)), live, norm * scale)
     squares, scale = in_range_(R, _squares, looks=looks, dead=dead, of_two=True)  # of this rank's rows
-    norm = yield from _norm_over_ranks(squares.sqrt() * scale.double(), R.dtype, ranks)
+    norm = yield from norm_over_ranks(squares.sqrt() * scale.double(), R.dtype, ranks)
     unit = (norm > 0).double()
     live = unit > noise_floor(unit, norm, noise.of_matrix, left, by)
     factor = torch.where(live, scale / norm, 0).to(R.dtype)  # R is already divided by `scale`
@@ -153,7 +154,8 @@ def in_range_(
         if bool((fits if dead is None else fits | dead).all()):
             return result, torch.ones_like(squares)
         del result, squares, fits  # the first as large as B at full rank
-    scale = B.abs().sum(-2)
+    # A sum that overflows is that of numbers near the end of the range, which its largest power of two brings down.
+    scale = B.abs().sum(-2).clamp_(max=torch.finfo(B.dtype).max / 2)
     if of_two:
         scale = torch.where(scale > 0, torch.ldexp(torch.ones_like(scale), torch.frexp(scale).exponent - 1), 0)
     B.div_(torch.where(scale > 0, scale, 1).unsqueeze(-2))
@@ -163,22 +165,3 @@ def in_range_(
 def _squares(R: Tensor) -> Tensor:
     """Return the squares of the norms of columns, (b, r). A vector norm is fast only if the columns lie together."""
     return torch.linalg.vector_norm(R, dim=-2).square_() if R.stride(-2) == 1 else R.square().sum(-2)
-
-
-def _norm_over_ranks(norm: Tensor, dtype: torch.dtype, ranks: RowRanks) -> Computation[Tensor]:
-    """Return the norms (b, r) of columns, from the norms (b, r) of each rank's rows of them, all in float64.
-
-    The squares of float32 numbers neither overflow nor vanish in float64. Those of float64 numbers may. So there are
-    three sums of them, of large norms made smaller, of others, and of small ones made larger (J. L. Blue, "A portable
-    Fortran program to find the Euclidean norm of a vector", ACM TOMS 4, 1978). They travel together.
-    """
-    if dtype != torch.float64:
-        squares: Tensor = yield from ranks.sum(norm.square())
-        return squares.sqrt()
-    large, small = norm > 2.0**500, norm < 2.0**-500
-    factor = torch.where(large, 2.0**-600, torch.where(small, 2.0**600, torch.ones_like(norm)))
-    kinds = torch.stack([large, ~(large | small), small])
-    sums = yield from ranks.sum(torch.where(kinds, (norm * factor).square(), 0))  # (3, b, r)
-    found = sums.sqrt()
-    whole: Tensor = torch.hypot(torch.hypot(found[0] * 2.0**600, found[1]), found[2] * 2.0**-600)
-    return whole

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.gram import symmetric_gram
-from orthon.linalg.norms import frobenius_norm, inverse_norm
+from orthon.linalg.norms import divide_by_norm, frobenius_norm
 from orthon.linalg.precision import full_precision, rounding_noise
 from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 
@@ -14,7 +14,7 @@ from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 def by_svd(U: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the polar factors of U (b, m, n) by singular value decompositions, in float32 or float64."""
     size = result_of(frobenius_norm(U, ONE_RANK))
-    W, S, Vt = torch.linalg.svd(U.to(dtype) * inverse_norm(size).to(dtype), full_matrices=False)
+    W, S, Vt = torch.linalg.svd(divide_by_norm(U, size, torch.empty_like(U, dtype=dtype)), full_matrices=False)
     noise = rounding_noise(U.dtype).of_matrix
     with full_precision():
         factor: Tensor = (W * (noise < S)[:, None]) @ Vt
@@ -31,7 +31,7 @@ def by_eigenvectors(U: Tensor, ranks: RowRanks) -> Computation[Tensor]:
         ranks: the ranks that hold rows.
     """
     size = yield from frobenius_norm(U, ranks)
-    X = U.double() * inverse_norm(size).double()
+    X = divide_by_norm(U, size, torch.empty_like(U, dtype=torch.float64))
     gram = yield from symmetric_gram(X, ranks, of_rows=False)
     squares, V = torch.linalg.eigh(gram)
     # Singular values up to this are noise: rounding of the Gram matrix leaves as much.

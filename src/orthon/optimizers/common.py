@@ -41,8 +41,9 @@ class CommonOptions(TypedDict, total=False):
         view: how a parameter is read as matrices, if it is not one plain matrix: an `orthon.MatrixView`. Usually it
             is given in a param group.
         maximize: whether to ascend instead of descend.
-        nonfinite: what happens if a gradient has an infinity or a NaN. "raise" raises an error that names the
-            parameter. "skip" leaves the step out. Under a torch.amp.GradScaler the step is left out in any case.
+        nonfinite: what happens if a gradient has an infinity or a NaN, or numbers so large that sums of them would
+            overflow (1e33 in float32). "raise" raises an error that names the parameter. "skip" leaves the step out.
+            Under a torch.amp.GradScaler the step is left out in any case.
         capturable: whether a CUDA graph may capture the step, as in torch.optim. Then "step" in the state lies on the
             parameter's device, and the host reads nothing. An lr or a weight_decay that changes between replays must be
             a tensor on that device. It needs nonfinite="skip" and one process, and excludes polar="svd".

@@ -16,6 +16,7 @@ class Dion2Options(CommonOptions, total=False):
     fraction: float
     momentum: float
     selection: str
+    selection_side: str
     lr_scale_by_fraction: bool
     polar: str
     polar_steps: int
@@ -47,6 +48,8 @@ class Dion2(NamedOptimizer):
             they must know how many rows are where. "local" takes the same fraction of the rows of each process, so that
             the update depends on the layout. "random" chooses by seed, name and step. With `sync_gradients`, only these
             rows are averaged.
+        selection_side: "short" selects from the rows, or from the columns where these are fewer (m > n): the work falls
+            with the square of the fraction. "rows" always selects rows.
         lr_scale_by_fraction: whether to multiply lr by 1/√fraction (arXiv 2608.11612), for a learning rate that was
             tuned for Muon.
         polar: as in `Muon`.

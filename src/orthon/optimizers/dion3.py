@@ -19,8 +19,8 @@ class Dion3Options(Dion2Options, total=False):
 class Dion3(NamedOptimizer):
     """Dion3: Dion2 with the rows of its update brought to one size over time, as in NorMuon (arXiv 2608.11612).
 
-    It is also called NorDion2. Rows of X that are not updated keep their second moment. Where Dion2 selects columns,
-    every row has a second moment, of its entries in these columns.
+    It is also called NorDion2. As its authors have it, it selects rows of every matrix, whole neurons, whose second
+    moments it divides by. Rows of X that are not updated keep theirs.
 
     It takes the options that all of Orthon's optimizers share, too, such as weight_decay, nonfinite and replicas:
     `help(orthon.optimizers.CommonOptions)` explains them.
@@ -31,6 +31,9 @@ class Dion3(NamedOptimizer):
         fraction: as in `Dion2`.
         momentum: as in `Dion2`.
         selection: as in `Dion2`.
+        selection_side: "rows" selects rows of every matrix. "short" selects columns of tall matrices, as in `Dion2`.
+            That is less work for them, and another rule than the authors': every row has a second moment then, of its
+            entries in these columns.
         lr_scale_by_fraction: as in `Dion2`.
         polar: as in `Muon`.
         polar_steps: as in `Muon`.

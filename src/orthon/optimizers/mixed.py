@@ -156,6 +156,7 @@ class MixedOptimizer(torch.optim.Optimizer):
     # torch.compile would trace the lists of parameters and batches for seconds, and fail for some rules. The public
     # torch.compiler.disable would import the compiler together with Orthon.
     @_disable_dynamo
+    @torch.inference_mode(mode=False)  # tensors that are made in inference mode cannot be changed outside of it
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient.
@@ -220,6 +221,8 @@ class MixedOptimizer(torch.optim.Optimizer):
                 group["view"] = group["view"].as_dict()
         return state_dict
 
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, each tensor of a matrix rule in the dtype in which it was saved.
 
@@ -286,7 +289,7 @@ class MixedOptimizer(torch.optim.Optimizer):
     def _gates(self, plan: Plan, scale: LossScale) -> Gates:
         """Return for each device whether to make the step; raise where gradients with infinities or NaNs are errors."""
         if self.nonfinite == "raise" and scale.found_inf is None:
-            bad = plan.gradients.nonfinite()
+            bad = plan.gradients.unusable()
             if not plan.agreement.is_alone:
                 bad = plan.agreement.spread(plan.members, bad)
             if bad:

@@ -9,7 +9,7 @@ The options of the optimizer may have changed since the checkpoint was saved::
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.tensor import DTensor, Replicate
 
+from orthon.saving.chunks import check_covered
+from orthon.saving.options import BEFORE
 from orthon.sharding import local
 
 _Path = tuple[str | int, ...]  # the keys that lead to a value in a nested state dict
@@ -101,18 +103,28 @@ class LoadPlanner(DefaultLoadPlanner):
     It reads every entry of the state in the shape and the dtype in which it was saved, and the options that were saved.
     `set_optimizer_state_dict` then calls `load_state_dict`, which decides what becomes of them. Without this planner,
     DCP refuses a right factor of another rank, and a state that an older version saved without some option. It also
-    casts the saved state to the dtype of the new one.
+    casts the saved state to the dtype of the new one. A parameter that had no state yet has none after loading, and
+    starts anew.
     """
 
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        """Change what is to be loaded, in `state_dict`, to what was saved."""
+        """Change what is to be loaded, in `state_dict`, to what was saved.
+
+        Raises:
+            ValueError: if the chunks of a tensor are not all of it.
+        """
         assert metadata is not None
+        for key, value in metadata.state_dict_metadata.items():
+            if isinstance(value, TensorStorageMetadata):
+                check_covered(key, value)
         saved, added = _saved(metadata), []
+        self._anew: set[tuple[_Path, str]] = set()  # parameters without a saved state
+        self._groups_to_come = sum(path[-1:] == ("params",) for path in (metadata.planner_data or {}).values())
         for path, state in list(_optimizer_states(state_dict)):
             if "param_groups" in state:
-                _expect_saved(state, _at(saved, path))
+                self._anew |= {(path, name) for name in _expect_saved(state, _at(saved, path))}
             else:
                 added.append((state, _expect_saved_flat(state, _at(saved, path))))
         for state, options in added:
@@ -126,9 +138,21 @@ class LoadPlanner(DefaultLoadPlanner):
         """Take over a value that is no tensor, if it holds no code."""
         content, key = torch.load(value, weights_only=True), read_item.dest_index.fqn
         if self.flatten_state_dict:
-            set_element(self.original_state_dict, self.mappings[key], content)
+            path = self.mappings[key]
+            set_element(self.original_state_dict, path, content)
+            if self._anew and path[-1] == "params":
+                self._seen(path[:-3], content)
         else:
             self.state_dict[key] = content
+
+    def _seen(self, path: _Path, names: list[str]) -> None:
+        """Take note of the parameters of a saved param group. One in no group is none of the saved optimizer's."""
+        self._anew -= {(path, str(name)) for name in names}
+        self._groups_to_come -= 1
+        if self._anew and self._groups_to_come == 0:
+            above, name = min(self._anew, key=str)
+            key = ".".join(map(str, (*above, "state", name)))
+            raise ValueError(f"Missing key in checkpoint state_dict: {key}; it is in none of the saved param groups")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -181,14 +205,20 @@ def _optimizer_states(state_dict: Any, path: _Path = ()) -> Iterator[tuple[_Path
         yield from _optimizer_states(value, (*path, str(key)))
 
 
-def _expect_saved(state: dict[str, Any], saved: Any) -> None:
-    """Change an optimizer's state dict so that it has the entries and the options that were saved."""
+def _expect_saved(state: dict[str, Any], saved: Any) -> list[str]:
+    """Change an optimizer's state dict so that it has the entries and the options that were saved.
+
+    Returns:
+        the parameters that had no state yet. They have none then, so that they start anew.
+    """
+    without = []
     for param, entries in state["state"].items():
         there = _at(saved, ("state", str(param)))
-        if there is None:
-            continue  # DCP will refuse it, as its entries are missing
         own = dict(entries)
         entries.clear()
+        if there is None:
+            without.append(str(param))
+            continue
         for path, value in _leaves(there):
             is_tensor = isinstance(value, TensorStorageMetadata)
             set_element(entries, path, _like_saved(own.get(path[0]), value) if is_tensor else own.get(path[0]))
@@ -197,25 +227,41 @@ def _expect_saved(state: dict[str, Any], saved: Any) -> None:
         state["param_groups"] = []
         for path, value in _leaves(groups, ("param_groups",)):
             set_element(state, path, _like_saved(None, value) if isinstance(value, TensorStorageMetadata) else None)
+    return without
 
 
 def _expect_saved_flat(state: dict[str, Any], saved: Any) -> dict[str, Any]:
     """Change a flattened state dict in the same way. Return the options that were not saved."""
     added = {}
+    for key in _without_state(state, saved):
+        del state[key]
     for key, own in state.items():
         value = _at(saved, (key,))
         if isinstance(value, TensorStorageMetadata):
             state[key] = _like_saved(own, value)
         elif value is None and key.startswith("param_groups."):
-            added[key] = own
+            added[key] = BEFORE.get(key.rpartition(".")[2], own)
     return added
+
+
+def _without_state(state: Mapping[str, Any], saved: Any) -> list[str]:
+    """Return the keys of a flattened state dict that belong to parameters which were saved without any state."""
+    known = {key.removeprefix("param_groups.").rpartition(".")[0] for key in saved if key.startswith("param_groups.")}
+    with_state = {name for key in saved if key.startswith("state.") for name in _beginnings(key)}
+    return [key for key in state if key.startswith("state.") and _beginnings(key) & known - with_state]
+
+
+def _beginnings(key: str) -> set[str]:
+    """Return what may be the parameter in "state.parameter.entry": both may have dots in their names."""
+    parts = key.split(".")[1:]
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
 
 
 def _like_saved(own: Any, saved: TensorStorageMetadata) -> Tensor:
     """Return a tensor into which the saved one can be read: `own` if shape and dtype fit, otherwise a new one."""
     size, dtype = saved.size, saved.properties.dtype
     if not isinstance(own, Tensor):
-        return torch.empty(size, dtype=dtype)
+        return torch.empty(size, dtype=dtype, device="cpu")
     if own.shape == size:
         return own if own.dtype == dtype else torch.empty_like(own, dtype=dtype)
     if isinstance(own, DTensor):  # whole on every process, because the parts would depend on the shape

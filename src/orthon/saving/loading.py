@@ -13,11 +13,13 @@ from torch.nn.functional import pad
 
 from orthon.algorithms.rule import FLOAT_DTYPES, rule_for
 from orthon.algorithms.state import Entry
-from orthon.saving.matching import kind_of, match, saved_of_empty
+from orthon.saving.finite import check_finite
+from orthon.saving.matching import Saved, kind_of, match, saved_of_empty
 from orthon.saving.options import Group, merged_options, saved_options
 from orthon.sharding import Layouts, is_dtensor, local, on_meta, placed_like, relocated, takes_part
+from orthon.step.counter import counter
 from orthon.step.member import Member
-from orthon.step.names import parameter_names
+from orthon.step.names import parameter_names, seed_names
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,29 @@ def fit_state(
         label = f"{where}: param group {group.get('name', index)!r}"
         options = saved_options(group, saved or saved_of_empty(state_dict, groups, index), label)
         new_group = merged_options(group, options, label)
+        _take_names(new_group, index, saved)
         new_groups.append(new_group)
         for name, param, its in zip(names[index], group["params"], saved, strict=True):
             if its.state and takes_part(param):
                 before = {**new_group, **options}
-                changes.append(_change(name, param, before, new_group, its.state, layouts, where))
+                changes.append(_change(name, its.seed, param, before, new_group, its.state, layouts, where))
+    check_finite([(change.member, change.saved) for change in changes], where)
     return new_groups, {change.param: _loaded(change) for change in changes}
+
+
+def _take_names(group: Group, index: int, saved: Sequence[Saved]) -> None:
+    """Give a group the names of its parameters if it has none, as torch does, and the seeds that they had."""
+    given = [its.given_name for its in saved]
+    if "param_names" not in group and None not in given:
+        group["param_names"] = given
+    group.pop("seed_names", None)
+    if (seeds := [its.seed for its in saved]) != seed_names(group, index):
+        group["seed_names"] = seeds
 
 
 def _change(
     name: str,
+    seed: str,
     param: Tensor,
     before: Group,
     after: Group,
@@ -83,6 +98,7 @@ def _change(
 
     Args:
         name: the parameter's name, for errors.
+        seed: from what its random numbers follow.
         param: the parameter.
         before: its options when the state was saved.
         after: its options from now on.
@@ -92,7 +108,7 @@ def _change(
     """
     where = f"{where}: parameter {name!r}"
     try:
-        then, now = (_member(name, param, group, layouts) for group in (before, after))
+        then, now = (_member(name, seed, param, group, layouts) for group in (before, after))
     except (ValueError, NotImplementedError) as error:  # the view does not fit
         raise type(error)(f"{where}: {error}") from error
     expected = new = then.new_state()
@@ -101,7 +117,8 @@ def _change(
     for keys, why in ((expected, ""), (new, " by the rank of this optimizer; make it with the one that was saved")):
         if saved.keys() != keys.keys():
             raise ValueError(f"{where}: entries should be {sorted(keys)}{why}, but are {sorted(saved, key=str)}")
-    fixed = _fixed_dtypes(then)
+    fixed, counters = _fixed_dtypes(then), then.counters
+    saved = {key: counter(value, f"{where}: {key!r}") if key in counters else value for key, value in saved.items()}
     for key, like in expected.items():
         value = saved[key]
         if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -118,11 +135,11 @@ def _change(
     return _Change(param, now, new, saved)
 
 
-def _member(name: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
+def _member(name: str, seed: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
     """Return the parameter with these options, without storage."""
     rule, layout = rule_for(param, group), layouts.of(param)
     matrices = layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None
-    return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False)
+    return Member(name, on_meta(param), None, group, rule, layout, matrices, averages=False, seed_name=seed)
 
 
 def _fixed_dtypes(member: Member) -> dict[str, torch.dtype]:

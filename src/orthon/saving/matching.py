@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orthon.step.names import parameter_names, plain_names
+from orthon.step.names import parameter_names, plain_name, plain_names, seed_names
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,15 @@ class Saved:
         name: the parameter's name, or its position, for errors.
         group: its param group.
         state: its state; empty if it has none.
+        given_name: the name that it was saved with; None if it had none.
+        seed: from what its random numbers followed.
     """
 
     name: str
     group: Mapping[str, Any]
     state: Mapping[str, Any]
+    given_name: str | None
+    seed: str
 
 
 def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], where: str) -> list[list[Saved]]:
@@ -40,9 +44,9 @@ def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], wh
     names = _names(saved)
     if names is not None and all("param_names" in group for group in groups if group["params"]):
         places = {
-            name: Saved(name, group, state.get(key, {}))
-            for group, of_group in zip(saved, names, strict=True)
-            for name, key in zip(of_group, group["params"], strict=True)
+            name: Saved(name, group, _entries(state, key), name, seed)
+            for index, (group, of_group) in enumerate(zip(saved, names, strict=True))
+            for name, seed, key in zip(of_group, seed_names(group, index), group["params"], strict=True)
         }
         own = parameter_names(groups)
         here = {name for of_group in own for name in of_group}
@@ -56,7 +60,44 @@ def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], wh
     sizes, expected = [len(group["params"]) for group in saved], [len(group["params"]) for group in groups]
     if sizes != expected:
         raise ValueError(f"{where}: its param groups should have {expected} parameters, but have {sizes}")
-    return [[Saved(str(key), group, state.get(key, {})) for key in group["params"]] for group in saved]
+    result = []
+    for index, group in enumerate(saved):
+        given = _given_names(group, named=names is not None)
+        seeds = seed_names(group, index) if given is None or "seed_names" in group else list(map(plain_name, given))
+        named: Sequence[str | None] = given or [None] * len(group["params"])
+        if len(seeds) != len(named):  # of a group that was another one
+            seeds = seed_names({"params": group["params"]}, index)
+        result.append(
+            [
+                Saved(str(key), group, _entries(state, key), name, seed)
+                for key, name, seed in zip(group["params"], named, seeds, strict=True)
+            ]
+        )
+    return result
+
+
+def _given_names(group: Mapping[str, Any], *, named: bool) -> list[str] | None:
+    """Return the names with which the parameters of a group were saved, if they are known.
+
+    Args:
+        group: as it was saved.
+        named: whether the names of all groups are in the order of their parameters.
+    """
+    if named:
+        return list(group["param_names"])
+    # What torch.distributed.checkpoint hands over has names for keys. They are the parameters' if these had names.
+    keys, names = group["params"], group.get("param_names")
+    if isinstance(names, list | tuple) and keys and all(isinstance(key, str) for key in keys):
+        known = {plain_name(str(name)) for name in names}
+        if all(plain_name(key) in known for key in keys):
+            return list(keys)
+    return None
+
+
+def _entries(state: Mapping[Any, Any], key: object) -> Mapping[str, Any]:
+    """Return what was saved of a parameter. Torch hands over empty dicts where a checkpoint has nothing."""
+    entries: Mapping[str, Any] = state.get(key, {})
+    return {} if all(isinstance(value, Mapping) and not value for value in entries.values()) else entries
 
 
 def saved_of_empty(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], index: int) -> list[Saved]:
@@ -69,7 +110,7 @@ def saved_of_empty(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, 
     """
     saved = state_dict["param_groups"]
     alike = len(saved) == len(groups) and not saved[index]["params"]
-    return [Saved(f"param_groups[{index}]", saved[index], {})] if alike else []
+    return [Saved(f"param_groups[{index}]", saved[index], {}, None, "")] if alike else []
 
 
 def _check_structure(state_dict: Mapping[str, Any], where: str) -> None:

@@ -16,7 +16,10 @@ from orthon.step.options import follow_momentum, view_of
 Group = dict[str, Any]
 
 # What a group holds beside options. In `state_dict()` these entries do not matter for the meaning of the state.
-_LABELS = {"params", "param_names", "name", "reason", "others"}
+_LABELS = {"params", "param_names", "seed_names", "name", "reason", "others"}
+
+# What rules did before these options existed: a state saved without one goes on so.
+BEFORE = {"selection_side": "short"}
 
 
 def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
@@ -55,6 +58,9 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
     if "others" in group:
         options["others"] = group["others"]
     follow_momentum(options)
+    for key, before in BEFORE.items():
+        if key in known:
+            options.setdefault(key, before)
     check_keys(options, f"{label}: saved", by_schedule=True)
     for key, option in known.items():
         if key in options:

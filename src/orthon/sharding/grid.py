@@ -90,7 +90,7 @@ def make_grid(mesh: DeviceMesh | None, replicas: dist.ProcessGroup | None) -> Gr
     if mesh is None:
         # A process that belongs to no group is alone.
         me = dist.get_rank() if dist.is_initialized() else 0
-        grid = Grid(torch.tensor(me), (), ())
+        grid = Grid(torch.tensor(me, device="cpu"), (), ())
     else:
         coordinate = mesh.get_coordinate()
         assert coordinate is not None, "the optimizer leaves out parameters of which this rank holds no shard"
@@ -115,5 +115,5 @@ def make_grid(mesh: DeviceMesh | None, replicas: dist.ProcessGroup | None) -> Gr
     if mesh is not None:
         dist.all_gather_object(grids, grid.ranks.tolist(), group=replicas)
     # The last axis, so that the axes of the mesh keep their numbers.
-    ranks = torch.stack([torch.tensor(each) for each in grids], dim=-1)
+    ranks = torch.stack([torch.tensor(each, device="cpu") for each in grids], dim=-1)
     return Grid(ranks, (*grid.coordinate, place), (*grid.groups, replicas), ranks.ndim - 1)

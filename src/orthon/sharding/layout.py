@@ -66,7 +66,7 @@ class Layout:
     @cached_property
     def alone(self) -> "Layout":
         """The layout of the same matrices where one rank has the whole of each."""
-        me = torch.tensor(int(self.grid.ranks[self.grid.coordinate]))
+        me = torch.tensor(int(self.grid.ranks[self.grid.coordinate]), device="cpu")
         return Layout(tuple(Extent(length) for length in self.shape), Grid(me, (), ()), self.device)
 
     def factor(self, dim: int, width: int) -> "Layout":

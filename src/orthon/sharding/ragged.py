@@ -17,8 +17,8 @@ def counts(hop: Hop, rows: Sequence[int]) -> list[int]:
         hop: with the parts.
         rows: ascending.
     """
-    edges = torch.tensor([box.rows for box in hop.boxes])
-    found = torch.searchsorted(torch.tensor(rows, dtype=torch.long), edges)
+    edges = torch.tensor([box.rows for box in hop.boxes], device="cpu")
+    found = torch.searchsorted(torch.tensor(rows, dtype=torch.long, device="cpu"), edges)
     result: list[int] = (found[:, 1] - found[:, 0]).tolist()
     return result
 

@@ -64,7 +64,7 @@ class Agreement:
         for each in self._sets:
             if each.device.type == "cpu":
                 problem, violated = each.exchange(members, set(), problem, violated=not condition)
-                condition = torch.tensor(not violated)
+                condition = torch.tensor(not violated, device="cpu")
             else:
                 condition = each.ranks.largest((~condition).to(each.device, torch.int32)) == 0
         if problem:

@@ -1,11 +1,11 @@
-"""Whether a step is left out, for gradients with infinities or NaNs."""
+"""Whether a step is left out, for gradients with infinities or NaNs, or with numbers too large for sums of them."""
 
 import torch
 from torch import Tensor
 
 from orthon.sharding import local
 from orthon.step.agreement import Agreement
-from orthon.step.gradients import Gradients
+from orthon.step.gradients import TOO_LARGE, Gradients
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 
@@ -16,7 +16,7 @@ Gates = dict[torch.device, Tensor]
 def shut_gates(
     members: list[Member], gradients: Gradients, agreement: Agreement, scale: LossScale
 ) -> tuple[Gates, Tensor | None]:
-    """Return the gates of a step, shut if a gradient of any rank is not finite, without waiting for a device.
+    """Return the gates of a step, shut if a gradient of any rank cannot be used, without waiting for a device.
 
     Args:
         members: all parameters.
@@ -30,7 +30,7 @@ def shut_gates(
     if not members:
         return {}, None
     devices = {local(member.param).device for member in members}
-    finite = gradients.all_finite()
+    finite = gradients.all_usable(scale.divisor)
     # What the scaler has seen may have changed since, by clipping or where partial sums have been added up.
     allowed = scale.allows(min(devices, key=str) if finite is None else finite.device)
     finite = agreement.all(members, allowed if finite is None else finite & allowed)
@@ -38,9 +38,12 @@ def shut_gates(
 
 
 def nonfinite_error(names: list[str], owner: str) -> FloatingPointError:
-    """Return the error for gradients with infinities or NaNs, which names their parameters."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    """Return the error for gradients that cannot be used, which names their parameters, as `Gradients` gives them."""
+    bad = [name for name in names if not name.endswith(TOO_LARGE)]
+    what = "infinities or NaNs" if bad else "numbers so large that sums of them would overflow"
+    bad = bad or [name.removesuffix(TOO_LARGE) for name in names]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     return FloatingPointError(
-        f"{owner}: the gradient of {', '.join(map(repr, names[:3]))}{more} has infinities or "
-        'NaNs; weights and state are as before (nonfinite="skip" leaves such steps out)'
+        f"{owner}: the gradient of {', '.join(map(repr, bad[:3]))}{more} has {what}; weights and state are as before "
+        '(nonfinite="skip" leaves such steps out)'
     )

@@ -62,7 +62,9 @@ class KnownGroup:
             if old is not new:
                 return False
         for member in self.members:
-            if not _lies_as_before(member) and layouts.of(member.param) is not member.layout:
+            if _lies_as_before(member):
+                continue
+            if member.param.dtype != member.dtype or layouts.of(member.param) is not member.layout:
                 return False
         return True
 
@@ -87,6 +89,6 @@ class KnownGroup:
 def _lies_as_before(member: Member) -> bool:
     """Return whether a parameter surely lies as its layout says. That is quick, and may miss some that do."""
     param: Any = member.param
-    if type(param) is not member.type or param.device != member.layout.device:
+    if type(param) is not member.type or param.dtype != member.dtype or param.device != member.layout.device:
         return False
     return bool(param.shape == member.layout.shape if member.spec is None else param._spec is member.spec)

@@ -30,8 +30,8 @@ class LossScale:
         """Return whether the scaler has found the gradients finite, a boolean on the device."""
         if self.found_inf is None:
             return torch.ones((), dtype=torch.bool, device=device)
-        found_inf = torch.as_tensor(self.found_inf)  # the number 0 where the rank has no gradients
-        return (found_inf == 0).to(device).reshape(())
+        found_inf = torch.as_tensor(self.found_inf, device=getattr(self.found_inf, "device", "cpu"))
+        return (found_inf == 0).to(device).reshape(())  # the number 0 where the rank has no gradients
 
     def unscaled(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Return gradients, which lie on one device, in their own size.

@@ -1,6 +1,7 @@
 """What parameters are called: in errors, in tables, and as seeds."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 # What wrappers put into the names of a module's parameters.
@@ -17,9 +18,7 @@ def parameter_names(groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     given = [name for group in groups for name in group.get("param_names", ())]
     plain = iter(plain_names(given))
     return [
-        [next(plain) for _ in group["param_names"]]
-        if "param_names" in group
-        else [f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))]
+        [next(plain) for _ in group["param_names"]] if "param_names" in group else _positions(group, index)
         for index, group in enumerate(groups)
     ]
 
@@ -36,3 +35,31 @@ def plain_names(names: Sequence[str]) -> list[str]:
     prefix = _PREFIX if all(name.startswith(_PREFIX) for name in names) else ""
     plain = [".".join(part for part in name.removeprefix(prefix).split(".") if part not in _WRAPPERS) for name in names]
     return plain if len(set(plain)) == len(set(names)) else list(names)
+
+
+def seed_names(group: Mapping[str, Any], index: int) -> list[str]:
+    """Return what the random numbers of a group's parameters follow from: their names.
+
+    They stay the same where a state without names is loaded by an optimizer that has some: then the group holds what
+    they have followed from so far.
+
+    Args:
+        group: a param group.
+        index: its position among the param groups.
+    """
+    if "seed_names" in group:
+        return list(group["seed_names"])
+    if "param_names" in group:
+        return [plain_name(name) for name in group["param_names"]]
+    return _positions(group, index)
+
+
+@cache
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what torch.compile, DDP and other wrappers add to it."""
+    name = name.removeprefix(_PREFIX)
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _positions(group: Mapping[str, Any], index: int) -> list[str]:
+    return [f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))]

@@ -18,10 +18,11 @@ from orthon.step.agreement import Agreement
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
 from orthon.step.gradients import Gradients, take_gradients
+from orthon.step.history import History
 from orthon.step.known import KnownGroup
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
-from orthon.step.names import parameter_names
+from orthon.step.names import parameter_names, seed_names
 from orthon.step.options import OptionCheck
 from orthon.step.prepare import make_states
 from orthon.step.update import update
@@ -90,8 +91,8 @@ class Planner:
         self._agreed: tuple[list[int], Agreement] | None = None  # on these layouts
         self._with_state = -1  # how many parameters had a state when all of the plan had one
         self._been_through: set[tuple[int, int]] = set()  # kinds of batches that have been through a step
-        self._stepped: Plan | None = None  # the plan of the last step, and its parameters
-        self._named: dict[str, Tensor] = {}
+        self._stepped: Plan | None = None  # the plan of the last step
+        self._history = History(check.owner)
 
     def members(self, groups: Sequence[dict[str, Any]]) -> list[Member]:
         """Return the parameters of which this rank holds a shard, with gradients and layouts as they are now.
@@ -105,7 +106,7 @@ class Planner:
         known = self._known[: len(groups)]
         for index, group in enumerate(groups):
             if index >= len(known) or not known[index].is_valid(group, self.layouts):
-                made = partial(self._made, parameter_names(groups)[index], group)
+                made = partial(self._made, parameter_names(groups)[index], index, group)
                 known[index : index + 1] = [KnownGroup(group, index, self._check, made)]
         if known != self._known:
             self._known, self._members = known, [member for of_group in known for member in of_group.members]
@@ -116,7 +117,7 @@ class Planner:
         """Return the plan of the next step.
 
         Raises:
-            RuntimeError: if parameters have been replaced whose state would be lost.
+            RuntimeError: if parameters have changed so that their state is lost or does not fit any more.
         """
         members = self.members(groups)
         kinds: list[Any] = []
@@ -126,7 +127,7 @@ class Planner:
         if plan is not None and plan.members is members and kinds == self._kinds:
             return plan
         if plan is None or plan.members is not members:
-            self._refuse_replaced(members, states)
+            self._history.check(members, groups, states)
         agreement, is_new = self._agreement(members)
         self._plan = Plan(members, agreement, is_new, Gradients(members), self.waves(members))
         self._kinds, self._with_state = kinds, -1
@@ -181,11 +182,13 @@ class Planner:
             run((map(begin, wave) for wave in waves), at_once=at_once)
             self._been_through |= kinds
         if self._stepped is not plan:
-            self._stepped, self._named = plan, {member.name: member.param for member in plan.members}
+            self._stepped = plan
+            self._history.remember(plan.members)
         plan.is_new = False
 
-    def _made(self, names: Sequence[str], group: dict[str, Any]) -> Iterator[Member]:
-        for name, param in zip(names, group["params"], strict=True):
+    def _made(self, names: Sequence[str], index: int, group: dict[str, Any]) -> Iterator[Member]:
+        self._history.check_names(names, group, index)
+        for name, seed, param in zip(names, seed_names(group, index), group["params"], strict=True):
             if not takes_part(param):
                 continue
             rule = rule_for(param, group)
@@ -198,17 +201,7 @@ class Planner:
                 raise type(error)(f"{self._owner}: parameter {name!r}: {error}") from error
             averages = self._sync_gradients and layout.replicas.size > 1
             planned_for = {} if layout.everyone.size == 1 else self._planned_for(layout)
-            yield Member(name, param, None, group, rule, layout, matrices, averages, planned_for)
-
-    def _refuse_replaced(self, members: Sequence[Member], states: States) -> None:
-        for member in members:
-            before = self._named.get(member.name, member.param)
-            if before is member.param or not states.get(before):
-                continue
-            raise RuntimeError(
-                f"{self._owner}: parameter {member.name!r}: has taken the place of another one that has state; "
-                "give the optimizer the parameters that are trained before its first step, or load a state_dict"
-            )
+            yield Member(name, param, None, group, rule, layout, matrices, averages, seed, planned_for)
 
     def _agreement(self, members: list[Member]) -> tuple[Agreement, bool]:
         """Return what the ranks must agree on, and whether that is new: whether the layouts are others."""

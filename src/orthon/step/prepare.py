@@ -9,13 +9,14 @@ from torch import Tensor
 from orthon.algorithms import Entry
 from orthon.sharding import local, relocated
 from orthon.step.batches import PlannedBatch
+from orthon.step.counter import counter
 from orthon.step.member import Member
 
 
 def make_states(
     planned: Iterable[PlannedBatch], members: Iterable[Member], states: MutableMapping[Tensor, dict[str, Any]]
 ) -> None:
-    """Make the state of all parameters with gradients that have none yet, or lack a counter.
+    """Make the state of all parameters with gradients that have none yet, or lack a counter. Counters become float32.
 
     Zeros that lie as the parameters do get one storage for each batch, as `Batch.stacked` would move them to.
 
@@ -37,6 +38,9 @@ def make_states(
         for key in member.counted:
             if key not in state:  # where the group did not ask for it before
                 state[key] = member.new_state()[key]
+        for key in member.counters:
+            if key in state:  # which somebody else may have written
+                state[key] = counter(state[key], f"parameter {member.name!r}: {key!r}")
 
 
 def _in_one_storage(batch: PlannedBatch, new: Sequence[Member]) -> list[dict[str, Tensor]]:

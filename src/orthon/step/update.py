@@ -91,7 +91,7 @@ class _Opened:
             if member.layout.mesh is not None:
                 weight, grad = member.layout.fit(local(weight)), member.layout.fit(grad)
             if planned.is_plain:
-                self.names.append(member.name)
+                self.names.append(member.seed_name)
                 self.weights.append(weight)
                 self.grads.append(grad)
                 self.states.append(state)
@@ -122,7 +122,7 @@ class _Viewed:
         assert member.matrices is not None
         stack, matrices = piece.stack, member.matrices
         self._stack, self._matrices, self._weight, self._places = stack, matrices, weight, piece.places
-        self.names = [matrix_name(member.name, matrices, number) for number in stack.numbers[self._places]]
+        self.names = [matrix_name(member.seed_name, matrices, number) for number in stack.numbers[self._places]]
         self._open_weight = matrices.open(weight, stack)[self._places]
         self.weights = list(self._open_weight.unbind())
         self._open: dict[str, tuple[Tensor, Entry, Tensor]] = {}

@@ -98,7 +98,7 @@ def largest_rows(A: Tensor, k: int) -> Tensor:
 def dion2(
     X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT, select: Select = largest_rows
 ) -> Tensor:
-    """Make a step of Dion2 on a matrix. `select` chooses rows, or columns of a tall matrix."""
+    """Make a step of Dion2 on a matrix. `select` chooses rows, or columns in their place."""
     return _selected(X, G, state, group, factors, select, lambda O, _: O)
 
 
@@ -106,10 +106,10 @@ def dion3(
     X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT, select: Select = largest_rows
 ) -> Tensor:
     """Make a step of Dion3 on a matrix: rows that are not selected keep their moment; of columns, all rows have one."""
-    tall, moment = X.shape[0] > X.shape[1], state["row_moment"]
+    columns, moment = _selects_columns(X, group), state["row_moment"]
 
     def normalize(O: Tensor, rows: Tensor) -> Tensor:
-        if tall:
+        if columns:
             return _of_one_size(O.mT, moment, group).mT
         chosen = moment[rows]
         O = _of_one_size(O, chosen, group)
@@ -128,18 +128,22 @@ def _selected(
     select: Select,
     normalize: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    m, n = X.shape
+    columns = _selects_columns(X, group)
     M = state["momentum"].add_(_uphill(G, group))
-    A = M.mT if m > n else M  # the same storage
+    A = M.mT if columns else M  # the same storage
     rows = select(A, math.ceil(group["fraction"] * len(A)))
     O = normalize(factors.polar(A[rows]), rows)
     A[rows] *= group["momentum"]
     update = torch.zeros_like(A, dtype=O.dtype)
     update[rows] = O
-    factor = lr_factor(group["adjust_lr_fn"], m, n)
+    factor = lr_factor(group["adjust_lr_fn"], *X.shape)
     if group["lr_scale_by_fraction"]:
         factor /= math.sqrt(group["fraction"])
-    return descend(X, update.mT if m > n else update, factor, group)
+    return descend(X, update.mT if columns else update, factor, group)
+
+
+def _selects_columns(X: Tensor, group: Group) -> bool:
+    return bool(group["selection_side"] == "short" and X.shape[0] > X.shape[1])
 
 
 def _of_one_size(O: Tensor, moment: Tensor, group: Group) -> Tensor:

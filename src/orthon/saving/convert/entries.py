@@ -35,7 +35,7 @@ def converted_state(
     like = given[theirs["momentum" if "momentum" in theirs else "exp_avg"]]
     shape = tuple(getattr(like, "shape", ()))
     rule = RULES[format.algorithm]
-    reading = _reading(format, options, shape, where) if rule.work.takes_matrices else None
+    reading = _reading(options, shape, where) if rule.work.takes_matrices else None
     entries = rule.keeps(shape if reading is None else reading.matrix(0), options)
     if theirs.keys() != entries.keys():
         needed = [key for key, ours in format.entries.items() if ours in entries]
@@ -61,7 +61,7 @@ def converted_state(
     return state
 
 
-def _reading(format: Format, options: Mapping[str, Any], shape: tuple[int, ...], where: str) -> Reading:
+def _reading(options: Mapping[str, Any], shape: tuple[int, ...], where: str) -> Reading:
     """Return how a parameter of this shape is read as matrices."""
     if options["view"] is None and len(shape) != 2:
         raise ValueError(
@@ -69,13 +69,9 @@ def _reading(format: Format, options: Mapping[str, Any], shape: tuple[int, ...],
             "it starts anew, with a view=MatrixView(...) or in another algorithm's group"
         )
     try:
-        reading = MatrixView.of(options["view"] or {}).read(shape)
+        return MatrixView.of(options["view"] or {}).read(shape)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    for block in range(len(reading.blocks)):
-        if reason := format.refuses(reading.matrix(block)):
-            raise ValueError(f"{where}: {reason}; take its state out of the file, so that it starts anew")
-    return reading
 
 
 def _counter(value: object, where: str) -> Tensor:
@@ -83,7 +79,7 @@ def _counter(value: object, where: str) -> Tensor:
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(number, bool) or not isinstance(number, int | float) or number < 0 or number != int(number):
         raise ValueError(f"{where}: should be a number of steps, but is {value!r}")
-    return torch.tensor(float(number))
+    return torch.tensor(float(number), dtype=torch.float32, device="cpu")
 
 
 def listed(keys: Iterable[Any]) -> str:

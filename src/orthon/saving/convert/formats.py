@@ -48,7 +48,6 @@ class Format:
         keys: of a param group: their name → its meaning.
         options: options of orthon that describe what their update always does.
         notes: in what the updates differ.
-        refuses: why a matrix of the given shape has no counterpart; None if it has one.
     """
 
     algorithm: str
@@ -56,7 +55,6 @@ class Format:
     keys: Mapping[str, Key]
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    refuses: Callable[[tuple[int, ...]], str | None] = lambda _: None
 
 
 @dataclass(frozen=True)

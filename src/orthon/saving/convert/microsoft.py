@@ -51,7 +51,7 @@ _POLAR_NOTE = (
     "from the Polar Express, in polar_dtype"
 )
 _ROWS_NOTE = (
-    "on several processes theirs may choose rows where orthon chooses columns; orthon always takes the shorter side"
+    "on several processes theirs may choose rows of tall matrices; selection_side is taken to be 'short', as on one"
 )
 _SHARDS_NOTE = (
     "on several processes theirs may bring the rows of each shard to one size, and orthon those of the whole matrix"
@@ -64,12 +64,6 @@ _SQUARE_NOTE = (
     "the side of a square matrix's Q is not in the file: it is taken to be the columns, as on one process; FSDP may "
     "have chosen the rows, and then it takes some steps until Q fits again"
 )
-
-
-def _refuses_tall(shape: tuple[int, ...]) -> str | None:
-    if shape[0] <= shape[1]:
-        return None
-    return f"NorDion2 chooses rows of a matrix of shape {shape}, and Dion3 of orthon columns, the shorter side"
 
 
 _FORMATS = {
@@ -116,7 +110,7 @@ _FORMATS = {
         algorithm="dion2",
         entries={"momentum": "momentum"},
         keys={**_WHOLE_MATRICES, **_SELECTION, "ef_decay": same("momentum")},
-        options={"lr_scale_by_fraction": False, **_POLAR},
+        options={"lr_scale_by_fraction": False, "selection_side": "short", **_POLAR},
         notes=(_POLAR_NOTE, _ROWS_NOTE),
     ),
     "nordion2": Format(
@@ -128,9 +122,8 @@ _FORMATS = {
             "mu": same("momentum"),
             "muon_beta2": same("beta2"),
         },
-        options={"lr_scale_by_fraction": False, "eps": 1e-8, **_POLAR},
+        options={"lr_scale_by_fraction": False, "selection_side": "rows", "eps": 1e-8, **_POLAR},
         notes=(_POLAR_NOTE, _SHARDS_NOTE),
-        refuses=_refuses_tall,
     ),
     "adamw": Format(
         algorithm="adamw",

@@ -45,8 +45,8 @@ class OptimizerConfig(Settings):
     rank_fraction: Fraction | None = None
     """For 'dion': rank of the update, divided by the shorter side of the matrix. Default: 1/4."""
     fraction: Fraction | None = None
-    """For 'dion2' and 'dion3': share of the rows that one update changes (of the columns, if these are fewer).
-    Default: 1/4."""
+    """For 'dion2' and 'dion3': share of the rows that one update changes (with 'dion2' of the columns, if these
+    are fewer). Default: 1/4."""
     compressed_sync: bool = False
     """Do not average gradients over mesh.dp_replicate: 'dion' averages its factors instead, 'dion2' and 'dion3' the
     rows that they have drawn at random."""
