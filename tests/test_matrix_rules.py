@@ -55,6 +55,7 @@ def test_a_zero_gradient_changes_nothing_but_by_decay(rule: str) -> None:
     assert not any(value.any() for key, value in optimizer.state[param].items() if key != "Q")
 
 
+@pytest.mark.filterwarnings("ignore:.*no parameter has a gradient:UserWarning")
 @pytest.mark.parametrize("rule", WITH_DION)
 def test_matrices_of_one_shape_are_updated_as_if_each_were_alone(rule: str) -> None:
     starts = [torch.randn(8, 6, dtype=torch.float64) for _ in range(5)]

@@ -197,10 +197,11 @@ def test_a_rate_a_hair_below_zero_stops_neither_the_run_nor_its_resume(option: s
     for group in optimizer.param_groups:
         group[option] = below
     step(params, optimizer, 1)
-    other = all_rules(weights())
+    theirs = weights()
+    other = all_rules(theirs)
     other.load_state_dict(optimizer.state_dict())
     assert float(other.param_groups[0][option]) == float(below)
-    step(params, other, 2)
+    step(theirs, other, 2)
     with pytest.raises(ValueError, match=f"{option} should be"):
         all_rules(weights(), **{option: below})
     optimizer.param_groups[0][option] = -0.01

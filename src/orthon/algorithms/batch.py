@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, overload
 
 import torch
@@ -144,13 +144,13 @@ class Batch:
         They are moved into one storage where they do not lie in one yet: at the first step, after a state has been
         loaded, and where other parameters have gradients than before.
         """
-        parts = [state[key] for state in self.state]
+        parts = list(map(itemgetter(key), self.state))
         known: tuple[list[Tensor], Tensor] | None = self.memo.get(key)
         if known is not None and len(known[0]) == len(parts) and all(map(is_, known[0], parts)):
             return known[1]
         with self.writing:
             whole = self._in_one_storage(key)
-        self.memo[key] = [state[key] for state in self.state], whole
+        self.memo[key] = list(map(itemgetter(key), self.state)), whole
         return whole
 
     def stacked_like_weights(self, key: str) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from orthon.linalg import IN_CACHE, in_cache
-from orthon.linalg.device import device_type
 from orthon.linalg.kernels import SMALL, subtract_product_
 
 # Weights of this many numbers or more are updated by one fused product each. Smaller ones share launches.
@@ -87,7 +86,7 @@ def decay_(weights: Sequence[Tensor], rate: float | Tensor, *, cautious: Sequenc
     if cautious is not None:
         for X, direction in zip(weights, cautious, strict=True):
             X.sub_(agreeing(X, direction).mul_(rate))
-    elif isinstance(rate, Tensor) or device_type(weights[0].device) != "cpu" or weights[0].numel() >= SMALL:
+    elif isinstance(rate, Tensor) or weights[0].numel() >= SMALL:
         torch._foreach_mul_(list(weights), 1 - rate)
     elif rate:  # three times as fast as a product with a number, of which torch makes a tensor for each weight
         torch._foreach_add_(list(weights), list(weights), alpha=-rate)

@@ -21,7 +21,7 @@ from orthon.sharding import Ranks
 from orthon.sharding.matrix_view import MatrixView
 from orthon.sharding.replicas import replica_group
 from orthon.step.batches import Wave
-from orthon.step.capture import Capture, check_ranks, is_capturing
+from orthon.step.capture import Capture, check_ranks
 from orthon.step.gates import Gates, nonfinite_error, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
@@ -301,3 +301,8 @@ class MixedOptimizer(torch.optim.Optimizer):
                 self._skipped = torch.zeros((), dtype=torch.int64, device=shut.device)
             self._skipped += shut
         return gates
+
+
+def is_capturing() -> bool:
+    """Return whether the current stream is captured into a CUDA graph."""
+    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]

@@ -7,7 +7,6 @@ capture, so that an error there is better than a step that goes on with old numb
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from orthon.algorithms.options import Group
@@ -112,8 +111,3 @@ def _check_rates(group: Group, where: str) -> None:
             f"{where}: lr should be a tensor on {device}, as a scheduler changes it, and a CUDA graph keeps a number, "
             f"but is {group['lr']!r}"
         )
-
-
-def is_capturing() -> bool:
-    """Return whether the current stream is captured into a CUDA graph."""
-    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -152,7 +153,7 @@ class Gradients:
             return self._norms(2.0)
         sums = []
         for norm, are_small, members in self._alike:
-            each = [cast(Tensor, member.grad) for member in members]
+            each = cast(list[Tensor], list(map(attrgetter("grad"), members)))
             for grad in [torch.stack(each)] if are_small else each:
                 sums.append(torch.linalg.vector_norm(grad) if norm else grad.sum())
         return torch.stack(sums)

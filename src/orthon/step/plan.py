@@ -1,17 +1,18 @@
 """The plan of a step: all that stays the same from one step to the next, valid or made anew."""
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orthon.algorithms.rule import rule_for
+from orthon.algorithms.rule import options_of, rule_for
+from orthon.linalg.device import is_readable
 from orthon.machines import Machine, as_machine
 from orthon.sharding import Layout, Layouts, Ranks, run, takes_part
 from orthon.step.agreement import Agreement
@@ -19,11 +20,10 @@ from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
 from orthon.step.gradients import Gradients, take_gradients
 from orthon.step.history import History
-from orthon.step.known import KnownGroup
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.names import parameter_names, seed_names
-from orthon.step.options import OptionCheck
+from orthon.step.options import OptionCheck, follow_momentum
 from orthon.step.prepare import make_states
 from orthon.step.update import update
 from orthon.step.waves import WAVE_MEMORY, sets_of_waves
@@ -84,7 +84,7 @@ class Planner:
         self._sync_gradients, self._check, self._owner = sync_gradients, check, check.owner
         self._machine, self._wave_memory, self._beside = machine, wave_memory, beside
         self._described: dict[Machine, dict[str, str]] = {}
-        self._known: list[KnownGroup] = []
+        self._known: list[_KnownGroup] = []
         self._members: list[Member] = []
         self._plan: Plan | None = None
         self._kinds: list[Any] = []  # of the gradients for which the batches were made
@@ -107,7 +107,7 @@ class Planner:
         for index, group in enumerate(groups):
             if index >= len(known) or not known[index].is_valid(group, self.layouts):
                 made = partial(self._made, parameter_names(groups)[index], index, group)
-                known[index : index + 1] = [KnownGroup(group, index, self._check, made)]
+                known[index : index + 1] = [_KnownGroup(group, index, self._check, made)]
         if known != self._known:
             self._known, self._members = known, [member for of_group in known for member in of_group.members]
         take_gradients(self._members, self._owner)
@@ -210,3 +210,84 @@ class Planner:
             return self._agreed[1], self._plan is not None and self._plan.is_new
         self._agreed = key, Agreement(members, self._owner, self._beside)
         return self._agreed[1], True
+
+
+class _KnownGroup:
+    """A param group as the last step saw it. What has changed since is checked, and nothing else.
+
+    Args:
+        group: the group, with all options.
+        index: its position.
+        check: of its options.
+        made: returns its members.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: for an option or a parameter that cannot be used.
+    """
+
+    def __init__(
+        self, group: dict[str, Any], index: int, check: OptionCheck, made: Callable[[], Iterable[Member]]
+    ) -> None:
+        self.group = group
+        check.complete(group, index, by_schedule=True)
+        self.members = list(made())
+        self._where = check.label(group, index)
+        self._params = list(group["params"])
+        self._size = len(group)
+        self._options = options_of(group)
+        self._names = [name for name in ("algorithm", "others") if name in group] + list(self._options)
+        self._get = itemgetter(*self._names)
+        self._look()
+
+    def is_valid(self, group: dict[str, Any], layouts: Layouts) -> bool:
+        """Return whether the members can be used again, after checking what a scheduler has changed.
+
+        Raises:
+            TypeError, ValueError: for a value of a scheduler that is not allowed.
+        """
+        if self.group is not group or len(self._params) != len(group["params"]):
+            return False
+        if "betas" in self._options and "momentum" in group:
+            follow_momentum(group)
+        try:
+            now = self._get(group)
+        except KeyError:  # an option has been taken away
+            return False
+        if (self._may_change or not all(map(is_, self._values, now))) and not self._takes(now):
+            return False
+        if len(group) != self._size:
+            return False
+        for old, new in zip(self._params, group["params"], strict=True):
+            if old is not new:
+                return False
+        for member in self.members:
+            if _lies_as_before(member):
+                continue
+            if member.param.dtype != member.dtype or layouts.of(member.param) is not member.layout:
+                return False
+        return True
+
+    def _takes(self, values: Sequence[Any]) -> bool:
+        """Return whether all that has changed are values of a scheduler, after checking these."""
+        for name, value, now in zip(self._names, self._values, values, strict=True):
+            option = self._options.get(name)
+            if option is None or not option.scheduled:
+                if type(now) is not type(value) or now != value:
+                    return False
+            elif now is not value or (isinstance(now, Tensor) and is_readable(now)):  # which may change in place
+                self.group[name] = option.check(name, now, self._where, by_schedule=True)
+        self._look()
+        return True
+
+    def _look(self) -> None:
+        """Remember the values that there are now."""
+        self._values = self._get(self.group)
+        self._may_change = any(isinstance(value, Tensor) for value in self._values)
+
+
+def _lies_as_before(member: Member) -> bool:
+    """Return whether a parameter surely lies as its layout says. That is quick, and may miss some that do."""
+    param: Any = member.param
+    if type(param) is not member.type or param.dtype != member.dtype or param.device != member.layout.device:
+        return False
+    return bool(param.shape == member.layout.shape if member.spec is None else param._spec is member.spec)
