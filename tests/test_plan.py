@@ -14,9 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import orthon
-from orthon import Dion, Dion2, Muon
+from orthon import Dion, Dion2, MatrixView, Muon
 from orthon.machines import MACHINES
 from orthon.plan import planning
+from orthon.plan.cluster import Axes, divide
 from orthon.plan.timeline import TimedWave, simulated
 from tests.support.many_ranks import divided, fake_ranks
 
@@ -213,3 +214,23 @@ def test_the_progress_is_told() -> None:
 def test_what_is_refused(optimizers: Any, machine: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         orthon.plan(nn.Linear(8, 8), optimizers, machine=machine)
+
+
+@pytest.mark.parametrize("rank", [0, 11])
+@pytest.mark.parametrize("make", [Dion, Muon])
+def test_ranks_without_experts(make: Any, rank: int) -> None:
+    """Of four experts on six ranks, in two copies, some ranks have none, and so fewer waves than the others."""
+    with torch.device("meta"):
+        model = nn.ModuleDict({"dense": nn.Linear(64, 64, bias=False)})
+        model.experts = nn.Module()
+        model.experts.down_proj = nn.Parameter(torch.empty(4, 64, 32))
+    with fake_ranks(12, rank):
+        mesh = init_device_mesh("cpu", (2, 3, 2), mesh_dim_names=("copies", "shards", "tensor"))
+        divide(model, mesh, Axes("copies", "shards", "tensor"), products={"experts.down_proj": Shard(0)})
+        groups = [
+            {"params": [("dense.weight", model["dense"].weight)]},
+            {"params": [("experts.down_proj", model.experts.down_proj)], "view": MatrixView()},
+        ]
+        (row,) = orthon.plan(model, {"one": lambda _: make(groups)}, machine=H100).rows
+    assert row.seconds > 0
+    assert row.state_bytes >= 4 * 64 * 32, "momentum of an expert, of the rank that has one"

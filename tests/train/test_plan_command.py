@@ -130,6 +130,7 @@ def test_a_measured_machine_is_read_back(plans, monkeypatch: pytest.MonkeyPatch,
         ("--step-seconds 1 --tokens-per-step 5", "both give the time of a step: leave out one"),
         ("--step-seconds 1 --recompute", "recompute is for the estimate from tokens_per_step"),
         ("--json nowhere/plan.json", "nowhere/plan.json cannot be written: there is no folder nowhere"),
+        ("--json .", ". cannot be written: it is a folder"),
         ("--picture nowhere/plan.png", "nowhere/plan.png cannot be written: there is no folder nowhere"),
         ("--picture plan.jpig", "picture must end in .png, .pdf or .svg but is plan.jpig"),
         (
@@ -178,6 +179,11 @@ def test_a_model_that_fits_nowhere(fails, monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_torchrun(fails, monkeypatch: pytest.MonkeyPatch, command: str, rest: list[str]) -> None:
     monkeypatch.setattr(f"orthon.train.commands.{command}.processes", lambda: 2)
     assert f"{command} works in one process, for as many as --mesh says; call it without torchrun" in fails(command)
+
+
+def test_one_gpu_is_not_many(plans) -> None:
+    said = plans("--optimizers", "muon", "--mesh.dp-shard=1", "--no-other-ranks")
+    assert "\n1 GPU of h100; times are estimates" in said
 
 
 def test_crossovers_in_words() -> None:

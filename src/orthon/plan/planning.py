@@ -1,7 +1,7 @@
 """The function `plan`: what a step of each of several optimizers would take on a machine that need not be here."""
 
 from collections.abc import Callable, Hashable, Mapping
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from orthon.plan.rows import Plan, PlanRow
 from orthon.plan.timeline import simulated
 from orthon.plan.totals import Totals
 from orthon.sharding import local
+from orthon.step.batches import Wave
 
 # Called with how many optimizers are planned, of how many, and the name of the next one.
 Progress = Callable[[int, int, str], None]
@@ -78,15 +79,18 @@ class _Planned:
             raise ValueError(f"plan: {name!r} should have parameters of which this rank has a shard, but has none")
         grids = {id(member.layout.grid): member.layout.grid for member in members}
         self._ranks = sorted({rank for grid in grids.values() for rank in grid.ranks.flatten().tolist()})
-        first = self._seen_by(int(members[0].layout.grid.ranks[members[0].layout.grid.coordinate]))
+        # Where there are more ranks than experts, the first rank has one, and the last ones may have none.
+        first = self._seen_by(self._ranks[0])
         # For each wave, what each rank does: a number for what the wave is like, and the rank's own part of it.
         numbers: dict[Hashable, int] = {}
-        self._kinds = []
-        for wave in (wave for waves in first.sets for wave in waves):
+        self._kinds, self._names = [], []
+        for wave in chain.from_iterable(first.sets):
+            self._names.append(_names(wave))
             shape = numbers.setdefault(shape_of(wave), len(numbers))
             parts = kinds_of_ranks(wave, self._ranks)
             self._kinds.append([numbers.setdefault((shape, part), len(numbers)) for part in parts])
-        self._steps = [self._seen_by(self._ranks[index]) for index in representatives(self._kinds)]
+        others = [index for index in representatives(self._kinds) if index > 0]
+        self._steps = [first, *(self._seen_by(self._ranks[index]) for index in others)]
         self._trials = self._tried()
 
     def _tried(self) -> dict[int, Trial]:
@@ -94,11 +98,24 @@ class _Planned:
         trials: dict[int, Trial] = {}
         for step in self._steps:
             place = self._ranks.index(step.rank)
-            waves = [wave for waves in step.sets for wave in waves]
-            for kinds, wave in zip(self._kinds, waves, strict=True):
-                if kinds[place] not in trials:
+            for kinds, wave in zip(self._kinds, self._in_place(step), strict=True):
+                if wave is not None and kinds[place] not in trials:
                     trials[kinds[place]] = step.tried(wave)
+        # Ranks that have no matrices wait for the others. They are taken to do the same meanwhile.
+        for kinds in self._kinds:
+            for kind in set(kinds):
+                trials.setdefault(kind, trials[kinds[0]])
         return trials
+
+    def _in_place(self, step: RecordedStep) -> list[Wave | None]:
+        """Return for each wave of the first rank that of another, None where that one has no matrices of it."""
+        waves = list(chain.from_iterable(step.sets))
+        if len(waves) == len(self._names):
+            return list(waves)
+        found: list[Wave | None] = []
+        for names in self._names:
+            found.append(waves.pop(0) if waves and _names(waves[0]) == names else None)
+        return found
 
     @property
     def ranks(self) -> int:
@@ -142,6 +159,10 @@ class _Planned:
             peak_bytes=peak,
             fits=peak <= self._machine.memory,
         )
+
+
+def _names(wave: Wave) -> list[list[str]]:
+    return [[piece.member.name for piece in batch.pieces] for batch in wave]
 
 
 def _weight_bytes(step: RecordedStep) -> int:

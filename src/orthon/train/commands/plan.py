@@ -32,6 +32,8 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
     for path in (config.json_file, config.picture, config.machine_file if config.machine == MEASURE else None):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+        if path is not None and path.is_dir():
+            raise UserError(f"{path} cannot be written: it is a folder")
     if config.machine == MEASURE:
         machine = _measured(config.machine_file, console)
         if processes() > 1:

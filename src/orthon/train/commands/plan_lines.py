@@ -19,7 +19,7 @@ NEARLY = 0.02
 def lines_below(found: Found, training: TrainingStep) -> list[str]:
     """The lines below the table."""
     asked = found.asked
-    lines = [f"{asked.ranks:,} GPUs of {asked.machine.name}; times are estimates"]
+    lines = [f"{_gpus(asked.ranks)} of {asked.machine.name}; times are estimates"]
     if training.assumed:
         lines.append(training.assumed)
     lines += _to_take(found)
@@ -91,11 +91,15 @@ def _in_turns(quicker: str, slower: str, at: list[str], *, least: int) -> str:
     """
     where = f"below about {at[0]} GPUs"
     if at[0] == _rounded(least):
-        where = f"on {least:,} GPU{'s' if least > 1 else ''}"
+        where = f"on {_gpus(least)}"
     text = f"{where} {quicker} takes less time than {slower}"
     for place, until in enumerate(at[1:]):
         text += f", then {(slower, quicker)[place % 2]} up to about {until}"
     return f"{text}, above that {(slower, quicker)[(len(at) - 1) % 2]}"
+
+
+def _gpus(count: int) -> str:
+    return f"{count:,} GPU{'s' if count > 1 else ''}"
 
 
 def _rounded(value: float) -> str:
