@@ -234,3 +234,13 @@ def test_ranks_without_experts(make: Any, rank: int) -> None:
         (row,) = orthon.plan(model, {"one": lambda _: make(groups)}, machine=H100).rows
     assert row.seconds > 0
     assert row.state_bytes >= 4 * 64 * 32, "momentum of an expert, of the rank that has one"
+
+
+def test_optimizers_that_are_no_functions_by_name() -> None:
+    model = nn.Linear(8, 8)
+    wrong: Any = [Dion.for_model]
+    with pytest.raises(TypeError, match="optimizers should be a dict of functions by name, but is a list"):
+        orthon.plan(model, wrong, machine=H100)
+    made: Any = {"mine": Dion([("weight", model.weight)])}
+    with pytest.raises(TypeError, match="'mine' should be a function that makes an optimizer, .* but is a Dion"):
+        orthon.plan(model, made, machine=H100)

@@ -44,18 +44,26 @@ def plan(
         progress: is told about each optimizer before it is planned, and at the end.
 
     Raises:
-        TypeError: for an optimizer that is not one of Orthon's, or a machine that is none.
+        TypeError: for optimizers that are no functions by name, or make what is not one of Orthon's, or a machine that
+            is none.
         ValueError: for a machine that is not known, or no optimizers.
     """
     found = named_machine(machine, "plan")
     if found is None:
         raise TypeError("plan: machine should be a name or an orthon.Machine, but is None")
+    if not isinstance(optimizers, Mapping):
+        raise TypeError(f"plan: optimizers should be a dict of functions by name, but is a {type(optimizers).__name__}")
     if not optimizers:
         raise ValueError("plan: optimizers should have at least one, but is empty")
     rows, ranks = [], 1  # an optimizer that sends nothing may know of this rank alone
     for done, (name, make) in enumerate(optimizers.items()):
         if progress is not None:
             progress(done, len(optimizers), name)
+        if not callable(make):
+            raise TypeError(
+                f"plan: {name!r} should be a function that makes an optimizer, such as Dion.for_model, but is a "
+                f"{type(make).__name__}"
+            )
         optimizer = make(model)
         if not isinstance(optimizer, MixedOptimizer):
             raise TypeError(
