@@ -69,7 +69,7 @@ def cast_model(params: Params, _: MixedOptimizer) -> None:
 
 def state_elsewhere(params: Params, optimizer: MixedOptimizer) -> None:
     optimizer.state[params["w"]]["momentum"] = torch.zeros(6, 4, device="meta")
-    optimizer.param_groups[0]["momentum"] = 0.5  # a new plan
+    optimizer.param_groups[0]["maximize"] = True  # a new plan, which no schedule asks for
 
 
 def taken_out(_: Params, optimizer: MixedOptimizer) -> None:
@@ -120,6 +120,43 @@ def test_a_change_is_an_error_before_anything_changes(
         with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
             optimizer.step()
         assert all(map(torch.equal, snapshot(params, optimizer), before))
+
+
+@pytest.mark.parametrize(
+    ("rule", "option", "value", "message"),
+    [
+        ("dion", "rank_fraction", 1.0, r"Dion: parameter 'w': Q should be \(rows, 4\) .*, but is \(rows, 1\)"),
+        ("dion", "orthonormal_side", "long", r"Dion: parameter 'w': Q should be \(columns, 1\) .*, but is \(rows, 1\)"),
+        (
+            "dion",
+            "state_dtype",
+            torch.bfloat16,
+            "Dion: parameter 'w': dtype of .* be torch.bfloat16 .*, but is the param",
+        ),
+        ("adamw", "amsgrad", True, "Dion: parameter 'w': max_exp_avg_sq should be in its state"),
+        ("adamw", "amsgrad", False, "Dion: parameter 'w': max_exp_avg_sq should not be in its state"),
+    ],
+)
+def test_options_that_ask_for_another_state(rule: str, option: str, value: object, message: str) -> None:
+    """In the last group, so that others would have been updated before it."""
+    torch.manual_seed(0)
+    params = {name: nn.Parameter(torch.randn(6, 4)) for name in NAMES}
+    groups = [{"params": [(name, params[name])], "algorithm": rule} for name in ("first", "bias", "w")]
+    if option == "amsgrad":
+        groups[2]["amsgrad"] = not value
+    optimizer = Dion(groups)
+    give_gradients(params, 0)
+    optimizer.step()
+    give_gradients(params, 1)
+    before = snapshot(params, optimizer)
+    was = optimizer.param_groups[2][option]
+    optimizer.param_groups[2][option] = value
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message + ".*cannot change once there is state"):
+            optimizer.step()
+        assert all(map(torch.equal, snapshot(params, optimizer), before))
+    optimizer.param_groups[2][option] = was
+    optimizer.step()
 
 
 def test_ways_out() -> None:

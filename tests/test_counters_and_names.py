@@ -98,7 +98,9 @@ NAMED: list[tuple[list[str] | None, list[str] | None]] = [
     (None, ["a", "b"]),
     (None, None),
     (["a", "b"], ["a", "b"]),
-    (["module.a", "b"], ["a", "_orig_mod.b"]),
+    (["module.a", "module.b"], ["a", "_orig_mod.b"]),
+    (["_orig_mod.module.a", "_orig_mod.module.b"], ["a", "b"]),  # torch.compile around DistributedDataParallel
+    (["a", "b"], ["module._orig_mod.a", "module._orig_mod.b"]),
 ]
 
 

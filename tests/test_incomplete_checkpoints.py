@@ -136,3 +136,29 @@ def test_what_chunks_cover(size: Any, chunks: list[Any], whole: bool) -> None:
     else:
         with pytest.raises(ValueError, match="'x' has . chunks, which are not all of its shape"):
             check_covered("x", saved)
+
+
+@pytest.mark.parametrize("algorithm", ["dion", "adamw"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_group_without_parameters(tmp_path: Path, place: int, algorithm: str) -> None:
+    """Torch hands over nothing of it, not even its options, and takes no more than one."""
+
+    def made() -> tuple[Experts, Dion]:
+        torch.manual_seed(0)
+        model = Experts()
+        first, *rest = model.named_parameters()
+        groups: list[dict[str, Any]] = [{"params": [first]}, {"params": rest}]
+        groups.insert(place, {"params": [], "algorithm": algorithm, "lr": 0.3})
+        return model, Dion(groups, others="adamw")
+
+    (model, optimizer), (other, loaded) = made(), made()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model(torch.randn(3, 6), [0, 1, 2]).square().sum().backward()
+        optimizer.step()
+    save(tmp_path / "checkpoint", model, optimizer)
+    load(tmp_path / "checkpoint", other, loaded)
+    assert [group["lr"] for group in loaded.param_groups] == [group["lr"] for group in optimizer.param_groups]
+    for (name, param), there in zip(model.named_parameters(), other.parameters(), strict=True):
+        for key, value in optimizer.state[param].items():
+            assert torch.equal(value, loaded.state[there][key]), (name, key)

@@ -31,7 +31,11 @@ def test_empty_groups_are_taken() -> None:
             other = Dion([{**g, "params": list(g["params"])} for g in copy.deepcopy(groups)], lr=0.7)
             other.load_state_dict(optimizer.state_dict())
             assert [g["lr"] for g in other.param_groups] == [g["lr"] for g in optimizer.param_groups]
-            copy.deepcopy(optimizer).step()
+            copied = copy.deepcopy(optimizer)
+            (own,) = (p for group in copied.param_groups for p in group["params"])
+            step({"w": param}, optimizer, 1)
+            step({"w": own}, copied, 1)
+            assert torch.equal(own, param)
 
 
 @pytest.mark.parametrize("make", CLASSES, ids=lambda make: make.__name__)
@@ -174,8 +178,11 @@ def test_others_in_groups_with_names_and_options_of_their_own() -> None:
         optimizer.step()
     with pytest.raises(ValueError, match=r"unknown option 'beta' for muon \(did you mean 'betas'\?\)"):
         optimizer.add_param_group({"params": [("x", nn.Parameter(torch.ones(2)))], "beta": 0.5})
-    of_group = Dion([{"params": [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, 2))], "others": "adamw"}])
-    of_group.step()
+    vector, matrix = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, 2))
+    of_group = Dion([{"params": [vector, matrix], "others": "adamw"}])
+    step({"vector": vector, "matrix": matrix}, of_group, 0)
+    assert set(of_group.state[vector]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert set(of_group.state[matrix]) == {"momentum", "Q"}
     stated = Dion2([{"params": [nn.Parameter(torch.ones(3))], "algorithm": "adamw"}], others="lion")
     assert "others" not in stated.param_groups[0]
     with pytest.raises(ValueError, match="updates matrices"):  # who names an algorithm means it

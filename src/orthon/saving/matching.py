@@ -109,7 +109,8 @@ def saved_of_empty(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, 
         index: the position of the group.
     """
     saved = state_dict["param_groups"]
-    alike = len(saved) == len(groups) and not saved[index]["params"]
+    # Torch drops the options of such groups where it hands over what torch.distributed.checkpoint has read.
+    alike = len(saved) == len(groups) and not saved[index]["params"] and "algorithm" in saved[index]
     return [Saved(f"param_groups[{index}]", saved[index], {}, None, "")] if alike else []
 
 

@@ -1,6 +1,6 @@
 """What parameters were in the last step: whether their state still fits what they are now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,16 +8,21 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms import Entry
+from orthon.algorithms.state import Entries
 from orthon.sharding import local
 from orthon.step.member import Member
+
+# The side, the width and the dtype of each tensor that is kept of a stack of matrices.
+_Kept = dict[str, tuple[int | None, int, torch.dtype | None]]
 
 
 @dataclass
 class History:
-    """The parameters of the last step, by name, with their dtypes.
+    """The parameters of the last step, by name, with their dtypes and what was kept of them.
 
-    A parameter that lies otherwise, has another dtype, or is gone would make a step fail in the middle, or lose its
-    state without a word. So this is looked at before a step for which a new plan is made.
+    A parameter that lies otherwise, has another dtype, is gone, or of which something else is to be kept would make a
+    step fail in the middle, or lose its state without a word. So this is looked at before a step for which a new plan
+    is made.
 
     Attributes:
         owner: the optimizer, for errors.
@@ -25,10 +30,12 @@ class History:
 
     owner: str
     _params: dict[str, tuple[Tensor, torch.dtype]] = field(default_factory=dict, init=False)
+    _kept: dict[str, list[_Kept]] = field(default_factory=dict, init=False)
 
     def remember(self, members: Sequence[Member]) -> None:
         """Take over what the parameters are in a step that has been made."""
         self._params = {member.name: (member.param, member.dtype) for member in members}
+        self._kept = {member.name: _kept(member.entries.values()) for member in members}
 
     def check_names(self, names: Sequence[str], group: Mapping[str, Any], index: int) -> None:
         """Raise a ValueError if a group, in this place, has more or fewer names than parameters."""
@@ -58,7 +65,7 @@ class History:
 
         Raises:
             RuntimeError: for a parameter that is gone, or has changed since its state was made.
-            ValueError: for a parameter that cannot be changed.
+            ValueError: for a parameter that cannot be changed, or whose options ask for another state.
         """
         self._check_gone(members, groups, states)
         before = {id(param): dtype for param, dtype in self._params.values()}
@@ -72,6 +79,7 @@ class History:
             state = states.get(member.param)
             if state:
                 _check_fit(member, state, before.get(id(member.param), member.dtype), where)
+                _check_kept(member, self._kept.get(member.name), where)
 
     def _check_gone(
         self,
@@ -113,3 +121,42 @@ def _check_fit(member: Member, state: Mapping[str, Any], before: torch.dtype, wh
                 raise RuntimeError(f"{where}: lies on {now.device} now, but its state {key!r} on {kept.device}{again}")
             if now.dtype != before and kept.dtype == before:
                 raise RuntimeError(f"{where}: has the dtype {now.dtype} now, but had {before} in the last step{again}")
+
+
+def _kept(entries: Iterable[Entries]) -> list[_Kept]:
+    """Return what decides about the shapes and dtypes of a state."""
+    return [
+        {key: (entry.side, entry.width, entry.dtype) for key, entry in of_stack.items() if isinstance(entry, Entry)}
+        for of_stack in entries
+    ]
+
+
+def _check_kept(member: Member, before: Sequence[_Kept] | None, where: str) -> None:
+    """Raise a ValueError if other tensors are to be kept of a parameter than in the last step."""
+    now = _kept(member.entries.values())
+    if before is None or len(before) != len(now):
+        return
+    for old, new in zip(before, now, strict=True):
+        for key in old.keys() | new.keys():
+            if key not in old or key not in new:
+                change = "be in its state" if key in new else "not be in its state"
+                raise ValueError(
+                    f"{where}: {key} should {change} by the options of its group; what is kept of a parameter cannot "
+                    "change once there is state"
+                )
+            if old[key][:2] != new[key][:2]:
+                raise ValueError(
+                    f"{where}: {key} should be {_shape(*new[key])} by the options of its group, but is "
+                    f"{_shape(*old[key])}; its rank and side cannot change once there is state"
+                )
+            if old[key] != new[key]:  # a saved state would not load, as its dtype would not be that of its options
+                own = "the parameter's"
+                raise ValueError(
+                    f"{where}: dtype of {key} should be {new[key][2] or own} by the options of its "
+                    f"group, but is {old[key][2] or own}; it cannot change once there is state"
+                )
+
+
+def _shape(side: int | None, width: int, _: torch.dtype | None) -> str:
+    """Return in words how large a tensor is that lies along one side of the matrices."""
+    return "one for each entry" if side is None else f"({('rows', 'columns')[side]}, {width})"

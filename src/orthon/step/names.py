@@ -32,8 +32,9 @@ def plain_names(names: Sequence[str]) -> list[str]:
     Args:
         names: of all parameters.
     """
-    prefix = _PREFIX if all(name.startswith(_PREFIX) for name in names) else ""
-    plain = [".".join(part for part in name.removeprefix(prefix).split(".") if part not in _WRAPPERS) for name in names]
+    plain = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]
+    if all(name.startswith(_PREFIX) for name in plain):
+        plain = [name.removeprefix(_PREFIX) for name in plain]
     return plain if len(set(plain)) == len(set(names)) else list(names)
 
 
