@@ -179,7 +179,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         scale = LossScale(getattr(self, "found_inf", None), getattr(self, "grad_scale", None))
         gates = self._gates(plan, scale)
         is_new = plan.is_new
-        if plan.members and not plan.sets and not self._warned:
+        if not plan.sets and not self._warned and plan.members and all(m.grad is None for m in plan.members):
             self._warned = True
             warn_of_no_gradients(type(self).__name__)
         if is_new:
