@@ -32,8 +32,11 @@ def plain_names(names: Sequence[str]) -> list[str]:
     Args:
         names: of all parameters.
     """
-    plain = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]
-    if all(name.startswith(_PREFIX) for name in plain):
+    plain = [
+        ".".join([*(module for module in modules if module not in _WRAPPERS), own])  # the last part is no module's name
+        for *modules, own in (name.split(".") for name in names)
+    ]
+    while plain and all(name.startswith(_PREFIX) for name in plain):
         plain = [name.removeprefix(_PREFIX) for name in plain]
     return plain if len(set(plain)) == len(set(names)) else list(names)
 
