@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from orthon.plan import cluster
 
 Shape = tuple[int, int]
 
@@ -104,12 +105,8 @@ def fake_ranks(ranks: int) -> Iterator[None]:
     What a rank computes takes its time. In place of what it would receive it gets numbers of its own, so that the
     results mean nothing.
     """
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-    try:
-        with patch.object(dist, "all_to_all_single", _exchange_with_nobody):
-            yield
-    finally:
-        dist.destroy_process_group()
+    with cluster.fake_ranks(ranks), patch.object(dist, "all_to_all_single", _exchange_with_nobody):
+        yield
 
 
 class _Done:

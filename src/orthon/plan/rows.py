@@ -77,25 +77,37 @@ class Plan:
         """Return all figures as plain values, in seconds, bytes and operations."""
         return {"machine": self.machine.name, "ranks": self.ranks, "optimizers": [asdict(row) for row in self.rows]}
 
+    def table(self, *, rest: float | None = None) -> str:
+        """Return the plan as a table. Times are those of the slowest rank, everything else that of the busiest one.
+
+        Args:
+            rest: the seconds of a training step without the optimizer, for its share; None if they are not known.
+        """
+        header = ["optimizer", "time of\na step", "not\nhidden", "work", "memory\ntraffic", "sent within\na node"]
+        header += ["sent between\nnodes", "collectives", "state", "peak\nmemory", "fits"]
+        lines = [_cells(row) for row in self.rows]
+        if rest is not None:
+            header.insert(2, "of a\nwhole step")
+            for line, row in zip(lines, self.rows, strict=True):
+                line.insert(2, f"{row.seconds / (rest + row.seconds):.2%}")
+        right = set(range(1, len(header)))
+        return "\n".join(table(tuple(header), list(map(tuple, lines)), right=right))
+
     def __str__(self) -> str:
-        header = (
-            "optimizer", "step", "work", "traffic", "within node", "between nodes", "exposed", "collectives",
-            "operations", "state", "peak memory",
-        )  # fmt: skip
-        lines = [
-            (
-                row.optimizer,
-                duration(row.seconds),
-                operations(row.work),
-                size(row.traffic),
-                size(row.wire["within node"]),
-                size(row.wire["between nodes"]),
-                duration(row.exposed),
-                str(row.collectives),
-                str(row.operations),
-                size(row.state_bytes),
-                size(row.peak_bytes) + ("" if row.fits else ", too much"),
-            )
-            for row in self.rows
-        ]
-        return "\n".join(table(header, lines, right=set(range(1, len(header)))))
+        return self.table()
+
+
+def _cells(row: PlanRow) -> list[str]:
+    return [
+        row.optimizer,
+        duration(row.seconds),
+        duration(row.exposed) or "none",
+        operations(row.work) or "none",
+        size(row.traffic),
+        size(row.wire.get("within node", 0.0)),
+        size(row.wire.get("between nodes", 0.0)),
+        str(row.collectives),
+        size(row.state_bytes),
+        size(row.peak_bytes),
+        "yes" if row.fits else "no",
+    ]

@@ -11,7 +11,7 @@ from orthon.plan.recording import Segment, Trial
 from orthon.plan.timeline import TimedWave
 from orthon.sharding import Message
 
-# The links, as their fields of a `Machine` are called.
+# The two links of a `Machine`, as people read them.
 LINKS = ("within node", "between nodes")
 
 

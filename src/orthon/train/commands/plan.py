@@ -12,7 +12,6 @@ from orthon import machines
 from orthon.machines import Machine
 from orthon.train.commands.machine_word import MEASURE, machine_of_word
 from orthon.train.commands.plan_lines import lines_below
-from orthon.train.commands.plan_table import plan_table
 from orthon.train.commands.planned import Planner
 from orthon.train.commands.training_step import TrainingStep
 from orthon.train.errors import UserError
@@ -46,9 +45,10 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
     planner = Planner(config, machine)
     training = TrainingStep.of(config, planner.weights, machine)
     with PlanProgress(console, planner.count) as progress:
-        table = plan_table(planner.asked(progress), training)
+        asked = planner.asked(progress)
+        table = asked.table(rest=training.seconds)
         # The rest takes longer. If nothing fits here, it may be that nothing does anywhere, which is an error.
-        at_once = any(row.fits for row in planner.asked(progress).rows)
+        at_once = any(row.fits for row in asked.rows)
         if at_once:
             console.print(table, markup=False, soft_wrap=True)
         found = planner.find(progress)

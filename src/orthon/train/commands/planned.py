@@ -18,7 +18,7 @@ from orthon.train.processes.ranks import Processes
 from orthon.train.results.plan_progress import PlanProgress
 from orthon.train.settings.cluster import PlanConfig
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig
-from orthon.train.step.optimizers import build_mixed, settle
+from orthon.train.step.optimizers import build_mixed, refuse_torchs, settle
 
 if TYPE_CHECKING:
     from orthon.plan.rows import Plan, PlanRow
@@ -180,8 +180,7 @@ class Planner:
 
 def _optimizer(word: str) -> OptimizerConfig:
     config = parse_optimizer(word, {})
-    if config.name == "torch-muon":
-        raise UserError("optimizers: torch-muon is PyTorch's own, and no plan can be made of it: write muon")
+    refuse_torchs(config, "optimizers: ")
     return settle(config)
 
 

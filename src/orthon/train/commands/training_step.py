@@ -1,13 +1,10 @@
 """How long the rest of a training step takes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from orthon.machines import Machine
 from orthon.train.settings.cluster import PlanConfig
-
-if TYPE_CHECKING:
-    from orthon.plan.rows import PlanRow
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,3 @@ class TrainingStep:
             f"and {config.tokens_per_step:,} tokens{again} at {config.utilization:.0%} of "
             f"{machine.bfloat16 / 1e12:.3g} TFLOP/s on each of {config.ranks} GPUs: {seconds:.3g} s",
         )
-
-    def share(self, row: "PlanRow") -> float | None:
-        """The part of a whole step that an optimizer takes."""
-        return None if self.seconds is None else row.seconds / (self.seconds + row.seconds)

@@ -1,13 +1,12 @@
 """Show how far a plan or a measurement is: a bar in a terminal, nothing elsewhere."""
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from orthon.train.results.progress import Shown
 
-class PlanProgress:
+
+class PlanProgress(Shown):
     """A bar over all plans inside a `with` block. Called, it says what is being done.
 
     Args:
@@ -16,7 +15,7 @@ class PlanProgress:
     """
 
     def __init__(self, console: Console, total: int) -> None:
-        self._bar = Progress(
+        bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -25,8 +24,9 @@ class PlanProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total or None)
-        self._before, self._now = "", 0
+        super().__init__(bar)
+        self._task = bar.add_task("", total=total or None)
+        self._before = ""
         self._counts_itself = not total
 
     def part(self, name: str) -> None:
@@ -43,12 +43,3 @@ class PlanProgress:
     def end_part(self) -> None:
         """End a part."""
         self._bar.advance(self._task)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()

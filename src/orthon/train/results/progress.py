@@ -39,24 +39,15 @@ def make_progress(console: Console, step: int, steps: int) -> Progress:
 NUMBERS_WIDTH = 72  # characters beside the bar
 
 
-class BarProgress:
-    """One line that is written again and again. It fits into 80 columns."""
+class Shown:
+    """Shows a bar inside a `with` block.
 
-    def __init__(self, console: Console, step: int, steps: int) -> None:
-        self._bar = Bar(
-            BarColumn(bar_width=min(40, max(8, console.width - NUMBERS_WIDTH))),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._bar.add_task("", total=steps, completed=step, numbers="")
-        self._val_loss: float | None = None
+    Args:
+        bar: The one.
+    """
 
-    def show(self, record: Record) -> None:
-        """Move the bar. The last validation loss stays visible."""
-        self._val_loss = self._val_loss if record.val_loss is None else record.val_loss
-        self._bar.update(self._task, completed=record.step, numbers=_numbers(record, self._val_loss))
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -66,6 +57,27 @@ class BarProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+class BarProgress(Shown):
+    """One line that is written again and again. It fits into 80 columns."""
+
+    def __init__(self, console: Console, step: int, steps: int) -> None:
+        bar = Bar(
+            BarColumn(bar_width=min(40, max(8, console.width - NUMBERS_WIDTH))),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        super().__init__(bar)
+        self._task = bar.add_task("", total=steps, completed=step, numbers="")
+        self._val_loss: float | None = None
+
+    def show(self, record: Record) -> None:
+        """Move the bar. The last validation loss stays visible."""
+        self._val_loss = self._val_loss if record.val_loss is None else record.val_loss
+        self._bar.update(self._task, completed=record.step, numbers=_numbers(record, self._val_loss))
 
 
 class LineProgress:

@@ -93,6 +93,12 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks
         raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
 
 
+def refuse_torchs(config: OptimizerConfig, setting: str = "") -> None:
+    """Raise a UserError that starts with the setting, for an optimizer of which no plan can be made."""
+    if config.name == "torch-muon":
+        raise UserError(f"{setting}torch-muon is PyTorch's own, and no plan can be made of it: write muon")
+
+
 def build_mixed(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> orthon.MixedOptimizer:
     """The one optimizer of Orthon that updates as the settings say, of which plans can be made.
 
@@ -105,8 +111,7 @@ def build_mixed(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Pro
     Raises:
         UserError: See `build_optimizers`; and for torch-muon, which is not Orthon's.
     """
-    if config.name == "torch-muon":
-        raise UserError("torch-muon is PyTorch's own, and no plan can be made of it: write muon")
+    refuse_torchs(config)
     if config.name != "adamw":
         return cast(orthon.MixedOptimizer, build_optimizers(model, config, seed, ranks).each[0])
     # PyTorch's AdamW again, but called by Orthon.
