@@ -61,6 +61,13 @@ def completed(given: object, others: Sequence[Mapping[str, Any]], check: OptionC
     return group
 
 
+def name_empty_groups(groups: Sequence[dict[str, Any]], added: Mapping[str, Any]) -> None:
+    """Give the groups without parameters an empty list of names, if a group that is added has names."""
+    for group in groups:  # torch wants names in all groups or in none
+        if "param_names" in added and not group["params"]:
+            group.setdefault("param_names", [])
+
+
 def _check_parameters(group: dict[str, Any], others: Sequence[Mapping[str, Any]], owner: str) -> None:
     taken = {id(p) for other in others for p in other["params"]}
     *others_names, names = parameter_names([*others, group])

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from orthon.algorithms.options import choice, flag, number_or_none
 from orthon.machines import Machine, named_machine
 from orthon.optimizers.beside_steps import make_equal, warn_of_no_gradients
-from orthon.optimizers.groups import check_defaults, completed, shown_defaults
+from orthon.optimizers.groups import check_defaults, completed, name_empty_groups, shown_defaults
 from orthon.optimizers.scaler_flag import step_decides
 from orthon.optimizers.wrapped import own_optimizer
 from orthon.saving.loading import fit_state
@@ -21,8 +21,8 @@ from orthon.sharding import Ranks
 from orthon.sharding.matrix_view import MatrixView
 from orthon.sharding.replicas import replica_group
 from orthon.step.batches import Wave
-from orthon.step.capture import Capture, check_ranks
-from orthon.step.gates import Gates, nonfinite_error, shut_gates
+from orthon.step.capture import Capture, check_ranks, is_capturing
+from orthon.step.gates import Gates, check_gradients, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.options import OptionCheck, follow_momentum, rule_of_others
@@ -139,9 +139,7 @@ class MixedOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options for them; everything is checked before anything changes."""
         group = completed(param_group, self.param_groups, self._check)
-        for empty in self.param_groups:  # torch wants names in all groups or in none
-            if "param_names" in group and not empty["params"]:
-                empty.setdefault("param_names", [])
+        name_empty_groups(self.param_groups, group)
         options = group.keys() | {"params"}
         super().add_param_group(group)
         for key in self.defaults.keys() - options:
@@ -234,17 +232,18 @@ class MixedOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: for a state that does not fit, which changes nothing; they name the entry.
         """
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = before(self, state_dict)
+        optimizer = own_optimizer(self, "load_state_dict")  # not a wrapper of it, which would keep the new groups
+        for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(optimizer, state_dict)
             state_dict = state_dict if changed is None else changed
-        owner = type(self).__name__
-        self.param_groups, loaded = fit_state(state_dict, self.param_groups, self._planner.layouts, owner)
-        self.state.clear()
-        self.state.update(loaded)
-        self._begin_anew()
-        self._unconsolidated = False
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
+        groups, layouts, owner = optimizer.param_groups, optimizer._planner.layouts, type(optimizer).__name__
+        optimizer.param_groups, loaded = fit_state(state_dict, groups, layouts, owner)
+        optimizer.state.clear()
+        optimizer.state.update(loaded)
+        optimizer._begin_anew()
+        optimizer._unconsolidated = False
+        for after in optimizer._optimizer_load_state_dict_post_hooks.values():
+            after(optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._replicas is not None:
@@ -289,11 +288,7 @@ class MixedOptimizer(torch.optim.Optimizer):
     def _gates(self, plan: Plan, scale: LossScale) -> Gates:
         """Return for each device whether to make the step; raise where gradients with infinities or NaNs are errors."""
         if self.nonfinite == "raise" and scale.found_inf is None:
-            bad = plan.gradients.unusable()
-            if not plan.agreement.is_alone:
-                bad = plan.agreement.spread(plan.members, bad)
-            if bad:
-                raise nonfinite_error(bad, type(self).__name__)
+            check_gradients(plan.members, plan.gradients, plan.agreement, type(self).__name__)
             return {}
         gates, shut = shut_gates(plan.members, plan.gradients, plan.agreement, scale)
         if shut is not None:
@@ -301,8 +296,3 @@ class MixedOptimizer(torch.optim.Optimizer):
                 self._skipped = torch.zeros((), dtype=torch.int64, device=shut.device)
             self._skipped += shut
         return gates
-
-
-def is_capturing() -> bool:
-    """Return whether the current stream is captured into a CUDA graph."""
-    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
