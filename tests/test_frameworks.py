@@ -1,12 +1,11 @@
 """Orthon's optimizers in the hands of Accelerate and Lightning.
 
-Most tests take the lines of theirs that matter, written anew. Those at the end take the packages, if these are there.
+The lines of theirs that matter are written anew here. The packages themselves are in `test_accelerate.py` and
+`test_lightning.py`.
 """
 
 import copy
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,70 +140,33 @@ def test_explain_and_counts_see_through_wrappers(wrap: Callable[[Any], Any]) -> 
         optimizer.state_dict()
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_state_is_loaded_through_a_wrapper(make: type[Dion]) -> None:
+    model = net()
+    optimizer = make.for_model(model, lr=0.25)
+    outer = LightningOptimizer(optimizer)
+    called = []
+    optimizer.register_load_state_dict_post_hook(called.append)
+    backward(model, 0, None)()
+    outer.step()
+    saved, weights = copy.deepcopy(outer.state_dict()), copy.deepcopy(model.state_dict())
+    ends = []
+    for lr in (0.25, 7.0):  # which loading brings back
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        model.load_state_dict(weights)
+        outer.load_state_dict(saved)
+        assert outer.param_groups is optimizer.param_groups
+        backward(model, 1, None)()
+        outer.step()
+        ends.append(copy.deepcopy(model.state_dict()))
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert [each is optimizer for each in called] == [True, True]
+
+
 @pytest.mark.parametrize("what", [explain, orthon.consolidate, orthon.skipped_steps])
 def test_other_optimizers_are_refused_through_wrappers(what: Callable[[Any], Any]) -> None:
     adamw = torch.optim.AdamW(net().parameters())
     for other in (adamw, AcceleratedOptimizer(adamw), LightningOptimizer(adamw)):
         with pytest.raises(TypeError, match="optimizer should be one of Orthon's, but is a AdamW"):
             what(other)
-
-
-# --- the packages ---
-
-
-def test_accelerate_itself() -> None:
-    accelerate = pytest.importorskip("accelerate")
-    accelerator = accelerate.Accelerator(cpu=True)
-    model = net()
-    optimizer = Dion.for_model(model)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
-    model, accelerated, schedule = accelerator.prepare(model, optimizer, schedule)
-    assert explain(accelerated) == explain(optimizer)
-    for step in range(2):
-        accelerator.backward(loss_of(model, step))
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        accelerated.step()
-        schedule.step()
-        accelerated.zero_grad()
-    assert orthon.skipped_steps(accelerated) == 0
-    scaled = accelerate.optimizer.AcceleratedOptimizer(optimizer, scaler=(scale := scaler()))
-    for step in range(3):
-        backward(model, step, scale, bad=step == 1)()
-        scaled.step()
-        assert scaled.step_was_skipped == (step == 1)
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_lightning_itself(precision: str, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        lightning = pytest.importorskip("pytorch_lightning")
-
-        class Module(lightning.LightningModule):
-            def __init__(self) -> None:
-                super().__init__()
-                self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
-                self.automatic_optimization = True
-
-            def training_step(self, batch: Tensor) -> Tensor:
-                return self.net(batch).float().square().mean()
-
-            def configure_optimizers(self) -> Any:
-                optimizer = Dion.for_model(self)
-                assert {g["name"] for g in optimizer.param_groups} >= {"hidden matrices", "output head"}
-                return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)]
-
-            def on_train_end(self) -> None:
-                outer = self.optimizers()
-                assert len(explain(outer).rows) == 6
-                assert orthon.skipped_steps(outer) == 0
-
-        module = Module()
-        before = copy.deepcopy(module.state_dict())
-        data = torch.utils.data.DataLoader(torch.randn(8, 6), batch_size=4)
-        trainer = lightning.Trainer(
-            max_epochs=2, accelerator="cpu", precision=precision, gradient_clip_val=0.5, default_root_dir=tmp_path,
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
-        trainer.fit(module, data)
-    assert not any(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -14,7 +14,7 @@ from orthon import Dion, Dion3, MixedOptimizer, Muon, explain
 pytest.importorskip("pytorch_lightning")
 
 from lightning_fabric import Fabric
-from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.loggers import CSVLogger
