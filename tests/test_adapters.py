@@ -1,7 +1,6 @@
 """Adapters of PEFT: LoRA, layers that are trained as a whole, trainable tokens, rotations.
 
-The classes here have the names and the attributes of PEFT's. The tests at the end take the package itself, if it is
-installed.
+The classes here have the names and the attributes of PEFT's. The package itself is in `test_peft.py`.
 """
 
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from orthon import Dion, Dion3, Muon, explain, param_groups
 
@@ -163,62 +161,22 @@ def test_factors_of_other_packages() -> None:
     assert {rules[name] for name in names} == {("dion", "LoRA factors")}
 
 
-# --- the package itself ---
+class Attention(nn.Module):
+    """An attention module whose projection of queries is trained as a whole, on a copy."""
 
-CONFIG = LlamaConfig(
-    vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_labels=3,
-    pad_token_id=0,
-)  # fmt: skip
+    num_heads, head_dim = 4, D // 4
 
-
-@pytest.fixture
-def peft() -> Any:
-    return pytest.importorskip("peft")
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = ModulesToSaveWrapper(nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False))
+        self.k_proj, self.v_proj = nn.Linear(D, D, bias=False), nn.Linear(D, 2 * D, bias=False)
 
 
-def test_lora_of_peft(peft: Any) -> None:
-    config = peft.LoraConfig(r=RANK, target_modules=["q_proj", "v_proj", "embed_tokens"], task_type="SEQ_CLS")
-    model = peft.get_peft_model(LlamaForSequenceClassification(CONFIG), config)
-    rules = found(model)
-    assert len(rules) == sum(param.requires_grad for param in model.parameters())
-    by_kind = {name.split("base_model.model.")[1].removeprefix("model."): value[1] for name, value in rules.items()}
-    assert by_kind == {
-        "embed_tokens.lora_embedding_A.default": "embeddings",
-        "embed_tokens.lora_embedding_B.default": "LoRA factors",
-        "score.modules_to_save.default.weight": "output head",
-        **{
-            f"layers.0.self_attn.{layer}.lora_{factor}.default.weight": "LoRA factors"
-            for layer in ("q_proj", "v_proj")
-            for factor in "AB"
-        },
-    }
-    train_once(model)
-
-
-def test_oft_and_trainable_tokens_of_peft(peft: Any) -> None:
-    config = peft.OFTConfig(r=0, oft_block_size=4, target_modules=["q_proj"])
-    rules = found(peft.get_peft_model(LlamaForCausalLM(CONFIG), config))
-    assert set(rules.values()) == {("adamw", "rotations")}
-    config = peft.TrainableTokensConfig(token_indices=[1, 2], target_modules=["embed_tokens"])
-    rules = found(peft.get_peft_model(LlamaForCausalLM(CONFIG), config))
-    assert set(rules.values()) == {("adamw", "embeddings")}
-
-
-def test_an_optimizer_made_before_peft_says_so(peft: Any) -> None:
-    model = LlamaForCausalLM(CONFIG)
-    optimizer = Dion.for_model(model)
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=RANK, target_modules=["q_proj"]))
-    wrapped(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
-    with pytest.warns(UserWarning, match="no parameter has a gradient.*PEFT"):
-        optimizer.step()
-
-
-def train_once(model: nn.Module) -> None:
-    optimizer = Dion.for_model(model)
-    before = {name: param.detach().clone() for name, param in model.named_parameters()}
-    for _ in range(2):  # B is zero at first, and A gets no gradient
-        model(input_ids=torch.arange(8)[None], labels=torch.tensor([1])).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    for name, param in model.named_parameters():
-        assert torch.equal(param, before[name]) != param.requires_grad, name
+def test_a_trained_copy_is_read_as_its_layer() -> None:
+    model = nn.ModuleDict({"attention": Attention(), "mlp": nn.Linear(D, D)})
+    groups = {name: group for group in param_groups(model, per_head=True) for name, _ in group["params"]}
+    of_copy, of_layer = (groups[f"attention.{name}.weight"] for name in ("q_proj.modules_to_save.default", "k_proj"))
+    assert of_copy["view"] == of_layer["view"]
+    assert of_copy["view"].blocks == Attention.num_heads
+    assert "view" not in groups["mlp.weight"]
+    assert not any("original_module" in name for name in groups)

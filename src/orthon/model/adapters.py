@@ -9,7 +9,7 @@ from orthon.model.roles import EMBEDDING, NORM, ROTATION, Role, lora
 _FACTORS = {"lora_A", "lora_B", "lora_a", "lora_b", "lora_embedding_B"}
 _EMBEDDINGS = {"lora_embedding_A", "trainable_tokens_delta"}  # some columns or rows for each token
 _ROTATIONS = {"oft_R", "oft_r", "boft_R"}
-_VECTORS = {"lora_magnitude_vector", "lora_magnitude", "boft_s", "ia3_l", "vera_lambda_b", "vera_lambda_d"}
+_VECTORS = {"lora_magnitude_vector", "lora_magnitude", "lora_E", "boft_s", "ia3_l", "vera_lambda_b", "vera_lambda_d"}
 
 
 def adapter_role(place: Place, param: nn.Parameter, known: Role | None) -> Role | None:

@@ -53,7 +53,7 @@ class Deciding:
         modules = [spot.module for spot in self._spots]
         self._vocabularies = {m.num_embeddings for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
         self._heads = declared_heads(self._spots)
-        self._known = known_roles(self._spots, per_head=per_head)
+        self._known = known_roles(self._spots, self.places, per_head=per_head)
         self._undecayed = undecayed(self._spots)
 
     def role(self, param: nn.Parameter) -> Role:

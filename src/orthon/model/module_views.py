@@ -5,15 +5,17 @@ core need not import it, and by their attributes. The tables here and beside wer
 that is not listed, or whose sizes do not fit, tells nothing: blocks in the wrong places would be worse than none.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from orthon.model.attention_views import attention, multihead
 from orthon.model.expert_views import experts, stacked_experts
 from orthon.model.layers import Finding, Layer, is_conv1d
-from orthon.model.places import Spot
+from orthon.model.places import Place, Spot
 from orthon.model.roles import DEPTHWISE, PATCHES, Role, hidden
 from orthon.model.stored import stored
 from orthon.model.wrappers import class_names
@@ -33,18 +35,36 @@ _GATED = {
 }
 
 
-def known_roles(spots: Iterable[Spot], *, per_head: bool) -> dict[nn.Parameter, Role]:
+def known_roles(
+    spots: Iterable[Spot], places: Mapping[nn.Parameter, Sequence[Place]], *, per_head: bool
+) -> dict[nn.Parameter, Role]:
     """Return the roles of those parameters whose modules are known.
 
     Args:
         spots: the modules of a model.
+        places: where its parameters are.
         per_head: whether each attention head becomes a matrix of its own.
     """
     roles: dict[nn.Parameter, Role] = {}
+    copies = _copies(places)
     for spot in spots:  # outer modules come first: they know more than the layers inside
         for weight, role in _findings(spot.path, spot.module, per_head=per_head):
-            roles.setdefault(weight, role)
+            for copy in (weight, *copies.get(weight, ())):
+                roles.setdefault(copy, role)
     return roles
+
+
+def _copies(places: Mapping[nn.Parameter, Sequence[Place]]) -> dict[nn.Parameter, list[nn.Parameter]]:
+    """Return for each parameter those in the same place: PEFT trains copies of a layer, and keeps the layer itself."""
+    at: dict[tuple[Sequence[str], str, torch.Size], list[nn.Parameter]] = {}
+    keys = {
+        param: [(place.spot.path, place.leaf, param.shape) for place in where if not is_lazy(param)]
+        for param, where in places.items()
+    }
+    for param, its in keys.items():
+        for key in its:
+            at.setdefault(key, []).append(param)
+    return {param: [copy for key in its for copy in at[key]] for param, its in keys.items()}
 
 
 def _findings(path: Sequence[str], module: nn.Module, *, per_head: bool) -> Iterator[Finding]:
