@@ -152,11 +152,8 @@ def test_another_algorithm_for_the_others_is_an_error(form: str, saved: str, own
     optimizer = Dion3(list(params.items()), others=saved)
     step(params, optimizer, 0)
     matrices, others = divided(other)
-    loaded = (
-        Dion3(list(other.items()), others=own)
-        if form == "one group"
-        else Dion3([{"params": matrices}, {"params": others, "algorithm": own}])
-    )
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "algorithm": own}]
+    loaded = Dion3(list(other.items()), others=own) if form == "one group" else Dion3(groups)
     with pytest.raises(ValueError, match=f"algorithm should be '{own}', but was saved as '{saved}'"):
         loaded.load_state_dict(optimizer.state_dict())
     assert not loaded.state

@@ -60,9 +60,9 @@ def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], wh
     sizes, expected = [len(group["params"]) for group in saved], [len(group["params"]) for group in groups]
     if sizes != expected:
         way_out = (
-            "; groups of other sizes are matched by names, which both sides must have: give model.named_parameters() to "
-            "this optimizer, or make it by for_model; where the state has no names, load it into an optimizer that has "
-            "names and the groups of the state, and take the state_dict() of that one"
+            "; groups of other sizes are matched by names, which both sides must have: give model.named_parameters() "
+            "to this optimizer, or make it by for_model; where the state has no names, load it into an optimizer that "
+            "has names and the groups of the state, and take the state_dict() of that one"
         )
         raise ValueError(
             f"{where}: its param groups should have {expected} parameters, but have {sizes}"
