@@ -18,7 +18,7 @@ from orthon.sharding import Layout, Layouts, Ranks, run, takes_part
 from orthon.step.agreement import Agreement
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
-from orthon.step.gradients import Gradients, take_gradients
+from orthon.step.gradients import Gradients, check_devices, take_gradients
 from orthon.step.history import History
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
@@ -118,6 +118,7 @@ class Planner:
 
         Raises:
             RuntimeError: if parameters have changed so that their state is lost or does not fit any more.
+            ValueError: for a gradient on another device than its parameter.
         """
         members = self.members(groups)
         kinds: list[Any] = []
@@ -126,6 +127,7 @@ class Planner:
         plan = self._plan
         if plan is not None and plan.members is members and kinds == self._kinds:
             return plan
+        check_devices(members, self._owner)
         if plan is None or plan.members is not members:
             self._history.check(members, groups, states)
         agreement, is_new = self._agreement(members)
