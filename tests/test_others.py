@@ -1,13 +1,17 @@
 """States of optimizers made with `others`, and of ones with a group for each algorithm: which load into the other."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from orthon import Dion, Dion3, MixedOptimizer, Muon
+from orthon.saving import LoadPlanner
 from tests.support.all_rules import CLASSES, step
 
 Named = list[tuple[str, nn.Parameter]]
@@ -157,3 +161,39 @@ def test_another_algorithm_for_the_others_is_an_error(form: str, saved: str, own
     with pytest.raises(ValueError, match=f"algorithm should be '{own}', but was saved as '{saved}'"):
         loaded.load_state_dict(optimizer.state_dict())
     assert not loaded.state
+
+
+@pytest.mark.parametrize("wrong", [None, ["adamw"], 3, "sgd"])
+@pytest.mark.parametrize("key", ["algorithm", "others"])
+def test_saved_names_of_algorithms_that_are_none(key: str, wrong: object) -> None:
+    params = weights()
+    optimizer = as_one_group(Muon, params)
+    step(params, optimizer, 0)
+    state = optimizer.state_dict()
+    state["param_groups"][0][key] = wrong
+    for form in FORMS:
+        loaded = form(Muon, weights())
+        with pytest.raises(ValueError, match=r"algorithm should be .*, but was saved as|unknown option '\w+' for muon"):
+            loaded.load_state_dict(copy.deepcopy(state))
+        assert not loaded.state
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_state_with_others_goes_through_a_distributed_checkpoint(flat: bool, tmp_path: Path) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    other = copy.deepcopy(model)
+    optimizer, loaded = (
+        Muon(net.named_parameters(), lr=lr, others="adamw") for net, lr in ((model, 0.1), (other, 0.7))
+    )
+    step(dict(model.named_parameters()), optimizer, 0)
+    state = {"optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
+    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    state = {"optimizer": get_optimizer_state_dict(other, loaded, options=options)}
+    dcp.load(state, checkpoint_id=tmp_path, planner=LoadPlanner(), no_dist=True)
+    set_optimizer_state_dict(other, loaded, state["optimizer"], options=options)
+    assert (loaded.param_groups[0]["others"], loaded.param_groups[0]["lr"]) == ("adamw", 0.1)
+    for param, there in zip(model.parameters(), other.parameters(), strict=True):
+        for key, value in optimizer.state[param].items():
+            assert torch.equal(value, loaded.state[there][key]), key

@@ -41,7 +41,7 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
         return {}
     known = options_of(group)
     by_rule: dict[str, tuple[str, Group]] = {}  # the first parameter of each rule, and its options
-    for (rule, saved_rule, _), its in _kinds(group, saved).items():
+    for (rule, saved_rule, _), its in _kinds(group, saved, label).items():
         options = _options(its.group, saved_rule, group.get("others"))
         if rule in by_rule:
             first, those = by_rule[rule]
@@ -49,8 +49,8 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
         else:
             by_rule[rule] = its.name, options
     for rule, (_, options) in by_rule.items():
-        if options.get("algorithm") != rule:
-            raise ValueError(f"{label}: algorithm should be {rule!r}, but was saved as {options.get('algorithm')!r}")
+        if options["algorithm"] != rule:
+            raise _another_algorithm(rule, options["algorithm"], label)
         options["algorithm"] = group["algorithm"]
     (first, options), *rest = by_rule.values()
     for name, those in rest:
@@ -70,18 +70,25 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
     return options
 
 
-def _kinds(group: Group, saved: Sequence[Saved]) -> dict[tuple[str, str | None, int], Saved]:
+def _kinds(group: Group, saved: Sequence[Saved], label: str) -> dict[tuple[str, str, int], Saved]:
     """Return the first saved parameter of each kind: of one rule here, one in the saved group, and one such group."""
-    if not group["params"]:
-        return {(group["algorithm"], its.group.get("algorithm"), 0): its for its in saved}
-    kinds: dict[tuple[str, str | None, int], Saved] = {}
-    for param, its in zip(group["params"], saved, strict=True):
-        key = rule_for(param, group).name, rule_name(param, its.group), id(its.group)
-        kinds.setdefault(key, its)
+    kinds: dict[tuple[str, str, int], Saved] = {}
+    for param, its in zip(group["params"] or [None], saved, strict=True):
+        if param is None:  # of a group without parameters
+            rule, saved_rule = group["algorithm"], its.group.get("algorithm")
+        else:
+            rule, saved_rule = rule_for(param, group).name, rule_name(param, its.group)
+        if not isinstance(saved_rule, str):
+            raise _another_algorithm(rule, saved_rule, label)
+        kinds.setdefault((rule, saved_rule, id(its.group)), its)
     return kinds
 
 
-def _options(saved: Mapping[str, Any], rule: str | None, others: str | None) -> Group:
+def _another_algorithm(rule: str, saved: object, label: str) -> ValueError:
+    return ValueError(f"{label}: algorithm should be {rule!r}, but was saved as {saved!r}")
+
+
+def _options(saved: Mapping[str, Any], rule: str, others: str | None) -> Group:
     """Return what a saved group has beside its parameters, under the names of this version.
 
     Args:
@@ -93,7 +100,7 @@ def _options(saved: Mapping[str, Any], rule: str | None, others: str | None) -> 
     if isinstance(options.get(OLD_ADJUST_LR_FN), str):
         options["adjust_lr_fn"] = options.pop(OLD_ADJUST_LR_FN)
     follow_momentum(options)
-    if saved.get("others") != others and rule is not None and rule in RULES:
+    if saved.get("others") != others and rule in RULES:
         of_both = {name for each in (options.get("algorithm"), saved.get("others")) for name in _options_of_rule(each)}
         options = {key: value for key, value in options.items() if key not in of_both - RULES[rule].options.keys()}
     return {**options, "algorithm": rule}

@@ -69,7 +69,8 @@ def follow_momentum(group: Options, seen: Seen | None = None) -> bool:
     Returns:
         whether there was something to take.
     """
-    rule = RULES.get(group["algorithm"])
+    algorithm = group.get("algorithm")
+    rule = RULES.get(algorithm) if isinstance(algorithm, str) else None
     if rule is None or "momentum" not in group:
         return False
     beta_changed = seen is not None and _first_beta(group) != seen.beta
