@@ -109,10 +109,14 @@ def options_of(group: Group) -> Mapping[str, Option]:
 
 def rule_for(param: Tensor, group: Group) -> Rule:
     """Return the rule that updates a parameter of a param group: that for the others if it is no matrix."""
-    others = group.get("others")
-    if others is None or group.get("view") is not None or is_plain_matrix(param):
-        return RULES[group["algorithm"]]
-    return RULES[others]
+    return RULES[str(rule_name(param, group))]
+
+
+def rule_name(param: Tensor, group: Group) -> str | None:
+    """Return the name of the rule that updates a parameter, as the group has it; None if it has none."""
+    others: str | None = group.get("others")
+    is_other = others is not None and group.get("view") is None and not is_plain_matrix(param)
+    return others if is_other else group.get("algorithm")
 
 
 def register_rule(rule: Rule) -> Rule:

@@ -1,6 +1,6 @@
 """The roles that a parameter can have in its model, such as embedding, output head or hidden matrix."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from orthon.sharding.matrix_view import MatrixView
 
@@ -15,7 +15,8 @@ class Role:
         is_hidden_matrix: whether it goes to the algorithm for matrices.
         decays: whether weight decay applies to it.
         view: how it is read as matrices; None if it is one plain matrix, or none at all.
-        is_open: whether it may be a matrix for all one knows. An override that makes it one makes it decay, too.
+        as_matrix: its role if an override makes it a matrix, which it may be for all one knows. What cannot be one has
+            None, and keeps its role. Roles that differ in this alone are one.
         options: names and values that its group has where its algorithm takes them.
     """
 
@@ -24,7 +25,7 @@ class Role:
     is_hidden_matrix: bool = False
     decays: bool = False
     view: MatrixView | None = None
-    is_open: bool = False
+    as_matrix: "Role | None" = field(default=None, compare=False)
     options: tuple[tuple[str, float | str], ...] = ()
 
 
@@ -48,6 +49,7 @@ def lora(view: MatrixView | None = None) -> Role:
 
 LORA = "LoRA: a thin matrix; update of full rank, and no factor of lr, so that A and B move alike"
 HIDDEN = hidden("matrix inside the model")
+BY_OVERRIDE = hidden("matrix by override")
 EMBEDDING = Role("embeddings", "embedding: a gradient touches few rows")
 TIED = Role("embeddings", "tied: embedding and output head in one")
 PATCHES = Role(
@@ -62,18 +64,20 @@ ROTATION = Role("rotations", "angles of a rotation, by rows: not a matrix")
 BARE = Role(
     "other parameters",
     "belongs to no layer that is known to multiply by it: if it is a matrix, override its algorithm",
-    is_open=True,
+    as_matrix=BY_OVERRIDE,
 )
 HIGHER = Role(
     "other weights",
     "more than two dims, unknown module: if these are matrices, override its algorithm and view",
     decays=True,
+    as_matrix=BY_OVERRIDE,
 )
 EMPTY = Role("other weights", "empty: this process has none of its numbers")
 
 
 def without_decay(role: Role) -> Role:
     """Return a role for a parameter that its model marks as one without weight decay."""
+    role = replace(role, as_matrix=role.as_matrix and without_decay(role.as_matrix))
     if not role.decays:
         return role
     name, reason = f"{role.name} without decay", f"{role.reason}; the model says: no weight decay"

@@ -95,19 +95,20 @@ def param_groups(
     for param, name in trained.items():
         role = deciding.role(param)
         patterns = tuple(pattern for pattern in overrides if fnmatchcase(name, pattern))
+        changes = {option: value for pattern in patterns for option, value in overrides[pattern].items()}
+        if _takes_matrices(changes.get("algorithm")):
+            role = role.as_matrix or role
         key = (role, patterns)
         if key not in groups:
-            changes = {option: value for pattern in patterns for option, value in overrides[pattern].items()}
             default = algorithm if role.is_hidden_matrix else scalar_algorithm
             chosen = changes.get("algorithm", default)
-            for_matrices = chosen in RULES and RULES[chosen].work.takes_matrices
+            for_matrices = _takes_matrices(chosen)
             # An algorithm of the other kind comes with the other learning rate.
             takes_lr = role.is_hidden_matrix if chosen == default else for_matrices
-            decays = role.decays or (role.is_open and for_matrices)
             settled: dict[str, Any] = {
                 **{option: value for option, value in role.options if for_matrices and option in RULES[chosen].options},
                 "lr": lr if takes_lr else SCALAR_LR.get(chosen) if scalar_lr is None else scalar_lr,
-                "weight_decay": weight_decay if decays else 0.0,
+                "weight_decay": weight_decay if role.decays else 0.0,
                 "view": role.view if for_matrices else None,
             }
             options = {option: value for option, value in settled.items() if value is not None} | changes
@@ -122,6 +123,10 @@ def param_groups(
     result = _with_unique_names([groups[key] for key in sorted(groups, key=place)])
     _check_all_placed(model, result)
     return result
+
+
+def _takes_matrices(algorithm: object) -> bool:
+    return isinstance(algorithm, str) and algorithm in RULES and RULES[algorithm].work.takes_matrices
 
 
 def _warn_of_what_is_missing(model: nn.Module, names: Collection[str], overrides: Mapping[str, object]) -> None:

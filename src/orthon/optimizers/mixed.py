@@ -17,15 +17,15 @@ from orthon.optimizers.groups import check_defaults, completed, name_empty_group
 from orthon.optimizers.scaler_flag import step_decides
 from orthon.optimizers.wrapped import own_optimizer
 from orthon.saving.loading import fit_state
+from orthon.saving.options import written
 from orthon.sharding import Ranks
-from orthon.sharding.matrix_view import MatrixView
 from orthon.sharding.replicas import replica_group
 from orthon.step.batches import Wave
 from orthon.step.capture import Capture, check_ranks, is_capturing
 from orthon.step.gates import Gates, check_gradients, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
-from orthon.step.options import OptionCheck, follow_momentum, rule_of_others
+from orthon.step.options import OptionCheck, rule_of_others
 from orthon.step.plan import Plan, Planner
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -213,10 +213,8 @@ class MixedOptimizer(torch.optim.Optimizer):
                 "optimizer.consolidate() on all ranks before state_dict()"
             )
         state_dict = super().state_dict()
-        for group in state_dict["param_groups"]:
-            follow_momentum(group)
-            if isinstance(group.get("view"), MatrixView):  # as plain values, which any loader takes
-                group["view"] = group["view"].as_dict()
+        for index, (group, own) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
+            written(group, self._check.cycled.of(own, index))
         return state_dict
 
     @torch.inference_mode(mode=False)
@@ -241,6 +239,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         optimizer.state.clear()
         optimizer.state.update(loaded)
         optimizer._begin_anew()
+        optimizer._check.cycled.begin(optimizer.param_groups)
         optimizer._unconsolidated = False
         for after in optimizer._optimizer_load_state_dict_post_hooks.values():
             after(optimizer)

@@ -59,7 +59,15 @@ def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], wh
         return [[places[name] for name in of_group] for of_group in own]
     sizes, expected = [len(group["params"]) for group in saved], [len(group["params"]) for group in groups]
     if sizes != expected:
-        raise ValueError(f"{where}: its param groups should have {expected} parameters, but have {sizes}")
+        way_out = (
+            "; groups of other sizes are matched by names, which both sides must have: give model.named_parameters() "
+            "to this optimizer, or make it by for_model; where the state has no names, load it into an optimizer that "
+            "has names and the groups of the state, and take the state_dict() of that one"
+        )
+        raise ValueError(
+            f"{where}: its param groups should have {expected} parameters, but have {sizes}"
+            f"{way_out if sum(sizes) == sum(expected) else ''}"
+        )
     result = []
     for index, group in enumerate(saved):
         given = _given_names(group, named=names is not None)

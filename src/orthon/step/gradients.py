@@ -39,6 +39,19 @@ def take_gradients(members: Iterable[Member], owner: str) -> None:
             member.grad = _local_gradient(member, owner)
 
 
+def check_devices(members: Iterable[Member], owner: str) -> None:
+    """Raise a ValueError if a gradient is on another device than its parameter, as one that has stayed behind.
+
+    Torch refuses to set such a gradient. It is there where a parameter was moved by its `data`.
+    """
+    for member in members:
+        if member.grad is not None and member.grad.device != local(member.param).device:
+            raise ValueError(
+                f"{owner}: parameter {member.name!r}: its gradient should be on {local(member.param).device}, as the "
+                f"parameter is, but is on {member.grad.device}; move the model before the backward pass"
+            )
+
+
 def _lies_so(spec: "DTensorSpec", layout: Layout) -> bool:
     return spec.mesh is layout.mesh and spec.placements == layout.placements
 

@@ -1,7 +1,7 @@
 """The options of param groups: filled in, checked, and followed where schedulers change them."""
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orthon.algorithms import RULES, Rule
@@ -10,6 +10,7 @@ from orthon.algorithms.options import plain_number
 from orthon.algorithms.rule import options_of
 from orthon.sharding.matrix_view import MatrixView
 from orthon.step.capture import check_options
+from orthon.step.cycled import Cycled
 
 Options = MutableMapping[str, Any]
 
@@ -23,12 +24,14 @@ class OptionCheck:
         given: values for the groups that do not set them, each where the group's rule has it.
         nonfinite: of the optimizer when it was made.
         others: the algorithm for what is no matrix in groups that name no algorithm; None if there is none.
+        cycled: what the groups had when a step last looked at them, where schedulers cycle it.
     """
 
     owner: str
     given: Mapping[str, Any]
     nonfinite: str
     others: str | None = None
+    cycled: Cycled = field(default_factory=Cycled)
 
     def label(self, group: Mapping[str, Any], index: int) -> str:
         """Return how errors call a group."""
@@ -54,7 +57,7 @@ class OptionCheck:
         if group.get("others") is not None:
             rule_of_others(group["others"], where)
         if by_schedule:
-            follow_momentum(group)
+            self.cycled.follow(group, index)
         check_keys(group, where, by_schedule=by_schedule)
         for name, option in options_of(group).items():
             value = group.setdefault(name, self.given.get(name, option.default))
@@ -63,6 +66,7 @@ class OptionCheck:
             check_options(group, self.nonfinite, where)
         if group.get("view") is not None:
             group["view"] = view_of(group["view"], where)
+        self.cycled.look(group, index)
 
 
 def rule_of(algorithm: object, where: str) -> Rule:
@@ -80,23 +84,6 @@ def rule_of_others(algorithm: object, where: str) -> Rule:
         allowed = ", ".join(repr(name) for name in sorted(RULES) if not RULES[name].work.takes_matrices)
         raise ValueError(f"{where}: others should be None or one of {allowed}, but is {algorithm!r}")
     return rule
-
-
-def follow_momentum(group: Options) -> None:
-    """Take the momentum that a scheduler has set for the first beta, where there are betas.
-
-    OneCycleLR and CyclicLR set one of the two in all groups. They set "momentum" in those of Orthon's optimizers.
-    """
-    rule = RULES.get(group["algorithm"])
-    if rule is None or "momentum" not in group:
-        return
-    if "momentum" not in rule.options and "betas" in rule.options:
-        _, second = group.get("betas", rule.options["betas"].default)
-        group["betas"] = group.pop("momentum"), second
-    elif "others" in group and "betas" in group and "max_momentum" in group:  # of such a scheduler
-        first, second = group["betas"]
-        if first != group["momentum"]:
-            group["betas"] = group["momentum"], second
 
 
 def view_of(value: MatrixView | Mapping[str, Any], where: str, called: str = "view") -> MatrixView:

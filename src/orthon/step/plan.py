@@ -18,12 +18,12 @@ from orthon.sharding import Layout, Layouts, Ranks, run, takes_part
 from orthon.step.agreement import Agreement
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
-from orthon.step.gradients import Gradients, take_gradients
+from orthon.step.gradients import Gradients, check_devices, take_gradients
 from orthon.step.history import History
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.names import parameter_names, seed_names
-from orthon.step.options import OptionCheck, follow_momentum
+from orthon.step.options import OptionCheck
 from orthon.step.prepare import make_states
 from orthon.step.update import update
 from orthon.step.waves import WAVE_MEMORY, sets_of_waves
@@ -118,6 +118,7 @@ class Planner:
 
         Raises:
             RuntimeError: if parameters have changed so that their state is lost or does not fit any more.
+            ValueError: for a gradient on another device than its parameter.
         """
         members = self.members(groups)
         kinds: list[Any] = []
@@ -126,6 +127,7 @@ class Planner:
         plan = self._plan
         if plan is not None and plan.members is members and kinds == self._kinds:
             return plan
+        check_devices(members, self._owner)
         if plan is None or plan.members is not members:
             self._history.check(members, groups, states)
         agreement, is_new = self._agreement(members)
@@ -228,7 +230,7 @@ class _KnownGroup:
     def __init__(
         self, group: dict[str, Any], index: int, check: OptionCheck, made: Callable[[], Iterable[Member]]
     ) -> None:
-        self.group = group
+        self.group, self._index, self._cycled = group, index, check.cycled
         check.complete(group, index, by_schedule=True)
         self.members = list(made())
         self._where = check.label(group, index)
@@ -248,7 +250,7 @@ class _KnownGroup:
         if self.group is not group or len(self._params) != len(group["params"]):
             return False
         if "betas" in self._options and "momentum" in group:
-            follow_momentum(group)
+            self._cycled.follow(group, self._index)
         try:
             now = self._get(group)
         except KeyError:  # an option has been taken away
@@ -283,6 +285,7 @@ class _KnownGroup:
         """Remember the values that there are now."""
         self._values = self._get(self.group)
         self._may_change = any(isinstance(value, Tensor) for value in self._values)
+        self._cycled.look(self.group, self._index)
 
 
 def _lies_as_before(member: Member) -> bool:
