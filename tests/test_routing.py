@@ -162,7 +162,8 @@ def test_overrides_of_algorithm_and_view() -> None:
     assert (stack["algorithm"], stack["lr"]) == ("dion", 0.5)
     assert stack["view"] == MatrixView(transposed=True, blocks=(4, 2))
     assert stack["view"].read((3, 8, 6)).count == 6
-    assert stack["name"] == "other weights"
+    assert stack["name"] == "hidden matrices"
+    assert stack["reason"].startswith("matrix by override")
     assert stack["reason"].endswith("; MatrixView(transposed=True, blocks=(4, 2)); override 'stack.*'")
     assert (inner["algorithm"], inner["lr"]) == ("lion", 3e-4)
 

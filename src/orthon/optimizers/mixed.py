@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.algorithms.options import choice, flag, number_or_none
+from orthon.linalg.device import is_capturing
 from orthon.machines import Machine, named_machine
 from orthon.optimizers.beside_steps import make_equal, warn_of_no_gradients
 from orthon.optimizers.groups import check_defaults, completed, name_empty_groups, shown_defaults
@@ -21,8 +22,8 @@ from orthon.saving.options import written
 from orthon.sharding import Ranks
 from orthon.sharding.replicas import replica_group
 from orthon.step.batches import Wave
-from orthon.step.capture import Capture, check_ranks, is_capturing
-from orthon.step.gates import Gates, check_gradients, shut_gates
+from orthon.step.capture import Capture, check_ranks
+from orthon.step.gates import Gates, nonfinite_error, shut_gates
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
 from orthon.step.options import OptionCheck, rule_of_others
@@ -287,7 +288,11 @@ class MixedOptimizer(torch.optim.Optimizer):
     def _gates(self, plan: Plan, scale: LossScale) -> Gates:
         """Return for each device whether to make the step; raise where gradients with infinities or NaNs are errors."""
         if self.nonfinite == "raise" and scale.found_inf is None:
-            check_gradients(plan.members, plan.gradients, plan.agreement, type(self).__name__)
+            bad = plan.gradients.unusable()
+            if not plan.agreement.is_alone:
+                bad = plan.agreement.spread(plan.members, bad)
+            if bad:
+                raise nonfinite_error(bad, type(self).__name__)
             return {}
         gates, shut = shut_gates(plan.members, plan.gradients, plan.agreement, scale)
         if shut is not None:

@@ -7,17 +7,11 @@ capture, so that an error there is better than a step that goes on with old numb
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from orthon.algorithms.options import Group
 from orthon.sharding import local
 from orthon.step.member import Member
-
-
-def is_capturing() -> bool:
-    """Return whether the current stream is captured into a CUDA graph."""
-    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 def check_options(group: Group, nonfinite: str, where: str) -> None:

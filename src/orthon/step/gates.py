@@ -37,26 +37,7 @@ def shut_gates(
     return {device: finite.to(device, torch.float32) for device in devices}, ~finite
 
 
-def check_gradients(members: list[Member], gradients: Gradients, agreement: Agreement, owner: str) -> None:
-    """Raise an error if a gradient of any rank cannot be used; it names the parameters. This waits for the device.
-
-    Args:
-        members: all parameters.
-        gradients: of them.
-        agreement: of the ranks.
-        owner: the optimizer, for errors.
-
-    Raises:
-        FloatingPointError: on all ranks alike.
-    """
-    names = gradients.unusable()
-    if not agreement.is_alone:
-        names = agreement.spread(members, names)
-    if names:
-        raise _nonfinite_error(names, owner)
-
-
-def _nonfinite_error(names: list[str], owner: str) -> FloatingPointError:
+def nonfinite_error(names: list[str], owner: str) -> FloatingPointError:
     """Return the error for gradients that cannot be used, which names their parameters, as `Gradients` gives them."""
     bad = [name for name in names if not name.endswith(TOO_LARGE)]
     what = "infinities or NaNs" if bad else "numbers so large that sums of them would overflow"

@@ -31,7 +31,7 @@ class OptionCheck:
     given: Mapping[str, Any]
     nonfinite: str
     others: str | None = None
-    cycled: Cycled = field(default_factory=Cycled)
+    cycled: Cycled = field(default_factory=Cycled, init=False)
 
     def label(self, group: Mapping[str, Any], index: int) -> str:
         """Return how errors call a group."""
