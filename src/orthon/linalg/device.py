@@ -43,8 +43,3 @@ def meta_stands_for(device: torch.device, *, as_usual: bool = False) -> Iterator
         yield
     finally:
         _STAND_IN.reset(before)
-
-
-def is_capturing() -> bool:
-    """Return whether the current stream is captured into a CUDA graph."""
-    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]

@@ -11,7 +11,6 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.algorithms.options import choice, flag, number_or_none
-from orthon.linalg.device import is_capturing
 from orthon.machines import Machine, named_machine
 from orthon.optimizers.beside_steps import make_equal, warn_of_no_gradients
 from orthon.optimizers.groups import check_defaults, completed, name_empty_groups, shown_defaults
@@ -33,6 +32,9 @@ Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, An
 
 _NONFINITE = choice("raise", "skip")
 _WAVE_MEMORY = number_or_none("> 0", lambda v: v > 0)
+
+# Of a copy, besides what torch copies.
+_KEPT = ("nonfinite", "sync_gradients", "machine", "wave_memory", "_check", "_skipped", "_unconsolidated")
 
 
 class MixedOptimizer(torch.optim.Optimizer):
@@ -251,16 +253,7 @@ class MixedOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: cannot be copied or pickled with replicas=..., as process groups cannot; "
                 "save state_dict() and load it into a new optimizer"
             )
-        return {
-            **super().__getstate__(),
-            "nonfinite": self.nonfinite,
-            "sync_gradients": self.sync_gradients,
-            "machine": self.machine,
-            "wave_memory": self.wave_memory,
-            "_check": self._check,
-            "_skipped": self._skipped,
-            "_unconsolidated": self._unconsolidated,
-        }
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _KEPT}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -300,3 +293,8 @@ class MixedOptimizer(torch.optim.Optimizer):
                 self._skipped = torch.zeros((), dtype=torch.int64, device=shut.device)
             self._skipped += shut
         return gates
+
+
+def is_capturing() -> bool:
+    """Return whether the current stream is captured into a CUDA graph."""
+    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
