@@ -20,6 +20,8 @@ NEWTON_SCHULZ: Options = {"polar": "newton_schulz", "polar_steps": 3}
 DECAY: Options = {"weight_decay": 0.5, "lr": 0.05}
 CAUTIOUS: Options = {**DECAY, "cautious_weight_decay": True}
 
+TAIL: Options = {"tail": 0.7, "right_factor": "orthonormalize", "residual_momentum": None, "rank_fraction": 0.3}
+
 OPTIONS: dict[str, dict[str, Options]] = {
     "dion": {
         "defaults": {},
@@ -32,6 +34,16 @@ OPTIONS: dict[str, dict[str, Options]] = {
             "rank_fraction": 1.0,
             "right_factor": "orthonormalize",
         },
+        "tail": {"tail": 0.7, "right_factor": "orthonormalize"},
+        "tail, momentum": {**TAIL, "rank_fraction": 0.5},
+        "tail, momentum, nesterov": {**TAIL, "nesterov": True},
+        "tail, unit columns, long side": {**TAIL, "right_factor": "normalize", "orthonormal_side": "long"},
+        "tail, full rank, cautious": {**TAIL, **CAUTIOUS, "rank_fraction": 1.0, "nesterov": True},
+        "tail, cautious, maximize": {**TAIL, **CAUTIOUS, "maximize": True, "nesterov": True},
+        "large tail, two power iterations": {"tail": 3.0, "residual_momentum": 0.5, "power_iterations": 2},
+        "nesterov without tail": {**TAIL, "tail": 0.0, "nesterov": True, "rank_fraction": 0.5},
+        "residual fades": {"residual_momentum": 0.9, "momentum": 0.5},
+        "residual is dropped": {"residual_momentum": 0.0},
         "three power iterations": {"power_iterations": 3, "rank_fraction": 0.5},
         "maximize": {"maximize": True},
         "no momentum": {"momentum": 0.0},

@@ -248,15 +248,22 @@ class Batch:
             descend_(self.weights, each, rate=rate, by=by, cautious=cautious, alike=self.of_matrices)
 
     def descend_product(
-        self, P: Tensor, Q: Tensor, *, dtype: torch.dtype | None = None, always_finite: bool = False
+        self,
+        P: Tensor,
+        Q: Tensor,
+        *,
+        rest: tuple[Tensor, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        always_finite: bool = False,
     ) -> None:
         """Make the step with a product of low rank: X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ, as `descend` does.
 
         Args:
             P: (b, m, r).
             Q: (b, n, r).
+            rest: N (b, m, n) and c (b, 1, n), to subtract lr·scale·N diag(c) as well.
             dtype: in which the product is computed; None for that of the weights.
-            always_finite: whether P and Q are finite also in a step that is left out, where all gradients are zero.
+            always_finite: whether all of these are finite also in a step that is left out, where gradients are zero.
         """
         m, n = self.weights[0].shape
         if P.shape[:2] != (len(self.weights), m) or Q.shape != (len(self.weights), n, P.shape[-1]):
@@ -266,10 +273,10 @@ class Batch:
             )
         by, rate = self.rates()
         if not always_finite:
-            P, Q = self.gated(P), self.gated(Q)
+            P, Q, rest = self.gated(P), self.gated(Q), rest and (self.gated(rest[0]), self.gated(rest[1]))
         cautious = self.options["cautious_weight_decay"]
         with self.writing:
-            descend_product_(self.weights, P, Q, rate=rate, by=by, cautious=cautious, dtype=dtype)
+            descend_product_(self.weights, P, Q, rate=rate, by=by, cautious=cautious, dtype=dtype, rest=rest)
 
 
 def _check_shapes(updates: Tensor | Sequence[Tensor], weights: Sequence[Tensor]) -> None:

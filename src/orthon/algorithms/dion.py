@@ -11,22 +11,24 @@ from orthon.sharding import Step
 def dion(batch: Batch) -> Step[None]:
     """Make one step of Dion on matrices X (b, m, n) with momentum M (b, m, n) and right factor Q (b, n, r).
 
-    M ← M + G
-    P ← orthonormalize(M Q)                   one warm-started power iteration
-    R ← Mᵀ P
-    Q ← R / column_norms(R)
-    M ← M − (1 − momentum)·P Rᵀ                error feedback: what the update left out stays in M
-    X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ
+    N ← M + G                                  without feedback: momentum·M + G
+    P ← orthonormalize(N Q)                    one warm-started power iteration
+    R ← Nᵀ P
+    Q ← R / column_norms(R)                    or another right factor of R
+    E ← N − P Rᵀ                               what P leaves out; it is never formed
+    X ← (1 − lr·weight_decay)·X − lr·scale·(P Qᵀ + tail(E))
+    M ← momentum·P Rᵀ + residual_momentum·E    without feedback: N, or with nesterov N − G/(1 + momentum)
 
-    A direction that M does not have, up to rounding, gives no update, and its column of Q stays.
+    With residual_momentum = 1, what the update left out stays in M: error feedback. A direction that N does not have,
+    up to rounding, gives no update, and its column of Q stays.
     """
     M = LowRankMomentum(batch)
     yield from M.add_gradients()
     for _ in range(batch.options["power_iterations"]):
         P = yield from M.left()
         Q = yield from M.right(P)
-    yield from M.subtract(P, Q, by=1 - batch.options["momentum"])
     yield from M.descend(P, Q)
+    yield from M.fade(P, Q)
 
 
 RULE = Rule(

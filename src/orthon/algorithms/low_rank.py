@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,9 +12,11 @@ from orthon.algorithms.options import (
     Option,
     choice,
     choice_or_none,
+    flag,
     float_dtype_or_none,
     integer,
     number,
+    number_or_none,
     own,
     portion,
     structural,
@@ -44,6 +46,9 @@ class LowRank(Work):
         "right_factor": choice("normalize", "orthonormalize"),
         "orthonormal_side": structural(choice("short", "long")),
         "power_iterations": integer(1, at_least=1),
+        "tail": number(0.0, ">= 0", lambda v: v >= 0),
+        "residual_momentum": replace(number_or_none("in [0, 1]", lambda v: 0 <= v <= 1), default=1.0),
+        "nesterov": flag(False),
         "route": own(choice("auto", "owners", "shards")),
         "precision": own(choice_or_none(*PRECISIONS)),
         "product_dtype": own(float_dtype_or_none(float16=False)),

@@ -1,5 +1,6 @@
 """Power iteration on the momentum: its leading directions, found wherever its parts lie."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,6 +11,8 @@ from orthon.algorithms.batch import Batch
 from orthon.algorithms.low_rank import LowRank, is_transposed
 from orthon.algorithms.momentum import added_gradients
 from orthon.algorithms.owned_momentum import OwnedMomentum
+from orthon.algorithms.tail import tail_factors
+from orthon.algorithms.weights import product_and_rest
 from orthon.linalg import (
     Columns,
     compute_dtype,
@@ -21,7 +24,7 @@ from orthon.linalg import (
     unit_columns_on_shards,
 )
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
-from orthon.linalg.kernels import add_and_multiply_, product, subtract_product_
+from orthon.linalg.kernels import add_and_multiply_, add_each, product, subtract_product_
 from orthon.linalg.precision import Noise
 from orthon.sharding import Side, Step
 
@@ -46,13 +49,16 @@ class LowRankMomentum:
         self._shards, self._stored = stored, stored.mT if self._way.transposed else stored
         self._rows, self._cols = self._way.rows, self._way.cols
         self._dtype, self._is_orthonormal = self._way.dtype, batch.options["right_factor"] == "orthonormalize"
+        self._feeds_back = batch.options["residual_momentum"] is not None
+        self._gain = -1.0 if batch.options["maximize"] else 1.0
 
     def add_gradients(self) -> Step[None]:
-        """M ← M + G, and the first M Q with it, in one pass where both are of one dtype."""
-        batch, dtype = self._batch, self._dtype
+        """N ← M + G, or momentum·M + G where nothing is fed back, and the first N Q with it. N takes the place of M."""
+        batch, dtype, gated = self._batch, self._dtype, self._given.gated
+        keep = 1.0 if self._feeds_back else 1 - gated(1 - batch.options["momentum"])
         self._MQ: Tensor | None = None
         if self._way.owned is not None:
-            added_gradients(batch, norms=False)
+            added_gradients(batch, norms=False, keep=keep)
             whole, self._Q = yield from self._way.owned.bring(self._shards, self._kept)
             self._stored = whole.mT if self._way.transposed else whole
             del whole
@@ -60,12 +66,12 @@ class LowRankMomentum:
         else:
             self._Q = yield from self._cols.whole(self._kept)
             if dtype == self._stored.dtype and self._rows.copies.size == 1:
-                gain = -1.0 if batch.options["maximize"] else 1.0
                 self._M = self._stored
                 with batch.writing:  # the gradients are zero in a step that is to be left out
-                    self._MQ = add_and_multiply_(self._stored, batch.grads, self._Q.to(dtype), gain=gain)
+                    Q = self._Q.to(dtype)
+                    self._MQ = add_and_multiply_(self._stored, batch.grads, Q, gain=self._gain, keep=keep)
             else:
-                self._M = added_gradients(batch, norms=False)[0].to(dtype)
+                self._M = added_gradients(batch, norms=False, keep=keep)[0].to(dtype)
         # The dtype in which P and Q become whole.
         self._sent = torch.promote_types(self._M.dtype, batch.weights[0].dtype)
 
@@ -98,6 +104,7 @@ class LowRankMomentum:
             whole, cols.ranks, left=self._left, precision=self._way.arithmetic, noise=self._way.noise
         )
         self._R, self._right = R, right
+        self._T: Tensor | None = None
         found: Tensor = yield from cols.gather(right.vectors.to(self._sent))
         with self._batch.writing:
             overwrite_where_(self._Q, self._batch.gated_mask(right.live.unsqueeze(-2)), found)
@@ -105,36 +112,76 @@ class LowRankMomentum:
                 self._kept.copy_(cols.keep(self._Q))
         return found
 
-    def subtract(self, P: Tensor, Q: Tensor, *, by: float) -> Step[None]:
-        """M ← M − by·P Rᵀ.
+    def descend(self, P: Tensor, Q: Tensor) -> Step[None]:
+        """X ← (1 − lr·weight_decay)·X − lr·scale·(P Qᵀ + E diag(c)), with E = N − P Rᵀ and the tail's c.
+
+        P Qᵀ + E diag(c) is a product of low rank, P (Q − diag(c) R)ᵀ, and a multiple of each column of N.
+        """
+        rest = None
+        if self._way.tail:
+            share = self._right.vectors * self._right.size.unsqueeze(-2) if not self._is_orthonormal else self._R
+            noise = max(self._way.noise.of_matrix, self._way.arithmetic.noise.of_matrix)
+            c = yield from tail_factors(
+                self._stored, share, self._right, size=self._way.tail, noise=noise, cols=self._cols
+            )
+            rest = self._stored, c
+            T = yield from self._factor_of_right()
+            R = Q @ T if self._is_orthonormal else Q * T.unsqueeze(-2)
+            Q = Q - R.mul_(c.mT)
+        dtype = self._batch.options["product_dtype"]
+        if self._way.owned is None:
+            self._batch.descend_product(P, Q, rest=rest, dtype=dtype, always_finite=True)
+        else:  # for `fade` to send
+            of_weights = self._batch.weights[0].dtype
+            self._update = product_and_rest(P, Q, rest, dtype or of_weights).to(of_weights)
+
+    def fade(self, P: Tensor, Q: Tensor) -> Step[None]:
+        """M ← momentum·P Rᵀ + residual_momentum·E, or with nesterov N − G/(1 + momentum). It comes last.
 
         R is not gathered for that, since R = Q T with a small T: the lengths of its columns, or a triangle.
         """
-        if not self._is_orthonormal:
-            P = P * self._batch.gated(self._right.size).unsqueeze(-2)
-        else:
-            T = yield from self._cols.ranks.sum(self._right.vectors.mT @ self._R.to(self._right.vectors.dtype))
-            T = self._batch.gated(T).to(self._sent)  # (b, r, r)
-            P, Q = (P @ T.mT, Q) if self._rows.size < self._cols.size else (P, Q @ T)
-        with self._batch.writing:
-            subtract_product_(self._stored, P, Q, by=by, dtype=self._M.dtype)
+        momentum, residual = (self._batch.options[name] for name in ("momentum", "residual_momentum"))
+        if residual is not None:
+            T = self._given.gated((yield from self._factor_of_right()))
+            if not self._is_orthonormal:
+                P = P * T.unsqueeze(-2)
+            else:
+                P, Q = (P @ T.mT, Q) if self._rows.size < self._cols.size else (P, Q @ T)
+            with self._batch.writing:
+                if residual != 1:
+                    self._stored.mul_(1 - self._given.gated(1 - residual))
+                subtract_product_(self._stored, P, Q, by=residual - momentum, dtype=self._M.dtype)
+        elif self._batch.options["nesterov"]:
+            with self._batch.writing:
+                add_each(self._shards, self._given.grads, -self._gain / (1 + momentum))
+        if self._way.owned is not None:
+            del P, Q
+            yield from self._send_back()
 
-    def descend(self, P: Tensor, Q: Tensor) -> Step[None]:
-        """X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ."""
-        dtype = self._batch.options["product_dtype"]
-        if self._way.owned is None:
-            self._batch.descend_product(P, Q, dtype=dtype, always_finite=True)
-            return
-        of_weights = self._batch.weights[0].dtype
-        P, Q = P.to(dtype or of_weights), Q.to(dtype or of_weights)
-        update = (Q @ P.mT if self._way.transposed else P @ Q.mT).to(of_weights)
-        M = self._stored.mT if self._way.transposed else self._stored
-        returning = self._way.owned.send_back(M, update, self._Q, shards=self._shards, kept=self._kept)
+    def _factor_of_right(self) -> Step[Tensor]:
+        """Return T with R = Q T: the lengths of columns, (b, r), or a matrix (b, r, r)."""
+        if not self._is_orthonormal:
+            return self._right.size
+        if self._T is None:
+            vectors = self._right.vectors
+            T: Tensor = yield from self._cols.ranks.sum(vectors.mT @ self._R.to(vectors.dtype))
+            self._T = T.to(self._sent)
+        return self._T
+
+    def _send_back(self) -> Step[None]:
+        """Send Q and the update to those whose they are, and M if it is not theirs still, and make the step."""
+        owned, M = self._way.owned, None
+        assert owned is not None
+        if self._feeds_back:
+            M = self._stored.mT if self._way.transposed else self._stored
+        update = self._update.mT if self._way.transposed else self._update
+        returning = owned.send_back(M, update, self._Q, shards=self._shards, kept=self._kept)
         # What is sent takes their memory, and is free itself when it has been sent.
-        del M, update, P, Q, self._stored, self._Q, self._M, self._left, self._right, self._R
+        del M, update, self._update, self._stored, self._Q, self._M, self._left, self._right, self._R
         M, update, kept = yield from returning
         with self._batch.writing:
-            self._shards.copy_(M)
+            if M is not None:
+                self._shards.copy_(M)
             self._kept.copy_(kept)
         del M, kept
         self._given.descend(update)
@@ -152,6 +199,7 @@ class _Way:
         rows: the side along which P lies.
         cols: the side along which Q lies.
         owned: where others may work on the matrices, the way there and back.
+        tail: how long a column of the tail is; 0 if there is none.
     """
 
     transposed: bool
@@ -161,6 +209,7 @@ class _Way:
     rows: Side
     cols: Side
     owned: OwnedMomentum | None
+    tail: float
 
     @classmethod
     def of(cls, batch: Batch, stored: Tensor, kept: Tensor) -> "_Way":
@@ -179,7 +228,9 @@ class _Way:
             rows, cols = alone.rows(divide=False), alone.cols(divide=False)
         elif options["right_factor"] == "orthonormalize" or _is_quick_to_receive(batch, cols, dtype):
             cols = seen.cols(divide=True)
-        return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols, owned)
+        m, n = seen.shape
+        tail = options["tail"] * math.sqrt(max(0, m - kept.shape[-1]) / n)
+        return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols, owned, tail)
 
 
 def _is_quick_to_receive(batch: Batch, cols: Side, dtype: torch.dtype) -> bool:

@@ -9,7 +9,7 @@ from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import Option, flag, number, scheduled, structural
 from orthon.linalg import compute_dtype, in_cache
 from orthon.linalg.device import device_type
-from orthon.linalg.kernels import add_each, mix_each
+from orthon.linalg.kernels import mix_each
 
 # What `updated_momentum` takes.
 MOMENTUM_OPTIONS: Mapping[str, Option] = {
@@ -47,12 +47,13 @@ def updated_momentum(batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
     return result
 
 
-def added_gradients(batch: Batch, *, norms: bool) -> tuple[Tensor, Tensor | None]:
-    """Add the gradients to the momentum, M ← M + G, and return M with the ℓ1 norms of this rank's part of its rows.
+def added_gradients(batch: Batch, *, norms: bool, keep: float | Tensor = 1.0) -> tuple[Tensor, Tensor | None]:
+    """Return the momentum, M ← keep·M + G, with the ℓ1 norms of this rank's part of its rows.
 
     Args:
         batch: with a state "momentum".
         norms: whether they are asked for.
+        keep: a number, or a tensor with one element: 1 in a step that is to be left out.
 
     Returns:
         (b, m, n), the momentum itself, and (b, m) in float64, or None.
@@ -64,7 +65,7 @@ def added_gradients(batch: Batch, *, norms: bool) -> tuple[Tensor, Tensor | None
     grads = [grad.mT for grad in batch.grads] if turned else batch.grads
     with batch.writing:  # the gradients are zero in a step that is to be left out
         for M, G in in_cache(stored, grads, fraction=0.5):  # the norms are in float64
-            add_each(M, G, sign)
+            mix_each(M, G, keep, sign)
             if M.dtype == torch.float16:  # whose range a sum may leave
                 M.clamp_(limits.min, limits.max)
             if norms and device_type(M.device) == "cpu":

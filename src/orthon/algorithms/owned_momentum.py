@@ -42,11 +42,13 @@ class OwnedMomentum:
             Q = Q[:, self._part]
         return (yield from together(_brought(self._momentum, M), _brought(self._factor, Q)))
 
-    def send_back(self, M: Tensor, update: Tensor, Q: Tensor, *, shards: Tensor, kept: Tensor) -> Step[list[Tensor]]:
+    def send_back(
+        self, M: Tensor | None, update: Tensor, Q: Tensor, *, shards: Tensor, kept: Tensor
+    ) -> Step[tuple[Tensor | None, Tensor, Tensor]]:
         """Return what this rank has of M, of the update and of Q, for all matrices.
 
         Args:
-            M: (o, m, n), of the matrices that this rank owns.
+            M: (o, m, n), of the matrices that this rank owns; None if it stays as it was brought.
             update: (o, m, n).
             Q: (o, n, r).
             shards: M as given to `bring`, for its shape.
@@ -54,16 +56,15 @@ class OwnedMomentum:
         """
         part = kept if self._is_spread else kept[:, self._part]
         of_m, of_q = [shards.shape[1:]] * len(shards), [part.shape[1:]] * len(part)
-        returning = together(
-            _returned(self._momentum, M, of_m),
-            _returned(self._momentum, update, of_m),
-            _returned(self._factor, Q, of_q),
-        )
-        del M, update, Q  # so that their memory is free when they have been sent
-        M, update, Q = yield from returning
+        ways = [_returned(self._momentum, update, of_m), _returned(self._factor, Q, of_q)]
+        if M is not None:
+            ways.insert(0, _returned(self._momentum, M, of_m))
+        returning = together(*ways)
+        del M, update, Q, ways  # so that their memory is free when they have been sent
+        *momentum, update, Q = yield from returning
         if not self._is_spread:
             Q = yield from self._same.gather(Q, self._sizes)
-        return [M, update, Q]
+        return (momentum[0] if momentum else None), update, Q
 
 
 def _brought(owners: Owners, x: Tensor) -> Step[Tensor]:

@@ -52,8 +52,11 @@ def descend_product_(
     by: float | Tensor,
     cautious: bool,
     dtype: torch.dtype | None,
+    rest: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Decay the weights and subtract a product of low rank from each: X ← (1 − rate)·X − by·P Qᵀ.
+
+    With a rest (N, c), what is subtracted is by·(P Qᵀ + N diag(c)).
 
     Args:
         weights: each (m, n).
@@ -63,15 +66,27 @@ def descend_product_(
         by: factor of the product.
         cautious: as for `descend_`.
         dtype: in which the product is computed; None for that of the weights.
+        rest: N (b, m, n) in any floating dtype, and c (b, 1, n).
     """
-    if not cautious and weights[0].numel() >= LARGE:
+    of_weights = weights[0].dtype
+    in_one_sum = rest is None or of_weights.itemsize >= 4  # 16-bit weights are rounded once
+    if not cautious and weights[0].numel() >= LARGE and in_one_sum:
         subtract_product_(weights, P, Q, rate=rate, by=by, dtype=dtype)
+        if rest is not None:
+            N, c = rest[0], (rest[1] * by).to(of_weights)
+            for X, part, factor in zip(weights, N.unbind(), c.unbind(), strict=True):
+                X.addcmul_(part, factor, value=-1)
         return
     if isinstance(by, Tensor):  # before Q is rounded
-        Q, by = Q * by, 1.0
-    dtype = dtype or weights[0].dtype
-    updates = (P.to(dtype) @ Q.to(dtype).mT).unbind()  # (m, n) each
-    descend_(weights, updates, rate=rate, by=by, cautious=cautious, alike=True)
+        Q, rest, by = Q * by, rest and (rest[0], rest[1] * by), 1.0
+    update = product_and_rest(P, Q, rest, dtype or of_weights)  # (b, m, n)
+    descend_(weights, update.unbind(), rate=rate, by=by, cautious=cautious, alike=True)
+
+
+def product_and_rest(P: Tensor, Q: Tensor, rest: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """Return P Qᵀ (b, m, n), computed in `dtype`, and N diag(c) added to it if there is a rest (N, c)."""
+    update = P.to(dtype) @ Q.to(dtype).mT
+    return update if rest is None else update.addcmul_(rest[0].to(dtype), rest[1].to(dtype))
 
 
 def decay_(weights: Sequence[Tensor], rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:

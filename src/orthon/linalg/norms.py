@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from orthon.linalg.device import is_readable
+from orthon.linalg.device import device_type, is_readable
+from orthon.linalg.in_cache import in_cache
 from orthon.linalg.precision import factor_dtype
 from orthon.linalg.row_ranks import Computation, RowRanks
 
@@ -50,6 +51,33 @@ def norm_over_ranks(norm: Tensor, dtype: torch.dtype, ranks: RowRanks) -> Comput
     found = sums.sqrt()
     whole: Tensor = torch.hypot(torch.hypot(found[0] * 2.0**600, found[1]), found[2] * 2.0**-600)
     return whole
+
+
+def squares_of_rows(A: Tensor, unit: Tensor) -> Tensor:
+    """Return the squares of the norms of rows, each divided by the square of a unit.
+
+    What is far above the unit may be infinite, and what is far below it zero, in squares of float32 on a CPU.
+
+    Args:
+        A: (b, n, m), in any floating dtype, with any strides.
+        unit: powers of two, (b, 1, 1).
+
+    Returns:
+        (b, n, 1), in float32, or float64 on other devices and for float64.
+    """
+    inverse = (1 / unit).to(factor_dtype(A.dtype))
+    if device_type(A.device) != "cpu" and A.dtype != torch.float64:  # without a copy of A
+        norm: Tensor = torch.linalg.vector_norm(A, dim=-1, keepdim=True, dtype=torch.float64)
+        return norm.mul_(inverse).square_()
+    b, n, m = A.shape
+    result = A.new_zeros(b, n, 1, dtype=inverse.dtype)
+    if A.stride(-1) == 1:
+        for part, by, into in in_cache(A, inverse.expand(b, n, 1), result):
+            into.copy_((part * by).square_().sum(-1, keepdim=True))
+    else:
+        for part, by, into in in_cache(A.mT, inverse.expand(b, m, 1), result.mT.expand(b, m, n)):
+            into[:, :1].add_((part * by).square_().sum(-2, keepdim=True))
+    return result
 
 
 def inverse_norm(size: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ class DionOptions(CommonOptions, total=False):
     rank_multiple_of: int
     momentum: float
     right_factor: str
+    tail: float
+    residual_momentum: float | None
+    nesterov: bool
     orthonormal_side: str
     power_iterations: int
     route: str

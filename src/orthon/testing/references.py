@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.algorithms.tail import MOST
 from orthon.testing.factors import EXACT, Factors
 
 State = dict[str, Tensor]
@@ -48,8 +49,9 @@ def descend(X: Tensor, direction: Tensor, factor: float, group: Group) -> Tensor
 def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:
     """Make a step of Dion on a matrix with momentum M and right factor Q."""
     m, n = X.shape
-    M, Q = state["momentum"], state["Q"]
-    M += _uphill(G, group)
+    M, Q, G = state["momentum"], state["Q"], _uphill(G, group)
+    momentum, residual = group["momentum"], group["residual_momentum"]
+    M.mul_(momentum if residual is None else 1).add_(G)
     columns = m > n if group["orthonormal_side"] == "short" else m < n
     A = M.mT if columns else M  # the same storage
     for _ in range(group["power_iterations"]):
@@ -59,10 +61,29 @@ def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EX
         live = found.any(dim=0)
         Q = torch.where(live, found, Q)
         P, R = torch.where(live, P, 0), torch.where(live, R, 0)
-    A.sub_(P @ R.mT, alpha=1 - group["momentum"])
     state["Q"] = Q
-    update = Q @ P.mT if columns else P @ Q.mT
-    return descend(X, update, lr_factor(group["adjust_lr_fn"], m, n), group)
+    update = P @ Q.mT + _tail(A, P, R, group["tail"])
+    if residual is not None:
+        A.copy_(residual * A - (residual - momentum) * (P @ R.mT))
+    elif group["nesterov"]:
+        M.sub_(G, alpha=1 / (1 + momentum))
+    return descend(X, update.mT if columns else update, lr_factor(group["adjust_lr_fn"], m, n), group)
+
+
+# Columns of what is left out that are shorter than this, beside those of the momentum, are rounding noise.
+_SHORTEST = {torch.float64: 1e-6, torch.float32: 3e-3, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+
+
+def _tail(A: Tensor, P: Tensor, R: Tensor, tail: float) -> Tensor:
+    """Return what P leaves out of A, with columns of one length."""
+    E, r = A - P @ R.mT, P.shape[1]
+    lengths, live = E.norm(dim=0), R.any(dim=0)
+    if not live.all() or r >= len(A):
+        return torch.zeros_like(A)
+    inverse = torch.where(lengths > _SHORTEST[A.dtype] * A.norm(dim=0), 1 / lengths, 0)
+    shortest = (R * inverse[:, None]).norm(dim=0).min()
+    length = tail * math.sqrt((len(A) - r) / A.shape[1])
+    return E * inverse * (min(length, float(MOST / shortest)) if shortest > 0 else length)
 
 
 def muon(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:

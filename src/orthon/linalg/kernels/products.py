@@ -37,6 +37,8 @@ def mix_each(
         out: (b, m, n), in the dtype of M.
     """
     into = M if out is None else out
+    if out is None and isinstance(keep, float) and keep == 1:
+        return add_each(M, matrices, gain)
     if isinstance(keep, Tensor) or gain != 1 or device_type(M.device) != "cpu":
         return add_each(M.mul_(keep) if out is None else torch.mul(M, keep, out=out), matrices, gain)
     if M[0].numel() < SMALL:
@@ -77,8 +79,10 @@ def add_product_(X: Tensor, A: Tensor, B: Tensor, *, beta: float = 1.0, alpha: f
 MOST_COLUMNS = 256
 
 
-def add_and_multiply_(M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: float = 1.0) -> Tensor:
-    """Add gain·G to each M in place, and return M Q.
+def add_and_multiply_(
+    M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: float = 1.0, keep: float | Tensor = 1.0
+) -> Tensor:
+    """Overwrite each M with keep·M + gain·G, and return M Q.
 
     The Triton kernel reads and writes M once for both. It is for Q with at most `MOST_COLUMNS` columns; with more, the
     product takes longer than reading M. The size in `dispatch.CROSSOVERS` is m·n.
@@ -88,6 +92,7 @@ def add_and_multiply_(M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: fl
         grads: the G, each (m, n), of any floating dtype, with any strides.
         Q: (b, n, r), of the dtype of M.
         gain: factor of the G.
+        keep: factor of M, a number or a tensor with one element on the device of M.
 
     Returns:
         (b, m, r), in the dtype of M.
@@ -96,8 +101,8 @@ def add_and_multiply_(M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: fl
     if few and some and in_triton("add_and_multiply_", M, M[0].numel()):
         from orthon.linalg.kernels.triton import add_and_multiply as kernel
 
-        return kernel.launch(M, grads, Q, gain)
-    return product(add_each(M, grads, gain), Q)
+        return kernel.launch(M if isinstance(keep, float) and keep == 1 else M.mul_(keep), grads, Q, gain)
+    return product(mix_each(M, grads, keep, gain), Q)
 
 
 def subtract_product_(

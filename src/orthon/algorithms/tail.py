@@ -1,0 +1,49 @@
+"""The tail of an update of low rank: what the low-rank part leaves out, with columns of one length."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from orthon.linalg import Columns, powers_of_two
+from orthon.linalg.norms import squares_of_rows
+from orthon.sharding import Side, Step
+
+# How long the columns of the tail may be at most, for the direction of the low-rank part that is shortest beside them.
+MOST = 2.0
+
+
+def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: float, cols: Side) -> Step[Tensor]:
+    """Return c for the tail E diag(c), where E = N − P Rᵀ is what P leaves out of N (b, m, n), and R = Nᵀ P (b, n, r).
+
+    E is never formed. P is orthonormal, so that ‖E_j‖² = ‖N_j‖² − ‖R_j‖² for column j. With D = diag(1/‖E_j‖),
+
+        c = D·min(size, MOST / min_k ‖(D R)_k‖)
+
+    By the first bound, all columns of the tail have one length. The second is for directions that P has just missed,
+    so that they do not count far more than those that P has. It is seldom the smaller one. There is no tail where a
+    direction of P does not live, since N then has no more than those that do, nor in a column that E has only up to
+    rounding.
+
+    Args:
+        N: this rank's part of the matrices, (b, m', n').
+        R: this rank's share of the rows of R, (b, share of n', r).
+        right: which directions of R live, and how long they are.
+        size: the length of a column of the tail.
+        noise: up to which part of ‖N_j‖² the difference is rounding noise.
+        cols: the side along which R lies.
+
+    Returns:
+        (b, 1, n'), in float32, or in float64 for float64.
+    """
+    longest = torch.where(right.live, right.size, 0).amax(-1)[:, None, None]
+    unit = powers_of_two(torch.frexp(longest.double()).exponent)  # (b, 1, 1)
+    whole = yield from cols.reduce(squares_of_rows(cols.divided(N.mT), unit))  # ‖N_j‖², (b, share of n', 1)
+    R = R * (1 / unit).to(R.dtype)
+    left = whole - R.square().sum(-1, keepdim=True)  # ‖E_j‖²
+    D = torch.where(left > noise * whole, left, math.inf).rsqrt()
+    lengths = yield from cols.ranks.sum((R * D).square().sum(-2))  # (b, r)
+    bound = MOST * torch.where(right.live, lengths, 0).amin(-1).rsqrt()  # infinite where a direction does not live
+    factor = torch.where(right.live.all(-1), bound.clamp(max=size), 0)[:, None, None]
+    c: Tensor = yield from cols.gather((D * factor / unit).to(R.dtype))
+    return c.mT
