@@ -127,6 +127,9 @@ _OF_DION: dict[str, Options] = {
         "power_iterations": 2,
         "rank_fraction": 0.5,
     },
+    "tail, nesterov": {**TAIL, "nesterov": True},
+    "tail, momentum, unit columns, long side": {**TAIL, "right_factor": "normalize", "orthonormal_side": "long"},
+    "tail, feedback, cautious": {"tail": 0.7, "rank_fraction": 0.5, "residual_momentum": 0.9, **CAUTIOUS},
 }
 DION_BY_ROUTE: dict[str, dict[str, tuple[str, Options]]] = {
     route: {f"{label}, {route}": ("dion", {**options, "route": route}) for label, options in _OF_DION.items()}

@@ -152,9 +152,10 @@ class LowRank(Work):
     def compresses(self, layout: Layout, options: Group) -> bool:
         """Return whether the factors of all power iterations have fewer numbers than the gradient.
 
-        Owners find the factors of whole gradients, so that there is nothing to average but these.
+        Owners find the factors of whole gradients, so that there is nothing to average but these. The tail is made of
+        the momentum itself, which has to be that of all gradients then.
         """
-        if options["route"] == "owners":
+        if options["route"] == "owners" or options["tail"]:
             return False
         m, n = layout.largest_shard
         return bool(options["power_iterations"] * (m + n) * self.update_rank(layout.shape, options) < m * n)

@@ -22,15 +22,16 @@ def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: fl
 
     By the first bound, all columns of the tail have one length. The second is for directions that P has just missed,
     so that they do not count far more than those that P has. It is seldom the smaller one. There is no tail where a
-    direction of P does not live, since N then has no more than those that do, nor in a column that E has only up to
-    rounding.
+    direction of P does not live, since N then has no more than those that do, nor in a column that E or N has only up
+    to rounding.
 
     Args:
         N: this rank's part of the matrices, (b, m', n').
         R: this rank's share of the rows of R, (b, share of n', r).
         right: which directions of R live, and how long they are.
         size: the length of a column of the tail.
-        noise: up to which part of ‖N_j‖² the difference is rounding noise.
+        noise: up to which part of ‖N_j‖² the difference is rounding noise, and up to which part of the largest
+            singular value a column is.
         cols: the side along which R lies.
 
     Returns:
@@ -41,7 +42,8 @@ def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: fl
     whole = yield from cols.reduce(squares_of_rows(cols.divided(N.mT), unit))  # ‖N_j‖², (b, share of n', 1)
     R = R * (1 / unit).to(R.dtype)
     left = whole - R.square().sum(-1, keepdim=True)  # ‖E_j‖²
-    D = torch.where(left > noise * whole, left, math.inf).rsqrt()
+    floor = torch.maximum(noise * whole, (noise * longest / unit).square())  # of the column, and of the whole matrix
+    D = torch.where(left > floor, left, math.inf).rsqrt()
     lengths = yield from cols.ranks.sum((R * D).square().sum(-2))  # (b, r)
     bound = MOST * torch.where(right.live, lengths, 0).amin(-1).rsqrt()  # infinite where a direction does not live
     factor = torch.where(right.live.all(-1), bound.clamp(max=size), 0)[:, None, None]

@@ -71,6 +71,8 @@ def squares_of_rows(A: Tensor, unit: Tensor) -> Tensor:
         return norm.mul_(inverse).square_()
     b, n, m = A.shape
     result = A.new_zeros(b, n, 1, dtype=inverse.dtype)
+    if not A.numel():  # of an owner of nothing, or of a rank without rows
+        return result
     if A.stride(-1) == 1:
         for part, by, into in in_cache(A, inverse.expand(b, n, 1), result):
             into.copy_((part * by).square_().sum(-1, keepdim=True))

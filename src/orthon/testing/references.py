@@ -80,7 +80,8 @@ def _tail(A: Tensor, P: Tensor, R: Tensor, tail: float) -> Tensor:
     lengths, live = E.norm(dim=0), R.any(dim=0)
     if not live.all() or r >= len(A):
         return torch.zeros_like(A)
-    inverse = torch.where(lengths > _SHORTEST[A.dtype] * A.norm(dim=0), 1 / lengths, 0)
+    is_noise = (lengths <= _SHORTEST[A.dtype] * A.norm(dim=0)) | (lengths <= _SHORTEST[A.dtype] ** 2 * A.norm())
+    inverse = torch.where(is_noise, 0, 1 / lengths)
     shortest = (R * inverse[:, None]).norm(dim=0).min()
     length = tail * math.sqrt((len(A) - r) / A.shape[1])
     return E * inverse * (min(length, float(MOST / shortest)) if shortest > 0 else length)

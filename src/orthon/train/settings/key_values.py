@@ -8,7 +8,7 @@ from pydantic import PlainSerializer, PlainValidator
 
 from orthon.train.settings.yaml import parse_yaml
 
-Scalar = int | float | bool | str
+Scalar = int | float | bool | str | None
 
 # A setting that takes all words up to the next flag.
 WORDS = Parameter(consume_multiple=True, negative=())
@@ -18,7 +18,7 @@ def parse_pairs(given: Any) -> dict[str, Scalar]:
     """Take a mapping, or read `key=value` words, whose values are written as in YAML.
 
     Raises:
-        ValueError: It is neither, or a value is no number, truth value or string.
+        ValueError: It is neither, or a value is no number, truth value, null or string.
     """
     if isinstance(given, list | tuple):
         given = dict(map(_parse_pair, given))
@@ -26,7 +26,7 @@ def parse_pairs(given: Any) -> dict[str, Scalar]:
         raise ValueError(f"optimizer.options must be a mapping but is {given!r}")
     for key, value in given.items():
         if not isinstance(value, Scalar):
-            raise ValueError(f"optimizer.options takes numbers, true, false and words but got {key}={value!r}")
+            raise ValueError(f"optimizer.options takes numbers, true, false, null and words but got {key}={value!r}")
     return given
 
 
