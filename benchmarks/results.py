@@ -73,7 +73,7 @@ class Results:
         self.path = folder / f"{name}.json"
         self.rows: list[Row] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
-        self._head = {"name": name, **_surroundings(device), "arguments": dict(arguments)}
+        self._head = {"name": name, **surroundings(device), "arguments": dict(arguments)}
         self.roofline: dict[str, float] = {}
         self.targets: list[dict[str, Any]] = []
 
@@ -126,7 +126,8 @@ def folder_for_results(given: Path | None) -> Path:
     return given or Path(os.environ.get("OUT") or Path(__file__).parent / "results")
 
 
-def _surroundings(device: torch.device) -> dict[str, Any]:
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """Return date, commit, machine and versions, which tell what numbers on a device are worth."""
     machine: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -1,0 +1,93 @@
+"""Run a set: python -m experiments NAME [--quick] [--workers N] [--out DIR]."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments import costs, report
+from experiments.book import Book, whereabouts
+from experiments.entries import Experiment
+from experiments.progress import Shown, in_words
+from experiments.quick import quick
+from experiments.results import FOLDER, read
+from experiments.runner import Failure, run
+from experiments.sets import SETS
+from experiments.training import corpus
+from experiments.workers import Workers
+
+INTERRUPTED = 130  # as a shell has it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing of a set, and write its tables and pictures. Return the exit code."""
+    given = _parser().parse_args(arguments)
+    experiment = quick(SETS[given.name]) if given.quick else SETS[given.name]
+    console = Console(highlight=False)
+    try:
+        failures = _sitting(experiment, given.out, given.workers, console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        return INTERRUPTED
+    report.write(experiment, given.out, console)
+    for error, number in Counter(failure.error for failure in failures).items():
+        console.print(f"{number} runs FAILED, told above with their settings: {error}", markup=False, soft_wrap=True)
+    return 1 if failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    questions = "\n".join(f"  {name:<10}{experiment.question}" for name, experiment in SETS.items())
+    flags = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description=f"Run a set, or go on with it where it was stopped. There are:\n\n{questions}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags.add_argument("name", choices=SETS, metavar="NAME", help="of the set")
+    flags.add_argument("--quick", action="store_true", help="small models and few steps: at most 10 minutes on 2 cores")
+    flags.add_argument(
+        "--workers", type=_count, default=_cores(), help="processes, one thread each (default: %(default)s)"
+    )
+    flags.add_argument("--out", type=Path, default=FOLDER, help="folder of the data (default: experiments/results)")
+    return flags
+
+
+def _sitting(experiment: Experiment, folder: Path, workers: int, console: Console) -> list[Failure]:
+    """Print what a set costs, and run what is missing of it."""
+    where = whereabouts()
+    book = Book(experiment.name, folder=folder, corpus=corpus().fingerprint, where=where)
+    console.print(f"{experiment.name}: {experiment.question}", soft_wrap=True)
+    with Workers(workers) as crew:
+        lines = [line for path in sorted(folder.glob("*.jsonl")) for line in read(path)]
+        seconds = costs.seconds_per_unit(lines, where["machine"]["processor"])
+        seconds = seconds or costs.measured_seconds_per_unit(crew) or costs.USUAL_SECONDS
+
+        def left() -> float:
+            return costs.units_left(experiment, book.found)
+
+        console.print(
+            f"{len(book.found)} runs are in {book.path}; the others take about "
+            f"{costs.hours(left(), seconds, 2):.1f} hours on two cores, here {in_words(left() * seconds / workers)} "
+            f"with {workers} workers",
+            soft_wrap=True,
+        )
+        with Shown(console, left, seconds / workers) as shown:
+            return run(experiment, crew, book, shown)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 but is {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The optimizers of the sets. Their options are written out, so that other defaults change no data."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+from experiments.entries import SAME_AS_MOMENTUM, Contender
+from orthon.train.settings.key_values import Scalar
+
+ADAMW = Contender(name="AdamW", optimizer="adamw", lr=0.003)
+MUON = Contender(name="Muon", optimizer="muon", lr=0.04, options={"nesterov": True})
+NORMUON = Contender(name="NorMuon", optimizer="normuon", lr=0.04, options={"nesterov": True})
+DION2 = Contender(name="Dion2 1/4", optimizer="dion2", lr=0.08, fraction=1 / 4)
+DION3 = Contender(name="Dion3 1/4", optimizer="dion3", lr=0.08, fraction=1 / 4)
+
+# The paper's Dion (arXiv 2504.05295): what the low-rank part leaves out has no part in the update and stays in M.
+PAPER: dict[str, Scalar] = {
+    "right_factor": "normalize",
+    "tail": 0.0,
+    "residual_momentum": 1.0,
+    "nesterov": False,
+}
+
+# Dion with a tail: what the low-rank part leaves out is a part of the update, and fades as all of M does.
+TAIL: dict[str, Scalar] = {
+    "right_factor": "orthonormalize",
+    "tail": 0.5,
+    "residual_momentum": SAME_AS_MOMENTUM,
+    "nesterov": True,
+}
+
+
+def dion_of_the_paper(fraction: Fraction) -> Contender:
+    """Return the paper's Dion of a rank."""
+    return Contender(name=f"Dion {fraction}", optimizer="dion", lr=0.04, fraction=float(fraction), options=PAPER)
+
+
+def dion_with_tail(fraction: Fraction) -> Contender:
+    """Return Dion with a tail, of a rank below the full one."""
+    return Contender(
+        name=f"Dion {fraction} with tail", optimizer="dion", lr=0.04, fraction=float(fraction), options=TAIL
+    )
+
+
+def changed(contender: Contender, name: str, **options: Scalar) -> Contender:
+    """Return a contender with some options changed, and with a name that tells how."""
+    return replace(contender, name=f"{contender.name}, {name}", options={**contender.options, **options})
+
+
+QUARTER, SIXTEENTH = Fraction(1, 4), Fraction(1, 16)
+
+# Those between which someone chooses.
+MAIN = (
+    ADAMW,
+    MUON,
+    dion_of_the_paper(QUARTER),
+    dion_of_the_paper(SIXTEENTH),
+    dion_with_tail(QUARTER),
+    dion_with_tail(SIXTEENTH),
+)

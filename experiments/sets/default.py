@@ -1,0 +1,12 @@
+"""Which options should Dion have by default?"""
+
+from experiments.entries import Experiment, crossed
+from experiments.sets.contenders import MAIN
+from experiments.sets.settings import BATCH_32K, DEMO, LONG, SIZE_4M
+
+SET = Experiment(
+    name="default",
+    question="Is Dion with a tail better than the paper's, or as good, in every setting?",
+    entries=crossed(MAIN, (DEMO, BATCH_32K, SIZE_4M, LONG)),
+    target="AdamW",
+)
