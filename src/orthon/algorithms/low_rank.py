@@ -41,7 +41,7 @@ class LowRank(Work):
         **MATRIX_OPTIONS,
         "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
         "rank_multiple_of": own(integer(1, at_least=1)),
-        "right_factor": choice("normalize", "orthonormalize"),
+        "right_factor": choice("normalize", "orthonormalize", "polar"),
         "orthonormal_side": structural(choice("short", "long")),
         "power_iterations": integer(1, at_least=1),
         "route": own(choice("auto", "owners", "shards")),
