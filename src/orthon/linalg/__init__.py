@@ -7,7 +7,7 @@ from orthon.linalg.memory import orthonormalizing_bytes, polar_bytes
 from orthon.linalg.norms import powers_of_two
 from orthon.linalg.orthonormalize import orthonormalize, orthonormalize_on_shards
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
-from orthon.linalg.polar_columns import polar_columns, polar_columns_on_shards, square_polynomials
+from orthon.linalg.polar_columns import polar_columns, polar_columns_flops, polar_columns_on_shards
 from orthon.linalg.precision import compute_dtype, factor_dtype, rounding_noise
 from orthon.linalg.random import random_normal
 from orthon.linalg.row_ranks import Computation, RowRanks
@@ -30,6 +30,7 @@ __all__ = [
     "polar",
     "polar_bytes",
     "polar_columns",
+    "polar_columns_flops",
     "polar_columns_on_shards",
     "polar_dtype",
     "polar_flops",
@@ -38,7 +39,6 @@ __all__ = [
     "random_normal",
     "rounding_noise",
     "shards_cost",
-    "square_polynomials",
     "unit_columns",
     "unit_columns_on_shards",
 ]

@@ -81,7 +81,8 @@ def polar_columns_on_shards(
     T.mul_(found.live.unsqueeze(-2))
     summed = yield from ranks.reduce_matrices(T.flatten(1), _added, turn=turn)
     del T
-    H = polar_of_squares(summed.view(-1, r, r), noise)
+    H = polar_of_squares_(summed.view(-1, r, r), noise)
+    del summed
     gathered = yield from ranks.gather_matrices(H.flatten(1), b, turn=turn)
     H = gathered.view(b, r, r)
     with full_precision():
@@ -89,12 +90,17 @@ def polar_columns_on_shards(
     return Columns(vectors, found.live, found.size)
 
 
-def polar_of_squares(T: Tensor, noise: Noise) -> Tensor:
-    """Return the polar factors of r × r matrices T (b, r, r) in their dtype. Rows and columns of zeros stay zero."""
-    H = torch.empty_like(T)
+def polar_columns_flops(r: int) -> float:
+    """Return about how many floating-point operations `polar_columns` takes for one r × r matrix, in float32."""
+    steps = square_polynomials(rounding_noise(torch.float32))
+    return 6.0 * r**3 * len(steps) + 2.0 * r**3
+
+
+def polar_of_squares_(T: Tensor, noise: Noise) -> Tensor:
+    """Return the polar factors of r × r matrices T (b, r, r); overwrites T. Rows and columns of zeros stay zero."""
     if T.numel() > 0:
-        result_of(iterate(T, H, ONE_RANK, [[step] for step in square_polynomials(noise)], tighten=True))
-    return H
+        result_of(iterate(T, T, ONE_RANK, [[step] for step in square_polynomials(noise)], tighten=True))
+    return T
 
 
 def square_polynomials(noise: Noise) -> list[Polynomial]:
