@@ -29,6 +29,12 @@ OPTIONS: dict[str, dict[str, Options]] = {
         "full rank": {"rank_fraction": 1.0},
         "orthonormalize": {"right_factor": "orthonormalize"},
         "long side": {"orthonormal_side": "long"},
+        "polar": {"right_factor": "polar"},
+        "full rank, polar, two power iterations": {
+            "rank_fraction": 1.0,
+            "right_factor": "polar",
+            "power_iterations": 2,
+        },
         "long side, full rank, orthonormalize": {
             "orthonormal_side": "long",
             "rank_fraction": 1.0,
@@ -119,6 +125,7 @@ _OF_DION: dict[str, Options] = {
     "rank 1": {"rank_fraction": 0.01},
     "three power iterations": {"power_iterations": 3},
     "orthonormalize": {"right_factor": "orthonormalize", "rank_fraction": 0.5},
+    "polar": {"right_factor": "polar", "rank_fraction": 0.5},
     "long side": {"orthonormal_side": "long", "rank_fraction": 0.5},
     "full rank": {"rank_fraction": 1.0},
     "long side, orthonormalize, two power iterations": {

@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dion": {},
     "dion, full rank": {"rank_fraction": 1.0, "power_iterations": 2},
     "dion, long side": {"orthonormal_side": "long", "right_factor": "orthonormalize"},
+    "dion, polar": {"right_factor": "polar"},
     "muon": {},
     "muon, ema": {"ema": True, "nesterov": False, "polar": "newton_schulz"},
     "normuon": {},

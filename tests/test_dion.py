@@ -37,9 +37,10 @@ def test_a_direction_that_vanished_comes_back() -> None:
     assert torch.linalg.matrix_rank(update, rtol=1e-6) == 16
 
 
-def test_the_orthonormalized_right_factor_has_operator_norm_1() -> None:
+@pytest.mark.parametrize("right_factor", ["orthonormalize", "polar"])
+def test_the_orthonormalized_right_factor_has_operator_norm_1(right_factor: str) -> None:
     for shape in SHAPES.values():
-        options = {"right_factor": "orthonormalize", "weight_decay": 0.0, "lr": 1.0, "adjust_lr_fn": "none"}
+        options = {"right_factor": right_factor, "weight_decay": 0.0, "lr": 1.0, "adjust_lr_fn": "none"}
         param = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
         optimizer = Dion([param], rank_fraction=0.5, **options)
         param.grad = sequence("full_rank", *shape, 1)[0]
@@ -52,7 +53,7 @@ def test_many_power_iterations_reach_the_polar_factor() -> None:
     generator = torch.Generator().manual_seed(0)
     U, V = (torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64)).Q for _ in range(2))
     gradient = U @ torch.diag(torch.logspace(0, -3, 12, dtype=torch.float64)) @ V.T
-    for right_factor in ("normalize", "orthonormalize"):
+    for right_factor in ("normalize", "orthonormalize", "polar"):
         param = nn.Parameter(torch.zeros(12, 12, dtype=torch.float64))
         optimizer = Dion(
             [param], lr=1.0, weight_decay=0.0, rank_fraction=1.0, power_iterations=200, right_factor=right_factor
@@ -63,6 +64,24 @@ def test_many_power_iterations_reach_the_polar_factor() -> None:
         assert error < 1e-8, f"{right_factor}: distance to the polar factor {error:.1e}"
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_polar_right_factor_of_full_rank_gives_the_polar_factor_of_momentum(shape: str) -> None:
+    """In each step, and whatever Q was before: P Qᵀ = P (Pᵀ M) (…)^(−1/2), and P is a basis of the whole space."""
+    param, rate = nn.Parameter(torch.zeros(SHAPES[shape], dtype=torch.float64)), 0.75
+    optimizer = Dion(
+        [param], lr=1.0, weight_decay=0.0, adjust_lr_fn="none", rank_fraction=1.0, momentum=rate, right_factor="polar"
+    )
+    momentum = torch.zeros_like(param)
+    for gradient in sequence("full_rank", *SHAPES[shape], 4):
+        before, param.grad = param.detach().clone(), gradient
+        optimizer.step()
+        momentum = momentum + gradient
+        W, _, Vt = torch.linalg.svd(momentum, full_matrices=False)
+        assert (before - param.detach() - W @ Vt).abs().max() < 1e-11
+        momentum = rate * momentum
+        assert (optimizer.state[param]["momentum"] - momentum).abs().max() < 1e-11
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     m=st.integers(1, 9),
@@ -71,7 +90,7 @@ def test_many_power_iterations_reach_the_polar_factor() -> None:
     multiple=st.integers(1, 4),
     kind=st.sampled_from(sorted(KINDS)),
     side=st.sampled_from(["short", "long"]),
-    right_factor=st.sampled_from(["normalize", "orthonormalize"]),
+    right_factor=st.sampled_from(["normalize", "orthonormalize", "polar"]),
     seed=st.integers(0, 1000),
 )
 def test_any_small_matrix(
@@ -91,4 +110,4 @@ def test_any_small_matrix(
         live = update.square().sum().item()
         assert live <= rank * 1.001
         assert abs(live - round(live)) < 1e-2, f"update of squared norm {live}"
-        assert torch.linalg.matrix_norm(update, ord=2) <= (1 if right_factor == "orthonormalize" else rank**0.5) + 1e-3
+        assert torch.linalg.matrix_norm(update, ord=2) <= (rank**0.5 if right_factor == "normalize" else 1) + 1e-3

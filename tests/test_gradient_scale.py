@@ -12,7 +12,12 @@ import orthon
 from orthon import MixedOptimizer
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "dion": [{}, {"right_factor": "orthonormalize", "power_iterations": 2}, {"rank_fraction": 1.0}],
+    "dion": [
+        {},
+        {"right_factor": "orthonormalize", "power_iterations": 2},
+        {"rank_fraction": 1.0},
+        {"right_factor": "polar"},
+    ],
     "muon": [{}, {"polar": "newton_schulz"}, {"polar": "svd"}],
     "normuon": [{}, {"polar": "newton_schulz"}],
     "dion2": [{}, {"polar": "svd"}],

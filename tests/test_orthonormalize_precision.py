@@ -147,7 +147,7 @@ STEP_ERROR = {"tf32": 5e-3, "bf16x3": 1e-4}
 @pytest.mark.usefixtures("tf32")
 def test_steps_of_dion_in_other_arithmetic(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orthon.algorithms.low_rank.check_precision", lambda *_: None)
-    for right_factor in ("normalize", "orthonormalize"):
+    for right_factor in ("normalize", "orthonormalize", "polar"):
         options: dict[str, Any] = {"precision": precision, "right_factor": right_factor, "rank_fraction": 0.5}
         both = run("dion", sequence(kind, 24, 10, STEPS), options, F32)
         assert_close(both.found, both.expected, STEP_ERROR[precision], f"{kind}, {precision}, {right_factor}")

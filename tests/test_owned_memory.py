@@ -93,7 +93,7 @@ def test_owners_take_no_more_than_they_need(
 
 KINDS = [
     *(("Dion", {**DION, "rank_fraction": f, "right_factor": right})
-      for f in (1 / 16, 1 / 4, 1 / 2, 1.0) for right in ("normalize", "orthonormalize")),
+      for f in (1 / 16, 1 / 4, 1 / 2, 1.0) for right in ("normalize", "orthonormalize", "polar")),
     ("Dion", {**DION, "product_dtype": F32}),
     ("Dion", {**DION, "product_dtype": BF16}),
     ("Dion", {**DION, "state_dtype": F32}),
@@ -126,7 +126,7 @@ def test_what_owners_take_is_what_bounds_the_waves(
     assert 0.75 * told <= found <= 1.25 * told, f"{found / told:.2f} of the estimate"
 
 
-@pytest.mark.parametrize("right_factor", ["normalize", "orthonormalize"])
+@pytest.mark.parametrize("right_factor", ["normalize", "orthonormalize", "polar"])
 @pytest.mark.parametrize("rank_fraction", [1 / 4, 1.0])
 @pytest.mark.parametrize("dtype", [BF16, F32, torch.float64])
 def test_what_owners_take_on_a_cpu(rank_fraction: float, right_factor: str, dtype: torch.dtype) -> None:

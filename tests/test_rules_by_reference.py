@@ -65,7 +65,7 @@ def test_row_moments_in_float32(shape: str, rule: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
-@pytest.mark.parametrize("options", ["defaults", "full rank", "orthonormalize", "long side"])
+@pytest.mark.parametrize("options", ["defaults", "full rank", "orthonormalize", "polar", "long side"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dion_agrees_with_the_reference_in_float32(shape: str, options: str, kind: str) -> None:
     gradients = sequence(kind, *SHAPES[shape], STEPS)

@@ -26,7 +26,9 @@ def extra_memory(shapes: list[tuple[int, int]], make: Any = Dion, **options: Any
 
 @pytest.mark.parametrize(
     ("right_factor", "rank_fraction", "shape"),
-    crossed(["normalize", "orthonormalize"], [1 / 16, 1 / 4, 1 / 2], [(128, 384), (384, 128), (256, 256)], every=2),
+    crossed(
+        ["normalize", "orthonormalize", "polar"], [1 / 16, 1 / 4, 1 / 2], [(128, 384), (384, 128), (256, 256)], every=2
+    ),
 )
 def test_extra_memory_is_at_most_three_batches(shape: tuple[int, int], rank_fraction: float, right_factor: str) -> None:
     extra = extra_memory([shape] * 4, rank_fraction=rank_fraction, right_factor=right_factor)

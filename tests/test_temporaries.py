@@ -60,6 +60,7 @@ def measured(optimizer: Any) -> int:
 KINDS: list[tuple[Any, dict[str, Any]]] = [
     *((Dion, {"rank_fraction": fraction}) for fraction in (1 / 16, 1 / 4, 1.0)),
     (Dion, {"right_factor": "orthonormalize"}),
+    (Dion, {"right_factor": "polar"}),
     (Dion, {"cautious_weight_decay": True}),
     (Dion, {"nonfinite": "skip"}),
     (Dion, {"product_dtype": torch.bfloat16}),

@@ -20,6 +20,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 DION: dict[str, dict[str, Any]] = {
     "defaults": {},
     "orthonormalize": {"right_factor": "orthonormalize"},
+    "polar": {"right_factor": "polar"},
     "full rank": {"rank_fraction": 1.0},
     "three power iterations": {"power_iterations": 3},
     "long side": {"orthonormal_side": "long"},

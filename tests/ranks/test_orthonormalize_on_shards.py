@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from orthon.linalg import orthonormalize, orthonormalize_on_shards, unit_columns, unit_columns_on_shards
+from orthon.linalg import (
+    orthonormalize,
+    orthonormalize_on_shards,
+    polar_columns,
+    polar_columns_on_shards,
+    unit_columns,
+    unit_columns_on_shards,
+)
 from orthon.sharding import run
 from orthon.sharding.grid import make_grid
 from orthon.sharding.ranks import Ranks
@@ -32,6 +39,7 @@ def on_shards(mesh: str, rows: tuple[int, ...], count: int, options: dict[str, A
     mine = slice(start, start + rows[ranks.index])
     B = torch.stack([MATRICES[NAMES[i % len(NAMES)]](48, 9) for i in range(count)])
     one, one_of_unit = orthonormalize(B.clone(), **options), unit_columns(B.clone())
+    one_polar = polar_columns(B, **options)
 
     def check(found: Any, expected: Any, what: str) -> None:
         assert torch.equal(found.live, expected.live), f"{what}: other columns live"
@@ -41,6 +49,8 @@ def on_shards(mesh: str, rows: tuple[int, ...], count: int, options: dict[str, A
     def compute(turn: int) -> Step[None]:
         found = yield from orthonormalize_on_shards(B[:, mine].clone(), ranks, turn=turn, **options)
         check(found, one, f"orthonormalize, turn {turn}")
+        polar = yield from polar_columns_on_shards(B[:, mine], ranks, turn=turn, **options)
+        check(polar, one_polar, f"polar columns, turn {turn}")
         unit = yield from unit_columns_on_shards(B[:, mine].clone(), ranks)
         check(unit, one_of_unit, "unit columns")
 

@@ -30,6 +30,7 @@ from orthon.linalg import (
     default_precision,
     factor_dtype,
     orthonormalizing_bytes,
+    polar_columns_flops,
 )
 from orthon.sharding import Layout
 
@@ -43,7 +44,7 @@ class LowRank(Work):
         **MATRIX_OPTIONS,
         "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
         "rank_multiple_of": own(integer(1, at_least=1)),
-        "right_factor": choice("normalize", "orthonormalize"),
+        "right_factor": choice("normalize", "orthonormalize", "polar"),
         "orthonormal_side": structural(choice("short", "long")),
         "power_iterations": integer(1, at_least=1),
         "tail": number(0.0, ">= 0", lambda v: v >= 0),
@@ -76,7 +77,7 @@ class LowRank(Work):
         """Return the bytes of two pairs of factors in float32; in another dtype also those of as many, and of M."""
         m, n = layout.largest_shard
         pairs = 2.05 if dtype.itemsize == 4 else 2.75
-        if options["right_factor"] == "orthonormalize":
+        if options["right_factor"] != "normalize":
             pairs += 1
         factors = pairs * (m + n) * self.update_rank(layout.shape, options) * max(4, dtype.itemsize)
         if options["product_dtype"] not in (None, dtype):  # and of a product
@@ -95,12 +96,14 @@ class LowRank(Work):
         """
         side = 1 if is_transposed(layout.shape, options) else 0  # to which P belongs
         r, iterations = self.update_rank(layout.shape, options), options["power_iterations"]
-        orthonormal = 1 + (options["right_factor"] == "orthonormalize")
+        orthonormal = 1 + (options["right_factor"] != "normalize")
+        polar = options["right_factor"] == "polar"  # also T = Q₀ᵀ R, its polar factor H, and Q₀ H, each iteration
 
         def work(m: float, n: float, rows: float) -> float:
-            return float(4 * m * n * r * (iterations + 1) + 8 * rows * r**2 * iterations * orthonormal)
+            tall = 8 * rows * r**2 * orthonormal + 4 * (m + n - rows) * r**2 * polar
+            return float(4 * m * n * r * (iterations + 1) + tall * iterations)
 
-        factoring = 2.0 * r**3 * iterations * orthonormal
+        factoring = (2.0 * r**3 * orthonormal + polar * polar_columns_flops(r)) * iterations
         copies = layout.copies(unsynced=False).size
         if route != "shards":
             m, n = layout.shape
@@ -113,8 +116,11 @@ class LowRank(Work):
         rows, cols = (layout.side(dim, divide=False, unsynced=False) for dim in (side, 1 - side))
         products = 4.0 * m * n * r * (iterations / copies + 1)
         products += 8.0 * m / (rows.summands.size * copies) * r**2 * iterations * orthonormal
+        products += 4.0 * n / (cols.summands.size * copies) * r**2 * iterations * polar
         summed_p, summed_q = m * r * (rows.summands.size * copies > 1), n * r * (cols.summands.size > 1)
-        numbers = iterations * (2.0 * (summed_p + summed_q) + 3.0 * r**2 * orthonormal) + n * r * cols.spreads(r)
+        numbers = iterations * (
+            2.0 * (summed_p + summed_q) + (3.0 * orthonormal + 2.0 * polar) * r**2
+        ) + n * r * cols.spreads(r)
         return Effort(products, factoring, numbers)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
@@ -143,6 +149,9 @@ class LowRank(Work):
         right = p * r * wide.itemsize + made(p * r, sent, wide) + made(q * r, computed, wide)  # P and R
         if options["right_factor"] == "orthonormalize":
             right += q * r * computed.itemsize + orthonormal(q)
+        elif options["right_factor"] == "polar":
+            squares = 5.0 * r * r * wide.itemsize  # of the iteration for H
+            right += q * r * computed.itemsize + max(orthonormal(q), q * r * wide.itemsize + squares)
         else:
             right += 2.0 * q * r * wide.itemsize
         working = M + q * r * kept.itemsize + max(orthonormal(p), right)

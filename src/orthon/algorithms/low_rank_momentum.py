@@ -20,6 +20,7 @@ from orthon.linalg import (
     factor_dtype,
     orthonormalize_on_shards,
     overwrite_where_,
+    polar_columns_on_shards,
     rounding_noise,
     unit_columns_on_shards,
 )
@@ -48,7 +49,7 @@ class LowRankMomentum:
         self._given, self._batch = batch, batch.transposed() if self._way.transposed else batch
         self._shards, self._stored = stored, stored.mT if self._way.transposed else stored
         self._rows, self._cols = self._way.rows, self._way.cols
-        self._dtype, self._is_orthonormal = self._way.dtype, batch.options["right_factor"] == "orthonormalize"
+        self._dtype, self._is_orthonormal = self._way.dtype, batch.options["right_factor"] != "normalize"
         self._feeds_back = batch.options["residual_momentum"] is not None
         self._gain = -1.0 if batch.options["maximize"] else 1.0
 
@@ -95,13 +96,21 @@ class LowRankMomentum:
         return P
 
     def right(self, P: Tensor) -> Step[Tensor]:
-        """Return Q ← R / column norms of R, or its orthonormal factor, with R ← Mᵀ P, (b, n, r). Q is kept."""
+        """Return Q ← R / column norms of R, or its orthonormal or polar factor, with R ← Mᵀ P, (b, n, r); Q is kept."""
         cols = self._cols
         R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
-        orthonormalize = partial(orthonormalize_on_shards, turn=self._given.turn)
-        make, whole = (orthonormalize, R.clone()) if self._is_orthonormal else (unit_columns_on_shards, R)
+        name, turn = self._batch.options["right_factor"], self._given.turn
+        make = {
+            "normalize": unit_columns_on_shards,
+            "orthonormalize": partial(orthonormalize_on_shards, turn=turn),
+            "polar": partial(polar_columns_on_shards, turn=turn),
+        }[name]
         right = yield from make(
-            whole, cols.ranks, left=self._left, precision=self._way.arithmetic, noise=self._way.noise
+            R.clone() if name == "orthonormalize" else R,
+            cols.ranks,
+            left=self._left,
+            precision=self._way.arithmetic,
+            noise=self._way.noise,
         )
         self._R, self._right = R, right
         self._T: Tensor | None = None
@@ -138,7 +147,7 @@ class LowRankMomentum:
     def fade(self, P: Tensor, Q: Tensor) -> Step[None]:
         """M ← momentum·P Rᵀ + residual_momentum·E, or with nesterov N − G/(1 + momentum). It comes last.
 
-        R is not gathered for that, since R = Q T with a small T: the lengths of its columns, or a triangle.
+        R is not gathered for that, since R = Q T with a small T: the lengths of its columns, or an r × r matrix.
         """
         momentum, residual = (self._batch.options[name] for name in ("momentum", "residual_momentum"))
         if residual is not None:
@@ -226,7 +235,7 @@ class _Way:
             owned = OwnedMomentum(batch, 0 if transposed else 1, kept.shape[-1])
             alone = replace(seen, layout=batch.layout.alone)
             rows, cols = alone.rows(divide=False), alone.cols(divide=False)
-        elif options["right_factor"] == "orthonormalize" or _is_quick_to_receive(batch, cols, dtype):
+        elif options["right_factor"] != "normalize" or _is_quick_to_receive(batch, cols, dtype):
             cols = seen.cols(divide=True)
         m, n = seen.shape
         tail = options["tail"] * math.sqrt(max(0, m - kept.shape[-1]) / n)

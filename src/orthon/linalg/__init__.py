@@ -7,6 +7,7 @@ from orthon.linalg.memory import orthonormalizing_bytes, polar_bytes
 from orthon.linalg.norms import powers_of_two
 from orthon.linalg.orthonormalize import orthonormalize, orthonormalize_on_shards
 from orthon.linalg.polar import polar, polar_dtype, polar_flops, polar_on_shards, shards_cost
+from orthon.linalg.polar_columns import polar_columns, polar_columns_flops, polar_columns_on_shards
 from orthon.linalg.precision import compute_dtype, factor_dtype, rounding_noise
 from orthon.linalg.random import random_normal
 from orthon.linalg.row_ranks import Computation, RowRanks
@@ -28,6 +29,9 @@ __all__ = [
     "overwrite_where_",
     "polar",
     "polar_bytes",
+    "polar_columns",
+    "polar_columns_flops",
+    "polar_columns_on_shards",
     "polar_dtype",
     "polar_flops",
     "polar_on_shards",

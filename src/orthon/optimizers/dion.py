@@ -56,7 +56,10 @@ class Dion(NamedOptimizer):
         momentum: how much of the update's low-rank part stays in M, in [0, 1).
         right_factor: how Q follows from R. "normalize" divides the columns by their norms, as in the paper.
             "orthonormalize" takes the orthonormal factor of a QR decomposition (arXiv 2605.16341). The operator norm of
-            the update is then 1, instead of up to √r.
+            the update is then 1, instead of up to √r. "polar" takes R (RᵀR)^(−1/2): of all Q with orthonormal columns
+            the closest to R, so that P Qᵀ has the largest product with M. It depends on the space of P's columns alone,
+            and at rank_fraction=1 P Qᵀ is the polar factor of M, as in Muon. Beside "orthonormalize" it takes 4·n·r²
+            operations and about 80·r³, which are few at low rank, and most of the step's at full rank.
         orthonormal_side: the side of the matrix to which P belongs. "short" costs far less work: on a CPU, for matrices
             of 4:1 and rank 1/4, "long" added half of the step's time. "long" needs less state: Q has min(m, n)·r
             numbers instead of max(m, n)·r. In a small model the loss with "short" was 0.01–0.02 lower at rank 1/16,

@@ -58,6 +58,7 @@ _PHASES: dict[str, str | None] = {
     "orthon.linalg.kernels.products:mix_each": "momentum",
     "orthon.linalg.orthonormalize": "orthonormalization",
     "orthon.linalg.polar": "polar factor",
+    "orthon.linalg.polar_columns": "orthonormalization",
     "orthon.model": "gradients",
     "orthon.optimizers": "gradients",
     "orthon.plan": None,

@@ -57,7 +57,8 @@ def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EX
     for _ in range(group["power_iterations"]):
         P = factors.orthonormalize(A @ Q)
         R = A.mT @ P
-        found = factors.unit_columns(R) if group["right_factor"] == "normalize" else factors.orthonormalize(R)
+        make = {"orthonormalize": factors.orthonormalize, "polar": factors.polar_columns}
+        found = make.get(group["right_factor"], factors.unit_columns)(R)
         live = found.any(dim=0)
         Q = torch.where(live, found, Q)
         P, R = torch.where(live, P, 0), torch.where(live, R, 0)
