@@ -33,13 +33,20 @@ class Plain:
 
     def orthonormalize(self, B: Tensor) -> Tensor:
         """Return the columns orthonormalized, in float32 in between."""
-        Q: Tensor = torch.linalg.qr(B.float()).Q.to(B.dtype)
-        return Q
+        Q, T = torch.linalg.qr(B.float())
+        result: Tensor = (Q * torch.diagonal(T).sign()).to(B.dtype)
+        return result
 
     def unit_columns(self, R: Tensor) -> Tensor:
         """Return the columns divided by their lengths."""
         Q: Tensor = R / torch.linalg.vector_norm(R, dim=0, dtype=torch.float32).to(R.dtype)
         return Q
+
+    def polar_columns(self, R: Tensor) -> Tensor:
+        """Return the polar factor by a singular value decomposition."""
+        W, _, Vt = torch.linalg.svd(R.float(), full_matrices=False)
+        result: Tensor = (W @ Vt).to(R.dtype)
+        return result
 
 
 class _Loop(torch.optim.Optimizer):

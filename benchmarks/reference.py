@@ -70,12 +70,19 @@ class Iterated:
 
     def orthonormalize(self, B: Tensor) -> Tensor:
         """Return the columns orthonormalized by a QR decomposition."""
-        Q: Tensor = torch.linalg.qr(B).Q
-        return Q
+        Q, T = torch.linalg.qr(B)
+        result: Tensor = Q * torch.diagonal(T).sign()
+        return result
 
     def unit_columns(self, R: Tensor) -> Tensor:
         """Return the columns divided by their lengths."""
         Q: Tensor = R / R.norm(dim=0)
+        return Q
+
+    def polar_columns(self, R: Tensor) -> Tensor:
+        """Return the polar factor by a singular value decomposition."""
+        W, _, Vt = torch.linalg.svd(R, full_matrices=False)
+        Q: Tensor = W @ Vt
         return Q
 
 

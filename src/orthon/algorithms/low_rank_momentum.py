@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,18 +100,13 @@ class LowRankMomentum:
         cols = self._cols
         R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
         name, turn = self._batch.options["right_factor"], self._given.turn
-        make = {
-            "normalize": unit_columns_on_shards,
-            "orthonormalize": partial(orthonormalize_on_shards, turn=turn),
-            "polar": partial(polar_columns_on_shards, turn=turn),
-        }[name]
-        right = yield from make(
-            R.clone() if name == "orthonormalize" else R,
-            cols.ranks,
-            left=self._left,
-            precision=self._way.arithmetic,
-            noise=self._way.noise,
-        )
+        made: Any = {"left": self._left, "precision": self._way.arithmetic, "noise": self._way.noise}
+        if name == "normalize":
+            right = yield from unit_columns_on_shards(R, cols.ranks, **made)
+        elif name == "orthonormalize":
+            right = yield from orthonormalize_on_shards(R.clone(), cols.ranks, turn=turn, **made)
+        else:
+            right = yield from polar_columns_on_shards(R, cols.ranks, turn=turn, **made)
         self._R, self._right = R, right
         self._T: Tensor | None = None
         found: Tensor = yield from cols.gather(right.vectors.to(self._sent))
@@ -173,8 +168,9 @@ class LowRankMomentum:
             return self._right.size
         if self._T is None:
             vectors = self._right.vectors
-            T: Tensor = yield from self._cols.ranks.sum(vectors.mT @ self._R.to(vectors.dtype))
+            T = yield from self._cols.ranks.sum(vectors.mT @ self._R.to(vectors.dtype))
             self._T = T.to(self._sent)
+        assert self._T is not None
         return self._T
 
     def _send_back(self) -> Step[None]:
