@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ class LowRankMomentum:
         cols = self._cols
         R = yield from cols.reduce(product(cols.divided(self._M.mT), P.to(self._M.dtype)))  # (b, share of n, r)
         name, turn = self._batch.options["right_factor"], self._given.turn
-        make = {
+        make: Any = {
             "normalize": unit_columns_on_shards,
             "orthonormalize": partial(orthonormalize_on_shards, turn=turn),
             "polar": partial(polar_columns_on_shards, turn=turn),

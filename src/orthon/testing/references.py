@@ -7,6 +7,7 @@ optimizer's.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EX
     for _ in range(group["power_iterations"]):
         P = factors.orthonormalize(A @ Q)
         R = A.mT @ P
-        make = {"orthonormalize": factors.orthonormalize, "polar": factors.polar_columns}
+        make = {"orthonormalize": factors.orthonormalize, "polar": partial(_polar_columns, factors)}
         found = make.get(group["right_factor"], factors.unit_columns)(R)
         live = found.any(dim=0)
         Q = torch.where(live, found, Q)
@@ -64,6 +65,13 @@ def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EX
     state["Q"] = Q
     update = Q @ P.mT if columns else P @ Q.mT
     return descend(X, update, lr_factor(group["adjust_lr_fn"], m, n), group)
+
+
+def _polar_columns(factors: Factors, R: Tensor) -> Tensor:
+    """Return the polar factor of the columns of R that do not depend on those before them; the others are zero."""
+    Q, live = torch.zeros_like(R), factors.orthonormalize(R).any(dim=0)
+    Q[:, live] = factors.polar(R[:, live]).to(Q.dtype)
+    return Q
 
 
 def muon(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:
