@@ -56,7 +56,10 @@ def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EX
     for _ in range(group["power_iterations"]):
         P = factors.orthonormalize(A @ Q)
         R = A.mT @ P
-        make = {"orthonormalize": factors.orthonormalize, "polar": partial(_polar_columns, factors)}
+        make: dict[str, Callable[[Tensor], Tensor]] = {
+            "orthonormalize": factors.orthonormalize,
+            "polar": partial(_polar_columns, factors),
+        }
         found = make.get(group["right_factor"], factors.unit_columns)(R)
         live = found.any(dim=0)
         Q = torch.where(live, found, Q)
