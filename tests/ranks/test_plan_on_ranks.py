@@ -23,6 +23,7 @@ RULES: dict[str, tuple[Any, dict[str, Any]]] = {
     "Dion by owners": (Dion, {"route": "owners"}),
     "Dion on shards": (Dion, {"route": "shards"}),
     "Dion, two orthonormal factors": (Dion, {"right_factor": "orthonormalize", "rank_fraction": 1 / 16}),
+    "Dion, polar right factor": (Dion, {"right_factor": "polar", "rank_fraction": 1 / 16}),
     "Muon by owners": (Muon, {"polar_route": "owners"}),
     "Muon on shards": (Muon, {"polar_route": "shards"}),
     "NorMuon": (NorMuon, {}),

@@ -1,5 +1,8 @@
 """Dion: orthonormal updates of low rank from one warm-started power iteration (arXiv 2504.05295)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.low_rank import LowRank
 from orthon.algorithms.low_rank_momentum import LowRankMomentum
@@ -30,6 +33,9 @@ def dion(batch: Batch) -> Step[None]:
     yield from M.descend(P, Q)
     yield from M.fade(P, Q)
 
+
+# The options that make it the Dion of the paper.
+PAPER: Mapping[str, Any] = {"right_factor": "normalize", "tail": 0.0, "residual_momentum": 1.0, "nesterov": False}
 
 RULE = Rule(
     name="dion",

@@ -64,6 +64,15 @@ class LowRank(Work):
             "Q": Entry(side=side, width=self.update_rank(shape, options), dtype=dtype, std=1 / math.sqrt(shape[side])),
         }
 
+    def check_options(self, options: Group, where: str) -> None:
+        """Raise a ValueError if Nesterov's look ahead is asked for where momentum does not fade as a whole."""
+        residual = options["residual_momentum"]
+        if options["nesterov"] and residual is not None:
+            raise ValueError(
+                f"{where}: nesterov should be False with residual_momentum={residual!r}, as it looks ahead of a "
+                "momentum that fades as a whole; residual_momentum=None is that"
+            )
+
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError if the device does not have the arithmetic that is asked for."""
         check_precision(options["precision"], layout.device)

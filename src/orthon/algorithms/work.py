@@ -77,6 +77,9 @@ class Work:
     needs: ClassVar[tuple[str, ...]] = ()
     copies_divide_matrices: ClassVar[bool] = False
 
+    def check_options(self, options: Group, where: str) -> None:
+        """Raise a ValueError that `where` starts, for options of which each is allowed, but not all together."""
+
     def check_layout(self, layout: Layout, options: Group) -> None:
         """Raise a ValueError for matrices that lie so that the rule cannot update them."""
 

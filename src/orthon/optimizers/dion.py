@@ -1,10 +1,12 @@
 """Dion as an optimizer; the update itself is in `orthon.algorithms.dion`."""
 
-from typing import Unpack
+from collections.abc import Mapping
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
+from orthon.algorithms.dion import PAPER
 from orthon.optimizers.common import DEFAULT_LR, CommonOptions, NamedOptimizer
 from orthon.optimizers.mixed import Params
 from orthon.optimizers.signature import flat_signature
@@ -86,6 +88,7 @@ class Dion(NamedOptimizer):
     """
 
     algorithm = "dion"
+    PAPER: ClassVar[Mapping[str, Any]] = PAPER
 
     @flat_signature(algorithm)
     def __init__(self, params: Params, lr: float | Tensor = DEFAULT_LR, **options: Unpack[DionOptions]) -> None:

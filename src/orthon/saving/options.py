@@ -21,7 +21,7 @@ Group = dict[str, Any]
 _LABELS = {"params", "param_names", "seed_names", "name", "reason", "others"}
 
 # What rules did before these options existed: a state saved without one goes on so.
-BEFORE = {"selection_side": "short"}
+BEFORE = {"selection_side": "short", "tail": 0.0, "residual_momentum": 1.0, "nesterov": False}
 
 
 def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:

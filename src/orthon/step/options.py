@@ -62,6 +62,7 @@ class OptionCheck:
         for name, option in options_of(group).items():
             value = group.setdefault(name, self.given.get(name, option.default))
             group[name] = option.check(name, value, where, by_schedule=by_schedule)
+        rule_of(group["algorithm"], where).work.check_options(group, where)
         if not by_schedule:  # later, a capture looks at them
             check_options(group, self.nonfinite, where)
         if group.get("view") is not None:

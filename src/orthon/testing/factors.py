@@ -26,10 +26,6 @@ class Factors(Protocol):
         """Return R, (n, r), with columns of length 1."""
         ...
 
-    def polar_columns(self, R: Tensor) -> Tensor:
-        """Return R (RᵀR)^(−1/2), (n, r). A column that depends on the columns before it is left out: it is zero."""
-        ...
-
 
 @dataclass(frozen=True)
 class Exact:
@@ -67,14 +63,6 @@ class Exact:
         for j in range(R.shape[1]):
             if R[:, j].norm() > self.noise * R.norm():
                 Q[:, j] = R[:, j] / R[:, j].norm()
-        return Q
-
-    def polar_columns(self, R: Tensor) -> Tensor:
-        """Return the polar factor of the columns that `orthonormalize` keeps, by a singular value decomposition."""
-        Q, live = torch.zeros_like(R), self.orthonormalize(R).any(dim=0)
-        if live.any():
-            W, _, Vt = torch.linalg.svd(R[:, live] / R.abs().max(), full_matrices=False)
-            Q[:, live] = W @ Vt
         return Q
 
 

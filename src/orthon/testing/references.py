@@ -7,6 +7,7 @@ optimizer's.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,10 @@ def dion(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EX
     for _ in range(group["power_iterations"]):
         P = factors.orthonormalize(A @ Q)
         R = A.mT @ P
-        make = {"orthonormalize": factors.orthonormalize, "polar": factors.polar_columns}
+        make: dict[str, Callable[[Tensor], Tensor]] = {
+            "orthonormalize": factors.orthonormalize,
+            "polar": partial(_polar_columns, factors),
+        }
         found = make.get(group["right_factor"], factors.unit_columns)(R)
         live = found.any(dim=0)
         Q = torch.where(live, found, Q)
@@ -86,6 +90,13 @@ def _tail(A: Tensor, P: Tensor, R: Tensor, tail: float) -> Tensor:
     shortest = (R * inverse[:, None]).norm(dim=0).min()
     length = tail * math.sqrt((len(A) - r) / A.shape[1])
     return E * inverse * (min(length, float(MOST / shortest)) if shortest > 0 else length)
+
+
+def _polar_columns(factors: Factors, R: Tensor) -> Tensor:
+    """Return the polar factor of the columns of R that do not depend on those before them; the others are zero."""
+    Q, live = torch.zeros_like(R), factors.orthonormalize(R).any(dim=0)
+    Q[:, live] = factors.polar(R[:, live]).to(Q.dtype)
+    return Q
 
 
 def muon(X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:

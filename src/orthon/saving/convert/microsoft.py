@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from orthon.algorithms.dion import PAPER
 from orthon.saving.convert.formats import NO_EFFECT, NORM_EPS, Format, Key, NewGroup, Source, States, same
 from orthon.sharding.matrix_view import MatrixView
 
@@ -78,7 +79,7 @@ _FORMATS = {
             "rank_multiple_of": same("rank_multiple_of"),
             "oversample": NO_EFFECT,
         },
-        options={"right_factor": "normalize", "power_iterations": 1, "adjust_lr_fn": "spectral_unclamped"},
+        options={**PAPER, "power_iterations": 1, "adjust_lr_fn": "spectral_unclamped"},
         notes=("the number of power iterations is not in the file: one, their default",),
     ),
     "muon": Format(
