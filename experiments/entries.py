@@ -85,9 +85,14 @@ class Entry:
 
     def swept(self, found: Found) -> dict[int, float]:
         """The held-out losses at the end of the runs of the sweep, by number of the learning rate."""
-        numbers = range(-sweep.FURTHEST, sweep.FURTHEST + 1) if self.setting.sweeps else (0,)
-        cells = {k: self.cell(k, self.setting.seeds[0]) for k in numbers}
-        return {k: found[cell.key].loss for k, cell in cells.items() if cell.key in found}
+        losses = {}
+        for ks in sweep.outwards() if self.setting.sweeps else ((0,),):
+            for k in ks:
+                line = found.get(self.cell(k, self.setting.seeds[0]).key)
+                if line is None:
+                    break
+                losses[k] = line.loss
+        return losses
 
     def best(self, found: Found) -> int | None:
         """The number of the best learning rate, or None while the sweep has not ended."""

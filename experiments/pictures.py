@@ -52,10 +52,15 @@ def _differences(experiment: Experiment, known: dict[str, list[Answer]], styles:
                 [place + aside for place in points],
                 [difference.mean for difference in points.values()],
                 [difference.half or 0.0 for difference in points.values()],
-                color=color, linestyle=line, marker="o", capsize=3, label=name,
+                color=color,
+                linestyle=line,
+                marker="o",
+                capsize=3,
+                label=name,
             )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(known)), list(known))
+    axes.set_xticks(range(len(known)), [name.replace(", ", ",\n") for name in known])
+    axes.set_xlim(-0.5, len(known) - 0.5)
     axes.set(title=experiment.question, ylabel=_above(experiment))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return figure
@@ -71,7 +76,10 @@ def _differences_at_one(experiment: Experiment, given: list[Answer]) -> Figure:
         [difference.mean for difference in points.values()],
         range(len(points)),
         xerr=[difference.half or 0.0 for difference in points.values()],
-        color=COLORS[0], linestyle="none", marker="o", capsize=3,
+        color=COLORS[0],
+        linestyle="none",
+        marker="o",
+        capsize=3,
     )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(points)), list(points))
