@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Literal
 
 from experiments import sweep
 from experiments.cell import Cell
@@ -120,6 +121,8 @@ class Experiment:
         question: in a sentence.
         entries: the table.
         baseline: the contender from which differences are taken.
+        pairs: names of two contenders each, whose difference is shown as well.
+        shown: what the table of all settings shows: "difference" to the baseline, or "lr", the best learning rate.
         target: the contender whose final loss the others are to reach; None: no steps are counted.
         published: what others have found, to compare.
     """
@@ -128,6 +131,8 @@ class Experiment:
     question: str
     entries: tuple[Entry, ...]
     baseline: str = "Muon"
+    pairs: tuple[tuple[str, str], ...] = ()
+    shown: Literal["difference", "lr"] = "difference"
     target: str | None = None
     published: str = ""
 

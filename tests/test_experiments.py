@@ -16,6 +16,7 @@ from experiments.intervals import difference, paired, t_quantile
 from experiments.results import Line, Outcome, append, by_key, read
 from experiments.runner import Failure, run
 from experiments.sweep import FURTHEST, best_of, bottom, further, is_inside, lr_at
+from experiments.tables import page
 from experiments.workers import Train
 
 from tests.support.made_up_runs import Here, Unseen, made_up
@@ -238,6 +239,19 @@ def test_steps_are_those_to_the_targets_mean_loss(tmp_path: Path) -> None:
     assert muon.loss == statistics.fmean([1.0, 1.1, 1.2])
     assert muon.steps_to_target == pytest.approx(100)
     assert dion.steps_to_target == pytest.approx(50 + 50 * 0.75)
+
+
+def test_the_page_shows_differences_over_settings_and_in_pairs(tmp_path: Path) -> None:
+    wide = replace(PLAIN, name="wide", batch=16, seeds=(0,))
+    experiment = replace(SET, entries=crossed((MUON, DION), (PLAIN, wide)), pairs=(("Muon", "Dion"),))
+    sitting(tmp_path, made_up(0.04, above=0.25), experiment)
+    text = page(experiment, by_key(read(tmp_path / "made-up.jsonl")))
+    assert "| optimizer | plain | wide |" in text
+    assert "| Muon | 1.100 | 1.000 |" in text
+    assert "| Dion | +0.250 ± 0.000 | +0.250 (one seed) |" in text
+    assert "| Muon | Dion | -0.250 ± 0.000 | -0.250 (one seed) |" in text
+    assert "plain: LLaMA 1M, 100 steps of 2048 tokens, momentum 0.8, 3 seeds" in text
+    assert "| Dion | 0.04 | 0.04 | 1.350 | +0.250 ± 0.000 |  | 10% |" in text
 
 
 def test_data_hold_no_number_that_is_none(tmp_path: Path) -> None:
