@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from experiments.book import Book, whereabouts
 from experiments.entries import Experiment
 from experiments.progress import Shown, in_words
 from experiments.quick import quick
-from experiments.results import FOLDER, read
+from experiments.results import FOLDER
 from experiments.runner import Failure, run
 from experiments.sets import SETS
 from experiments.training import corpus
@@ -61,8 +62,7 @@ def _sitting(experiment: Experiment, folder: Path, workers: int, console: Consol
     book = Book(experiment.name, folder=folder, corpus=corpus().fingerprint, where=where)
     console.print(f"{experiment.name}: {experiment.question}", soft_wrap=True)
     with Workers(workers) as crew:
-        lines = [line for path in sorted(folder.glob("*.jsonl")) for line in read(path)]
-        seconds = costs.seconds_per_unit(lines, where["machine"]["processor"])
+        seconds = costs.seconds_per_unit(book.found.values(), where["machine"]["processor"])
         seconds = seconds or costs.measured_seconds_per_unit(crew) or costs.USUAL_SECONDS
 
         def left() -> float:
@@ -90,4 +90,5 @@ def _count(word: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

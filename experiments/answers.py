@@ -55,6 +55,13 @@ def answers(experiment: Experiment, setting: Setting, found: Found) -> list[Answ
     return [_compared(answer, baseline, target) for answer in known]
 
 
+def pair_difference(known: Sequence[Answer], pair: tuple[str, str]) -> Difference | None:
+    """Return the difference between two contenders in a setting, given by name; None if one is missing."""
+    by_name = {answer.entry.contender.name: answer for answer in known}
+    first, second = (by_name.get(name) for name in pair)
+    return None if first is None or second is None else _difference(first, second)
+
+
 def steps_to(target: float, curve: Sequence[tuple[int, float]]) -> float | None:
     """Return the step at which a curve of losses first falls to a target, between two measurements by a straight line.
 
@@ -95,7 +102,11 @@ def _alone(entry: Entry, found: Found) -> Answer | None:
 def _compared(answer: Answer, baseline: Answer | None, target: Answer | None) -> Answer:
     difference, steps = None, None
     if baseline is not None and answer is not baseline:
-        difference = paired(*({seed: line.loss for seed, line in of.lines.items()} for of in (answer, baseline)))
+        difference = _difference(answer, baseline)
     if target is not None and math.isfinite(target.loss):
         steps = steps_to(target.loss, mean_curve(list(answer.lines.values())))
     return Answer(**{**vars(answer), "difference": difference, "steps_to_target": steps})
+
+
+def _difference(answer: Answer, other: Answer) -> Difference | None:
+    return paired(*({seed: line.loss for seed, line in of.lines.items()} for of in (answer, other)))

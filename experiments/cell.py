@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from orthon.train.settings.base import check
@@ -55,9 +56,9 @@ class Cell:
     @property
     def settings(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
-        return asdict(self)
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What makes this run the same as another one."""
         return key_of(self.settings)

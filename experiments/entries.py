@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Literal
 
 from experiments import sweep
 from experiments.cell import Cell
@@ -85,9 +86,14 @@ class Entry:
 
     def swept(self, found: Found) -> dict[int, float]:
         """The held-out losses at the end of the runs of the sweep, by number of the learning rate."""
-        numbers = range(-sweep.FURTHEST, sweep.FURTHEST + 1) if self.setting.sweeps else (0,)
-        cells = {k: self.cell(k, self.setting.seeds[0]) for k in numbers}
-        return {k: found[cell.key].loss for k, cell in cells.items() if cell.key in found}
+        losses = {}
+        for ks in sweep.outwards() if self.setting.sweeps else ((0,),):
+            for k in ks:
+                line = found.get(self.cell(k, self.setting.seeds[0]).key)
+                if line is None:
+                    break
+                losses[k] = line.loss
+        return losses
 
     def best(self, found: Found) -> int | None:
         """The number of the best learning rate, or None while the sweep has not ended."""
@@ -115,6 +121,8 @@ class Experiment:
         question: in a sentence.
         entries: the table.
         baseline: the contender from which differences are taken.
+        pairs: names of two contenders each, whose difference is shown as well.
+        shown: what the table of all settings shows: "difference" to the baseline, or "lr", the best learning rate.
         target: the contender whose final loss the others are to reach; None: no steps are counted.
         published: what others have found, to compare.
     """
@@ -123,6 +131,8 @@ class Experiment:
     question: str
     entries: tuple[Entry, ...]
     baseline: str = "Muon"
+    pairs: tuple[tuple[str, str], ...] = ()
+    shown: Literal["difference", "lr"] = "difference"
     target: str | None = None
     published: str = ""
 

@@ -59,8 +59,10 @@ def _differences(experiment: Experiment, known: dict[str, list[Answer]], styles:
                 label=name,
             )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(known)), list(known))
-    axes.set(title=experiment.question, ylabel=_above(experiment))
+    axes.set_xticks(range(len(known)), [name.replace(", ", ",\n") for name in known])
+    axes.set_xlim(-0.5, len(known) - 0.5)
+    axes.set(ylabel=_above(experiment))
+    figure.suptitle(experiment.question, fontsize="medium")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return figure
 
@@ -82,7 +84,8 @@ def _differences_at_one(experiment: Experiment, given: list[Answer]) -> Figure:
     )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(points)), list(points))
-    axes.set(title=experiment.question, xlabel=_above(experiment))
+    axes.set(xlabel=_above(experiment))
+    figure.suptitle(experiment.question, fontsize="medium")
     return figure
 
 
@@ -113,5 +116,5 @@ def _sweeps(experiment: Experiment, known: dict[str, list[Answer]], styles: dict
         axes.set_axis_off()
     handles = [Line2D([], [], color=color, linestyle=line) for color, line in styles.values()]
     figure.legend(handles, list(styles), loc="outside right center", fontsize="small")
-    figure.suptitle(experiment.question, fontweight="bold")
+    figure.suptitle(experiment.question)
     return figure

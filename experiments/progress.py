@@ -41,13 +41,13 @@ class Shown:
         if news.ended:
             self._under_way.pop(news.cell.key, None)
             self._runs += 1
-            self._ended_units += units(news.cell)
+            self._ended_units += units(news.cell) if news.outcome else 0.0
         else:
             self._under_way[news.cell.key] = units(news.cell) * news.done
         done = self._ended_units + sum(self._under_way.values())
         left = max(0.0, self._units_left() - sum(self._under_way.values()))
         elapsed = time.monotonic() - self._begun
-        pace = elapsed / done if self._runs else self._seconds
+        pace = elapsed / done if self._ended_units else self._seconds
         numbers = f"{self._runs} runs, {in_words(left * pace)} left"
         self._bar.update(self._task, completed=done, total=done + left, numbers=numbers)
         if news.ended:

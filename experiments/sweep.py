@@ -1,7 +1,7 @@
 """A sweep of learning rates by √2, which goes on until the best one has a worse one on each side."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 # The learning rates of a sweep are center·√2^k for whole numbers k. It begins with these.
 FIRST = (-1, 0, 1)
@@ -13,6 +13,11 @@ FURTHEST = 7
 def lr_at(center: float, k: int) -> float:
     """Return the learning rate number k, to four digits, so that it is the same in data and settings."""
     return float(f"{center * math.sqrt(2) ** k:.4g}")
+
+
+def outwards() -> tuple[Iterable[int], ...]:
+    """Return the numbers k from the center to each end. A sweep leaves no gap: beyond a missing one there is none."""
+    return range(FURTHEST + 1), range(-1, -FURTHEST - 1, -1)
 
 
 def further(losses: Mapping[int, float]) -> list[int]:

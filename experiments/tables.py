@@ -1,32 +1,70 @@
 """The answers of a set as a page of Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
-from experiments.answers import Answer, answers
+from experiments.answers import Answer, answers, pair_difference
 from experiments.entries import Experiment, Setting
 from experiments.results import Found
+
+Known: TypeAlias = Mapping[str, Sequence[Answer]]  # by setting
 
 
 def page(experiment: Experiment, found: Found) -> str:
     """Return the tables of a set, one for each setting of which something is known."""
-    parts = [f"**{experiment.question}**", *_tables(experiment, found)]
+    known = {setting.name: answers(experiment, setting, found) for setting in experiment.settings}
+    known = {name: given for name, given in known.items() if given}
+    parts = [f"**{experiment.question}**"]
+    if len(known) > 1:
+        parts += _of_all_settings(experiment, known)
+    if experiment.pairs:
+        parts += _of_pairs(experiment, known)
+    for setting in experiment.settings:
+        if setting.name in known:
+            parts += [
+                f"{setting.name}: {_in_words(setting, known[setting.name])}",
+                _table(experiment, known[setting.name]),
+            ]
     if experiment.published:
         parts.append(f"Published: {experiment.published}")
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; all columns but the first are numbers."""
-    marks = ["---", *["--:"] * (len(headings) - 1)]
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
+    """Return a table, in which the first columns, `words` of them, are words and the others numbers."""
+    marks = [*["---"] * words, *["--:"] * (len(headings) - words)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, marks, *rows))
 
 
-def _tables(experiment: Experiment, found: Found) -> Iterable[str]:
-    for setting in experiment.settings:
-        known = answers(experiment, setting, found)
-        if known:
-            yield f"{setting.name}: {_in_words(setting, known)}"
-            yield _table(experiment, known)
+def _of_all_settings(experiment: Experiment, known: Known) -> list[str]:
+    """Return a row for each optimizer, a column for each setting."""
+    names = dict.fromkeys(entry.contender.name for entry in experiment.entries)
+    by_name = [{answer.entry.contender.name: answer for answer in given} for given in known.values()]
+    if experiment.shown == "lr":
+        what = "Best learning rates, fitted where the best one tried has neighbours:"
+    else:
+        what = f"The held-out loss of {experiment.baseline}, and the differences of the others to it:"
+
+    def text(answer: Answer | None) -> str:
+        if answer is None:
+            return ""
+        if experiment.shown == "lr":
+            return f"{answer.fitted_lr or answer.lr:.2g}"
+        return str(answer.difference or f"{answer.loss:.3f}")
+
+    rows = ([name, *(text(answers_there.get(name)) for answers_there in by_name)] for name in names)
+    return [what, markdown(["optimizer", *known], rows)]
+
+
+def _of_pairs(experiment: Experiment, known: Known) -> list[str]:
+    """Return a row for each pair, a column for each setting."""
+    rows = (
+        [*pair, *(str(pair_difference(given, pair) or "") for given in known.values())] for pair in experiment.pairs
+    )
+    return [
+        "Differences in pairs, the first one's loss minus the second one's:",
+        markdown(["first", "second", *known], rows, words=2),
+    ]
 
 
 def _in_words(setting: Setting, known: Sequence[Answer]) -> str:

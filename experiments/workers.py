@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -143,9 +144,7 @@ def _work(line: Connection) -> None:
     from experiments.training import train
 
     torch.set_num_threads(1)
-    while True:
-        try:
+    with suppress(EOFError, OSError):
+        while True:
             cell: Cell = line.recv()
-        except EOFError:
-            return
-        line.send(train_in_words(cell, train, lambda done, cell=cell: line.send(News(cell, done))))  # type: ignore[misc]
+            line.send(train_in_words(cell, train, lambda done, cell=cell: line.send(News(cell, done))))  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """Which part of Dion is worth what?"""
 
 from dataclasses import replace
+from itertools import chain
 
 from experiments.entries import SAME_AS_MOMENTUM, Contender, Experiment, crossed
 from experiments.sets.contenders import MUON, QUARTER, SIXTEENTH, changed, dion_of_the_paper, dion_with_tail
@@ -39,16 +40,17 @@ def _with_tail(base: Contender) -> list[Contender]:
     ]
 
 
-_EVERY = [
-    contender
+_GROUPS = [
+    group
     for rank in (QUARTER, SIXTEENTH)
-    for contender in (*_of_the_paper(dion_of_the_paper(rank)), *_with_tail(dion_with_tail(rank)))
+    for group in (_of_the_paper(dion_of_the_paper(rank)), _with_tail(dion_with_tail(rank)))
 ]
 
 SET = Experiment(
     name="ablation",
     question="Which part of Dion is worth what?",
-    entries=crossed((MUON, *_EVERY), (replace(DEMO, seeds=(0, 1, 2)),)),
+    entries=crossed((MUON, *chain(*_GROUPS)), (replace(DEMO, seeds=(0, 1, 2)),)),
+    pairs=tuple((each.name, base.name) for base, *others in _GROUPS for each in others),
     published=(
         "Dion's authors, 120M, with and without error feedback: 3.307 and 3.329 at rank 1/2, 3.349 and 3.423 at 1/4; "
         "one power iteration and the exact subspace: 3.289 and 3.293 at full rank, 3.343 and 3.336 at 1/4."

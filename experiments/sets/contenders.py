@@ -31,7 +31,9 @@ TAIL: dict[str, Scalar] = {
 
 def dion_of_the_paper(fraction: Fraction) -> Contender:
     """Return the paper's Dion of a rank."""
-    return Contender(name=f"Dion {fraction}", optimizer="dion", lr=0.04, fraction=float(fraction), options=PAPER)
+    return Contender(
+        name=f"paper's Dion {fraction}", optimizer="dion", lr=0.04, fraction=float(fraction), options=PAPER
+    )
 
 
 def dion_with_tail(fraction: Fraction) -> Contender:
@@ -52,8 +54,10 @@ QUARTER, SIXTEENTH = Fraction(1, 4), Fraction(1, 16)
 MAIN = (
     ADAMW,
     MUON,
-    dion_of_the_paper(QUARTER),
-    dion_of_the_paper(SIXTEENTH),
-    dion_with_tail(QUARTER),
-    dion_with_tail(SIXTEENTH),
+    *(make(rank) for rank in (QUARTER, SIXTEENTH) for make in (dion_of_the_paper, dion_with_tail)),
 )
+
+
+def with_and_without_tail(*ranks: Fraction) -> tuple[tuple[str, str], ...]:
+    """Return the names of Dion with a tail and of the paper's, for the `pairs` of a set."""
+    return tuple((dion_with_tail(rank).name, dion_of_the_paper(rank).name) for rank in ranks)

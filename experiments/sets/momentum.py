@@ -1,7 +1,14 @@
 """Which momentum suits which length of a run?"""
 
 from experiments.entries import Experiment, Setting, crossed
-from experiments.sets.contenders import MUON, QUARTER, SIXTEENTH, dion_of_the_paper, dion_with_tail
+from experiments.sets.contenders import (
+    MUON,
+    QUARTER,
+    SIXTEENTH,
+    dion_of_the_paper,
+    dion_with_tail,
+    with_and_without_tail,
+)
 from experiments.sets.settings import LONG
 
 _FOUR = (MUON, dion_of_the_paper(QUARTER), dion_with_tail(QUARTER), dion_with_tail(SIXTEENTH))
@@ -15,4 +22,5 @@ SET = Experiment(
     name="momentum",
     question="Which momentum suits which length of a run, and does a low rank lose less in a longer one?",
     entries=crossed(_FOUR, _SETTINGS),
+    pairs=with_and_without_tail(QUARTER),
 )

@@ -34,4 +34,5 @@ SET = Experiment(
     question="Does the best learning rate stay the same as the model gets wider, for each adjust_lr_fn?",
     entries=crossed((*_adjusted(MUON), *_adjusted(dion_with_tail(QUARTER))), map(_width, WIDTHS)),
     baseline="Muon, spectral_unclamped",
+    shown="lr",
 )
