@@ -12,9 +12,6 @@ from orthon.train.settings.key_values import Scalar
 from orthon.train.settings.model import SizeName
 from orthon.train.settings.optimizer import OptimizerName
 
-# As the value of an option: the momentum of the run.
-SAME_AS_MOMENTUM = "=momentum"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
@@ -70,7 +67,6 @@ class Entry:
     def cell(self, k: int, seed: int) -> Cell:
         """The run with learning rate number k of the sweep and a seed."""
         contender, setting = self.contender, self.setting
-        momentum = setting.momentum
         return Cell(
             optimizer=contender.optimizer,
             lr=sweep.lr_at(contender.lr, k),
@@ -78,9 +74,9 @@ class Entry:
             steps=setting.steps,
             batch=setting.batch,
             size=setting.size,
-            momentum=momentum,
+            momentum=setting.momentum,
             fraction=contender.fraction,
-            options={n: momentum if v == SAME_AS_MOMENTUM else v for n, v in contender.options.items()},
+            options=contender.options,
             model=setting.model,
         )
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from itertools import chain
 
-from experiments.entries import SAME_AS_MOMENTUM, Contender, Experiment, crossed
+from experiments.entries import Contender, Experiment, crossed
 from experiments.sets.contenders import MUON, QUARTER, SIXTEENTH, changed, dion_of_the_paper, dion_with_tail
 from experiments.sets.settings import DEMO
 
@@ -15,7 +15,7 @@ def _of_the_paper(base: Contender) -> list[Contender]:
     """Return the paper's Dion, and the same with one thing changed."""
     return [
         base,
-        changed(base, "no error feedback", residual_momentum=SAME_AS_MOMENTUM),
+        changed(base, "no error feedback", residual_momentum=None),
         changed(base, "2 power iterations", power_iterations=2),
         changed(base, f"{EXACT} power iterations", power_iterations=EXACT),
         changed(base, "right factor by QR", right_factor="orthonormalize"),
@@ -29,6 +29,7 @@ def _with_tail(base: Contender) -> list[Contender]:
         base,
         changed(base, "tail 0", tail=0.0),
         changed(base, "tail 1/4", tail=0.25),
+        changed(base, "tail 1/2", tail=0.5),
         changed(base, "tail 1", tail=1.0),
         changed(base, "without Nesterov", nesterov=False),
         changed(base, "residual fades by 0.1", nesterov=False, residual_momentum=0.9),

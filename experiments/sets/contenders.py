@@ -3,7 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 
-from experiments.entries import SAME_AS_MOMENTUM, Contender
+from experiments.entries import Contender
 from orthon.train.settings.key_values import Scalar
 
 ADAMW = Contender(name="AdamW", optimizer="adamw", lr=0.003)
@@ -23,8 +23,8 @@ PAPER: dict[str, Scalar] = {
 # Dion with a tail: what the low-rank part leaves out is a part of the update, and fades as all of M does.
 TAIL: dict[str, Scalar] = {
     "right_factor": "orthonormalize",
-    "tail": 0.5,
-    "residual_momentum": SAME_AS_MOMENTUM,
+    "tail": 0.7,
+    "residual_momentum": None,
     "nesterov": True,
 }
 
