@@ -214,6 +214,14 @@ def test_one_algorithm_for_everything(algorithm: str) -> None:
     assert {g["name"]: g.get("weight_decay") for g in groups}["embeddings"] == 0.0
 
 
+def test_explain_tells_of_a_tail() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = Dion.for_model(model, tail=0.5, overrides={"1.weight": {"rank_fraction": 1.0}})
+    text = str(explain(optimizer))
+    assert re.search(r"0\.weight .* 2 \+ tail ", text)
+    assert re.search(r"1\.weight .* dion +8 +1 ", text)
+
+
 def test_explain_tells_what_the_optimizer_does() -> None:
     model = llama()
     optimizer = Dion.for_model(model, rank_fraction=0.5, state_dtype=torch.bfloat16)
@@ -225,6 +233,7 @@ def test_explain_tells_what_the_optimizer_does() -> None:
     assert down.state_bytes == 2 * (32 * 64 + 64 * 16)
     assert down.reason == "matrix inside the model"
     norm = rows["model.norm.weight"]
+    assert (down.has_tail, norm.has_tail) == (False, False)
     assert (norm.rule, norm.update_rank, norm.lr_factor, norm.state_bytes) == ("adamw", None, 1.0, 4 + 2 * 4 * 32)
 
     for p in model.parameters():

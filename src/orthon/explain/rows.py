@@ -23,6 +23,7 @@ class Row:
         matrices: how it is read as matrices, such as "32 of 128×4096"; "" for one plain matrix, and for what is none.
         rule: the algorithm that updates it.
         update_rank: the rank of its update; None if that is not low. Of the largest matrix where they differ.
+        has_tail: whether the update has a tail beside that, which is of the rank that is left.
         lr_factor: by which the group's lr is multiplied. Of the largest matrix where they differ.
         state_bytes: the size of its state on this rank.
         group: the name of its param group.
@@ -34,6 +35,7 @@ class Row:
     matrices: str
     rule: str
     update_rank: int | None
+    has_tail: bool
     lr_factor: float
     state_bytes: int
     group: str
@@ -50,12 +52,14 @@ class Row:
                 counts[reading.matrix(block)] += reading.count // len(reading.blocks)
         largest = max(counts, key=math.prod, default=(1, 1))
         plain = member.matrices is None or member.matrices.is_plain
+        rank = None if member.matrices is None else rule.work.update_rank(largest, group)
         return cls(
             parameter=member.name,
             shape=member.layout.shape,
             matrices="" if plain else ", ".join(f"{count} of {'×'.join(map(str, s))}" for s, count in counts.items()),
             rule=rule.name,
-            update_rank=rule.work.update_rank(largest, group) if member.matrices is not None else None,
+            update_rank=rank,
+            has_tail=rank is not None and rank < min(largest) and bool(group.get("tail")),
             lr_factor=lr_factor(group["adjust_lr_fn"], largest[0], largest[1]) if rule.work.takes_matrices else 1.0,
             state_bytes=sum(local(value).nbytes for value in state.values()),
             group=group.get("name", ""),

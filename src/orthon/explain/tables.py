@@ -18,7 +18,7 @@ def parameter_table(rows: Sequence[Row]) -> str:
     for row in rows:
         # Without their numbers, the names in all layers of a stack are the same.
         pattern = re.sub(r"(?<![^.\[])\d+(?![^.\]])", "#", row.parameter)
-        key = (pattern, row.shape, row.matrices, row.rule, row.update_rank, row.lr_factor, row.reason)
+        key = (pattern, row.shape, row.matrices, row.rule, row.update_rank, row.has_tail, row.lr_factor, row.reason)
         alike.setdefault(key, []).append(row)
     lines = [_parameter_cells(same) for same in alike.values()]
     return "\n".join([*table(header, lines, right={4, 5, 6}), "", *_totals(rows)])
@@ -71,7 +71,7 @@ def _parameter_cells(rows: Sequence[Row]) -> tuple[str, ...]:
         "×".join(map(str, first.shape)) or "scalar",
         first.matrices,
         first.rule,
-        "" if first.update_rank is None else str(first.update_rank),
+        "" if first.update_rank is None else f"{first.update_rank}{' + tail' if first.has_tail else ''}",
         f"{first.lr_factor:.4g}",
         size(sum(row.state_bytes for row in rows)),
         first.reason,
