@@ -129,9 +129,13 @@ class LowRankMomentum:
                 self._stored, share, self._right, size=self._way.tail, noise=noise, cols=self._cols
             )
             rest = self._stored, c
-            T = yield from self._factor_of_right()
-            R = Q @ T if self._is_orthonormal else Q * T.unsqueeze(-2)
-            Q = Q - R.mul_(c.mT)
+            if not self._is_orthonormal:
+                R = Q * self._right.size.unsqueeze(-2)
+            elif self._cols.holders.size == 1:
+                R = self._R.to(Q.dtype)
+            else:  # without gathering it as well
+                R = Q @ (yield from self._factor_of_right())
+            Q = torch.addcmul(Q, R, c.mT.to(Q.dtype), value=-1)
         dtype = self._batch.options["product_dtype"]
         if self._way.owned is None:
             self._batch.descend_product(P, Q, rest=rest, dtype=dtype, always_finite=True)
