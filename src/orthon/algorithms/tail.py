@@ -21,9 +21,9 @@ def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: fl
         c = D·min(size, MOST / min_k ‖(D R)_k‖)
 
     By the first bound, all columns of the tail have one length. The second is for directions that P has just missed,
-    so that they do not count far more than those that P has. In training the two are about as large. There is no tail where a
-    direction of P does not live, since N then has no more than those that do, nor in a column that E or N has only up
-    to rounding.
+    so that they do not count far more than those that P has. In training the two are about as large. There is no tail
+    where a direction of P does not live, since N then has no more than those that do, nor in a column that E or N has
+    only up to rounding.
 
     Args:
         N: this rank's part of the matrices, (b, m', n').
