@@ -58,6 +58,28 @@ def test_the_bound_of_the_spectral_norm_is_sharp(shape: tuple[int, int]) -> None
     assert update.bound > 5
 
 
+# Tail, shape, rank, and the largest spectral norms for three kinds of gradients, as on the page about Dion.
+NORMS = (
+    (0.5, (256, 256), 1 / 16, (1.1, 2.1, 5.3)),
+    (0.7, (256, 256), 1 / 4, (1.5, 3.2, 4.1)),
+    (0.7, (256, 256), 1 / 16, (1.4, 2.8, 5.3)),
+    (0.7, (128, 512), 1 / 4, (1.2, 2.8, 3.8)),
+    (1.0, (256, 256), 1 / 4, (2.0, 3.3, 5.7)),
+    (1.0, (256, 256), 1 / 16, (2.0, 3.1, 5.3)),
+)
+
+
+@pytest.mark.parametrize(("tail", "shape", "rank_fraction", "norms"), NORMS, ids=str)
+def test_how_large_updates_are(
+    tail: float, shape: tuple[int, int], rank_fraction: float, norms: tuple[float, ...]
+) -> None:
+    options = {**FADES, "tail": tail, "rank_fraction": rank_fraction}
+    for kind, norm in zip(("full_rank", "uneven_rows", "falling_by_powers"), norms, strict=True):
+        steps = updates(gradients_of(kind, shape, 6), options, F32)
+        found = max(torch.linalg.matrix_norm(update.whole, ord=2).item() for update in steps)
+        assert abs(found - norm) < 0.15, f"{kind}: {found:.2f}"
+
+
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
 @pytest.mark.parametrize("shape", [(96, 96), (64, 256), (256, 64)], ids=str)
 @pytest.mark.parametrize("tail", [0.5, 1.0])
