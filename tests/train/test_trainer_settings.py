@@ -148,6 +148,12 @@ def test_yaml_errors(tmp_path: Path, text: str, message: str) -> None:
             "dion3 needs all gradients to choose its rows unless optimizer.options has selection=random, "
             "and selection is local",
         ),
+        (
+            TrainConfig,
+            {"optimizer": {"compressed_sync": True, "options": {"tail": 0.7}}},
+            "the tail of dion's update needs all gradients in the momentum unless optimizer.options has tail=0, "
+            "and tail is 0.7",
+        ),
         (TrainConfig, {"optimizer": {"options": {"lr": 1.0}}}, "it is set by optimizer.lr"),
         (TrainConfig, {"schedule": {"warmup": 1.5}}, "schedule.warmup must be less than or equal to 1 but is 1.5"),
         (TrainConfig, {"schedule": {"decay": "constant", "final": 0.1}}, "schedule.decay constant does not decay"),
@@ -173,6 +179,19 @@ def test_errors_name_setting_value_and_what_is_allowed(
     with pytest.raises(UserError) as error:
         check(kind, content)
     assert message in str(error.value)
+
+
+def test_compressed_synchronization_without_a_tail() -> None:
+    """What has no tail is not refused, and neither is a rule that knows none."""
+    for settings in (
+        {"options": {"tail": 0}},
+        {"options": {"tail": 0.0, "right_factor": "polar"}},
+        {"name": "dion2", "options": {"selection": "random"}},
+    ):
+        mesh = {"dp_replicate": 2}
+        assert check(TrainConfig, {"mesh": mesh, "optimizer": {"compressed_sync": True, **settings}})
+    with pytest.raises(UserError, match="tail is 0.7"):
+        check(TrainConfig, {"optimizer": {"compressed_sync": True, "options": ["tail=0.7"]}})
 
 
 def test_sizes() -> None:

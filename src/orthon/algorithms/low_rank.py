@@ -47,7 +47,7 @@ class LowRank(Work):
         "right_factor": choice("normalize", "orthonormalize", "polar"),
         "orthonormal_side": structural(choice("short", "long")),
         "power_iterations": integer(1, at_least=1),
-        "tail": number(0.0, ">= 0", lambda v: v >= 0),
+        "tail": number(0.0, ">= 0", lambda v: 0 <= v < math.inf),
         "residual_momentum": replace(number_or_none("in [0, 1]", lambda v: 0 <= v <= 1), default=1.0),
         "nesterov": flag(False),
         "route": own(choice("auto", "owners", "shards")),

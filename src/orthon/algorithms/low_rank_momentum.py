@@ -121,10 +121,13 @@ class LowRankMomentum:
 
         P Qᵀ + E diag(c) is a product of low rank, P (Q − diag(c) R)ᵀ, and a multiple of each column of N.
         """
+        dtype = self._batch.options["product_dtype"]
+        of_update = dtype or self._batch.weights[0].dtype
         rest = None
         if self._way.tail:
             share = self._right.vectors * self._right.size.unsqueeze(-2) if not self._is_orthonormal else self._R
-            noise = max(self._way.noise.of_matrix, self._way.arithmetic.noise.of_matrix)
+            noises = self._way.noise, self._way.arithmetic.noise, rounding_noise(of_update)
+            noise = max(each.of_matrix for each in noises)
             c = yield from tail_factors(
                 self._stored, share, self._right, size=self._way.tail, noise=noise, cols=self._cols
             )
@@ -132,16 +135,14 @@ class LowRankMomentum:
             if not self._is_orthonormal:
                 R = Q * self._right.size.unsqueeze(-2)
             elif self._cols.holders.size == 1:
-                R = self._R.to(Q.dtype)
+                R = self._R
             else:  # without gathering it as well
                 R = Q @ (yield from self._factor_of_right())
-            Q = torch.addcmul(Q, R, c.mT.to(Q.dtype), value=-1)
-        dtype = self._batch.options["product_dtype"]
+            Q = Q - (R * c.mT).to(Q.dtype)  # c may be beyond the range of 16 bits
         if self._way.owned is None:
             self._batch.descend_product(P, Q, rest=rest, dtype=dtype, always_finite=True)
         else:  # for `fade` to send
-            of_weights = self._batch.weights[0].dtype
-            self._update = product_and_rest(P, Q, rest, dtype or of_weights).to(of_weights)
+            self._update = product_and_rest(P, Q, rest, of_update).to(self._batch.weights[0].dtype)
 
     def fade(self, P: Tensor, Q: Tensor) -> Step[None]:
         """M ← momentum·P Rᵀ + residual_momentum·E, or with nesterov N − G/(1 + momentum). It comes last.

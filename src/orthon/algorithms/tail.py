@@ -12,6 +12,9 @@ from orthon.sharding import Side, Step
 # How long the columns of the tail may be at most, for the direction of the low-rank part that is shortest beside them.
 MOST = 2.0
 
+# How far c stays below the largest number, for the learning rate by which it is multiplied.
+HEADROOM = 2.0**-10
+
 
 def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: float, cols: Side) -> Step[Tensor]:
     """Return c for the tail E diag(c), where E = N − P Rᵀ is what P leaves out of N (b, m, n), and R = Nᵀ P (b, n, r).
@@ -23,7 +26,8 @@ def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: fl
     By the first bound, all columns of the tail have one length. The second is for directions that P has just missed,
     so that they do not count far more than those that P has. In training the two are about as large. There is no tail
     where a direction of P does not live, since N then has no more than those that do, nor in a column that E or N has
-    only up to rounding.
+    only up to rounding. Columns of N that are hardly above the smallest numbers of the dtype have a shorter tail, so
+    that c is far from its largest.
 
     Args:
         N: this rank's part of the matrices, (b, m', n').
@@ -38,7 +42,9 @@ def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: fl
         (b, 1, n'), in float32, or in float64 for float64.
     """
     longest = torch.where(right.live, right.size, 0).amax(-1)[:, None, None]
-    unit = powers_of_two(torch.frexp(longest.double()).exponent)  # (b, 1, 1)
+    range_ = torch.finfo(R.dtype)
+    least = math.frexp(range_.tiny)[1]  # so that its inverse is finite
+    unit = powers_of_two(torch.frexp(longest.double()).exponent.clamp(min=least))  # (b, 1, 1)
     whole = yield from cols.reduce(squares_of_rows(cols.divided(N.mT), unit))  # ‖N_j‖², (b, share of n', 1)
     R = R * (1 / unit).to(R.dtype)
     left = whole - R.square().sum(-1, keepdim=True)  # ‖E_j‖²
@@ -47,5 +53,5 @@ def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: fl
     lengths = yield from cols.ranks.sum((R * D).square().sum(-2))  # (b, r)
     bound = MOST * torch.where(right.live, lengths, 0).amin(-1).rsqrt()  # infinite where a direction does not live
     factor = torch.where(right.live.all(-1), bound.clamp(max=size), 0)[:, None, None]
-    c: Tensor = yield from cols.gather((D * factor / unit).to(R.dtype))
+    c: Tensor = yield from cols.gather((D * factor / unit).clamp(max=range_.max * HEADROOM).to(R.dtype))
     return c.mT

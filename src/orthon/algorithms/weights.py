@@ -66,14 +66,14 @@ def descend_product_(
         by: factor of the product.
         cautious: as for `descend_`.
         dtype: in which the product is computed; None for that of the weights.
-        rest: N (b, m, n) in any floating dtype, and c (b, 1, n).
+        rest: N (b, m, n) in any floating dtype, and c (b, 1, n) in float32, or float64 for float64.
     """
     of_weights = weights[0].dtype
     in_one_sum = rest is None or of_weights.itemsize >= 4  # 16-bit weights are rounded once
     if not cautious and weights[0].numel() >= LARGE and in_one_sum:
         subtract_product_(weights, P, Q, rate=rate, by=by, dtype=dtype)
         if rest is not None:
-            N, c = rest[0], (rest[1] * by).to(of_weights)
+            N, c = rest[0], rest[1] * by
             for X, part, factor in zip(weights, N.unbind(), c.unbind(), strict=True):
                 X.addcmul_(part, factor, value=-1)
         return
@@ -86,7 +86,11 @@ def descend_product_(
 def product_and_rest(P: Tensor, Q: Tensor, rest: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
     """Return P Qᵀ (b, m, n), computed in `dtype`, and N diag(c) added to it if there is a rest (N, c)."""
     update = P.to(dtype) @ Q.to(dtype).mT
-    return update if rest is None else update.addcmul_(rest[0].to(dtype), rest[1].to(dtype))
+    if rest is None:
+        return update
+    N, c = rest
+    # The range of float16 ends far below 1/‖column‖, and that of float32 where N is in float64.
+    return update.addcmul_(N, c.to(dtype) if N.dtype == dtype != torch.float16 else c)
 
 
 def decay_(weights: Sequence[Tensor], rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:

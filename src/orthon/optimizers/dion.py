@@ -32,14 +32,21 @@ class DionOptions(CommonOptions, total=False):
 class Dion(NamedOptimizer):
     """Dion: orthonormal updates of low rank (arXiv 2504.05295), with AdamW or Lion for what is no matrix.
 
-    For a weight X (m × n) with gradient G, momentum M (m × n) and right factor Q (n × r)::
+    For a weight X (m × n) with gradient G, momentum M (m × n) and right factor Q (n × r), m ≤ n::
 
-        M ← M + G
-        P ← orthonormalize(M Q)
-        R ← Mᵀ P
-        M ← M − (1 − momentum)·P Rᵀ
-        Q ← R / column_norms(R)
-        X ← (1 − lr·weight_decay)·X − lr·scale·P Qᵀ
+        N ← M + G                                    residual_momentum=None: momentum·M + G
+        P ← orthonormalize(N Q)                      (m × r)
+        R ← Nᵀ P                                     (n × r)
+        Q ← R / column_norms(R)                      or another right factor of R
+        E ← N − P Rᵀ                                 (m × n), what P leaves out; it is never formed
+        X ← (1 − lr·weight_decay)·X − lr·scale·(P Qᵀ + c·E D)
+        M ← momentum·P Rᵀ + residual_momentum·E      None: N, and with nesterov N − G/(1 + momentum)
+
+    D divides the columns of E by their lengths, and c = min(tail·√((m − r)/n), 2 / length of the shortest column of
+    D R). Of a tall matrix, rows and columns change places (`orthonormal_side`).
+
+    `Dion(params, **Dion.PAPER)` is the Dion of the paper: no tail, error feedback, unit columns. A state that was saved
+    before there was a tail goes on without one, with its own right factor.
 
     A model has more than matrices: `Dion.for_model(model)` sends each parameter to the right algorithm. A param group
     chooses its algorithm by name: {"params": ..., "algorithm": "adamw"}.
@@ -58,10 +65,23 @@ class Dion(NamedOptimizer):
         momentum: how much of the update's low-rank part stays in M, in [0, 1).
         right_factor: how Q follows from R. "normalize" divides the columns by their norms, as in the paper.
             "orthonormalize" takes the orthonormal factor of a QR decomposition (arXiv 2605.16341). The operator norm of
-            the update is then 1, instead of up to √r. "polar" takes R (RᵀR)^(−1/2): of all Q with orthonormal columns
+            P Qᵀ is then 1, instead of up to √r. "polar" takes R (RᵀR)^(−1/2): of all Q with orthonormal columns
             the closest to R, so that P Qᵀ has the largest product with M. It depends on the space of P's columns alone,
             and at rank_fraction=1 P Qᵀ is the polar factor of M, as in Muon. Beside "orthonormalize" it takes 4·n·r²
             operations and about 80·r³, which are few at low rank, and most of the step's at full rank.
+        tail: how much of an update the directions outside of P get: the root mean square of their singular values, next
+            to 1 in the low-rank part. It is at least 0; 0 is none, as in the paper. The tail has columns of one length,
+            as in Alice, a low-rank Adam (arXiv 2502.07752). It costs two more reads of M a step and no state. With a
+            tail the operator norm of the update may be above 1: for noise about tail·(1 + √((m − r)/n)), and for any
+            gradients at most √(‖Q‖² + tail²·(m − r)). So a larger tail brings low rank nearer to Muon, and is less safe
+            against gradients with one huge direction. Compressed synchronization gives way to gradients averaged in
+            full, since M itself is in the update.
+        residual_momentum: how much of what the low-rank part left out stays in M, in [0, 1], or None. 1 is error
+            feedback, as in the paper: nothing is lost, but old gradients may wait for long. Less makes them fade. None
+            lets all of M fade by `momentum`, as in Muon, and saves the product P Rᵀ. Without a tail, directions outside
+            of P then fade before they are in any update.
+        nesterov: whether the update looks one gradient ahead, as Muon's does. It costs one more pass over M and no
+            state. It needs residual_momentum=None, since all of M has to fade at one rate.
         orthonormal_side: the side of the matrix to which P belongs. "short" costs far less work: on a CPU, for matrices
             of 4:1 and rank 1/4, "long" added half of the step's time. "long" needs less state: Q has min(m, n)·r
             numbers instead of max(m, n)·r. In a small model the loss with "short" was 0.01–0.02 lower at rank 1/16,

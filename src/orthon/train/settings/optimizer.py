@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from orthon.algorithms import RULES
 from orthon.train.settings.base import Fraction, Momentum, NotNegative, Positive, Settings
 from orthon.train.settings.key_values import KeyValues
 
@@ -48,8 +49,8 @@ class OptimizerConfig(Settings):
     """For 'dion2' and 'dion3': share of the rows that one update changes (with 'dion2' of the columns, if these
     are fewer). Default: 1/4."""
     compressed_sync: bool = False
-    """Do not average gradients over mesh.dp_replicate: 'dion' averages its factors instead, 'dion2' and 'dion3' the
-    rows that they have drawn at random."""
+    """Do not average gradients over mesh.dp_replicate: 'dion' without a tail averages its factors instead, 'dion2' and
+    'dion3' the rows that they have drawn at random."""
     options: KeyValues = Field(default={})
     """More arguments for the optimizer's constructor, such as right_factor=orthonormalize or polar_steps=8."""
 
@@ -81,4 +82,10 @@ class OptimizerConfig(Settings):
             raise ValueError(
                 f"optimizer.compressed_sync is set, but {self.name} needs all gradients to choose its rows unless "
                 f"optimizer.options has selection=random, and selection is {selection}"
+            )
+        tail = self.options.get("tail", RULES["dion"].options["tail"].default)
+        if self.name == "dion" and tail:
+            raise ValueError(
+                "optimizer.compressed_sync is set, but the tail of dion's update needs all gradients in the momentum "
+                f"unless optimizer.options has tail=0, and tail is {tail}"
             )
