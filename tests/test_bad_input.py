@@ -38,7 +38,11 @@ BAD_OPTIONS = [
     ({"precision": 32}, TypeError, "precision should be None or one of"),
     ({"product_dtype": torch.float16}, ValueError, "product_dtype should be None or one of torch.float64"),
     ({"product_dtype": "bfloat16"}, TypeError, "product_dtype should be None or one of torch.float64"),
-    ({"right_factor": "qr"}, ValueError, "right_factor should be one of 'normalize', 'orthonormalize', 'polar', but is 'qr'"),
+    (
+        {"right_factor": "qr"},
+        ValueError,
+        "right_factor should be one of 'normalize', 'orthonormalize', 'polar', but is 'qr'",
+    ),
     ({"orthonormal_side": "left"}, ValueError, "orthonormal_side should be one of 'short', 'long'"),
     ({"adjust_lr_fn": "spectral"}, ValueError, "'spectral_unclamped', 'original', 'match_rms_adamw', 'none'"),
     ({"betas": (0.9, 1.0)}, ValueError, "betas should be two numbers"),

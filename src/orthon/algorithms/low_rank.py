@@ -153,7 +153,8 @@ class LowRank(Work):
             return orthonormalizing_bytes(rows, r, precision=precision, dtype=computed)
 
         M = m * n * kept.itemsize + made(m * n, computed, kept)
-        returning = 2.0 * (m * n * (kept.itemsize + dtype.itemsize) + q * r * kept.itemsize)
+        sends_M = options["residual_momentum"] is not None
+        returning = 2.0 * (m * n * (kept.itemsize * sends_M + dtype.itemsize) + q * r * kept.itemsize)
         returning += (p + q) * r * sent.itemsize
         right = p * r * wide.itemsize + made(p * r, sent, wide) + made(q * r, computed, wide)  # P and R
         if options["right_factor"] == "orthonormalize":
@@ -164,8 +165,15 @@ class LowRank(Work):
         else:
             right += 2.0 * q * r * wide.itemsize
         working = M + q * r * kept.itemsize + max(orthonormal(p), right)
-        descending = M + m * n * computed.itemsize + made(m * n, dtype, computed) + (p + q) * r * sent.itemsize
-        return max(returning, working, descending)
+        # The rest: with M, Q, P and R, as they were found and as they are sent.
+        held = M + q * r * kept.itemsize + (p + q) * r * wide.itemsize + made((p + q) * r, sent, wide)
+        held += q * r * computed.itemsize if options["right_factor"] != "normalize" else made(q * r, computed, wide)
+        added = options["product_dtype"] or dtype
+        update = m * n * added.itemsize + made((p + q) * r, added, sent)
+        if not options["tail"]:
+            return max(returning, working, held + update + made(m * n, dtype, added))
+        update += q * r * sent.itemsize + max(made(m * n, added, kept), made(m * n, dtype, added))
+        return max(returning, working, held + update, held + 2.0 * q * r * wide.itemsize)
 
     def compresses(self, layout: Layout, options: Group) -> bool:
         """Return whether the factors of all power iterations have fewer numbers than the gradient.

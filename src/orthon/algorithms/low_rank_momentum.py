@@ -123,21 +123,28 @@ class LowRankMomentum:
         """
         rest = None
         if self._way.tail:
-            share = self._right.vectors * self._right.size.unsqueeze(-2) if not self._is_orthonormal else self._R
-            noise = max(self._way.noise.of_matrix, self._way.arithmetic.noise.of_matrix)
-            c = yield from tail_factors(
-                self._stored, share, self._right, size=self._way.tail, noise=noise, cols=self._cols
-            )
-            rest = self._stored, c
-            T = yield from self._factor_of_right()
-            R = Q @ T if self._is_orthonormal else Q * T.unsqueeze(-2)
-            Q = Q - R.mul_(c.mT)
+            Q, rest = yield from self._with_tail(Q)
         dtype = self._batch.options["product_dtype"]
         if self._way.owned is None:
             self._batch.descend_product(P, Q, rest=rest, dtype=dtype, always_finite=True)
         else:  # for `fade` to send
             of_weights = self._batch.weights[0].dtype
             self._update = product_and_rest(P, Q, rest, dtype or of_weights).to(of_weights)
+
+    def _with_tail(self, Q: Tensor) -> Step[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        """Return Q − diag(c) R, and N with the tail's c."""
+        noise = max(self._way.noise.of_matrix, self._way.arithmetic.noise.of_matrix)
+        c, T = yield from tail_factors(
+            self._stored,
+            self._R if self._is_orthonormal else self._right.vectors * self._right.size.unsqueeze(-2),
+            self._right,
+            size=self._way.tail,
+            noise=noise,
+            cols=self._cols,
+            beside=self._factor_of_right(),
+        )
+        R = Q @ T if self._is_orthonormal else Q * T.unsqueeze(-2)
+        return R.mul_(-c.mT).add_(Q), (self._stored, c)
 
     def fade(self, P: Tensor, Q: Tensor) -> Step[None]:
         """M ← momentum·P Rᵀ + residual_momentum·E, or with nesterov N − G/(1 + momentum). It comes last.
