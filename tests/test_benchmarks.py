@@ -136,7 +136,9 @@ def test_checks_refuse_a_wrong_step(make: type[torch.optim.Optimizer], dtype: to
         check(wrong, Case("any", SHAPES), dtype=dtype, device=CPU)
 
 
-@pytest.mark.parametrize("contender", [*TORCH, *FAMILY[:6], *WITH_TAIL, *PLAIN_LOOPS], ids=lambda contender: contender.name)
+@pytest.mark.parametrize(
+    "contender", [*TORCH, *FAMILY[:6], *WITH_TAIL, *PLAIN_LOOPS], ids=lambda contender: contender.name
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_checks_accept_right_steps(contender: Contender, dtype: torch.dtype) -> None:
     assert check(contender, Case("any", SHAPES), dtype=dtype, device=CPU) < 0.2
