@@ -51,7 +51,8 @@ def _flops(contender: Contender, shape: Shape) -> float:
     if contender.rule == "adamw":
         return 0.0
     if contender.rule == "dion":  # the large products, and one pass of Cholesky QR: a Gram matrix and a solution
-        return product_flops([shape], contender.fraction) + 3.0 * short * r**2
+        feeds_back = contender.options.get("residual_momentum", 1.0) is not None  # else there is no P Rᵀ
+        return product_flops([shape], contender.fraction) * (1 if feeds_back else 3 / 4) + 3.0 * short * r**2
     if contender.newton_schulz:
         return polar_flops(r, long, method="newton_schulz", route="direct")
     return polar_flops(r, long)

@@ -66,8 +66,9 @@ class _Suite(Suite):
     def run(self) -> Results:
         """Measure, what is asked for first; print everything at the end."""
         f32, bf16 = torch.float32, torch.bfloat16
-        self.pairs(GPT2_SMALL, f32, (*_EVERYONE, *who.ROUNDED, *who.peers()), repeats=7, seconds=10.0)
+        self.pairs(GPT2_SMALL, f32, (*_EVERYONE, *who.WITH_TAIL, *who.ROUNDED, *who.peers()), repeats=7, seconds=10.0)
         self.products(GPT2_SMALL, repeats=7, seconds=10.0)
+        self.tail(GPT2_SMALL, repeats=7, seconds=10.0)
         self.pairs(TINY, f32, _EVERYONE, repeats=100, seconds=1.5)
         self.one_after_the_other(TINY, f32, who.FAMILY, repeats=200, seconds=1.0)
         self.pairs(SMALL, f32, _FEW, repeats=20, seconds=3.0)
@@ -114,6 +115,28 @@ class _Suite(Suite):
             step_ms=step * 1e3,
             products_ms=products * 1e3,
             of_products=step / products,
+        )
+
+    def tail(self, case: Case, *, repeats: int, seconds: float) -> None:
+        """Measure Dion's step with a tail in turns with the step without."""
+        (without,), (tailed,) = named(who.FAMILY, "Dion 1/4"), who.WITH_TAIL
+        if not self.budget.left:
+            self.results.note("tail", case=case.name, contender=tailed.name, note="no time was left")
+            return
+        setting, works = self.setting(repeats, seconds), dict[str, Work]()
+        for contender in (without, tailed):
+            params = parameters(self.sized(case), dtype=torch.float32, device=self.device)
+            works[contender.name] = contender.optimizer(params).step
+            works[contender.name]()
+        taken = in_turns(works, repeats=setting.repeats, seconds=setting.seconds)
+        step, other = (statistics.median(taken[contender.name]) for contender in (tailed, without))
+        self.results.note(
+            "tail",
+            case=case.name,
+            contender=tailed.name,
+            step_ms=step * 1e3,
+            without_ms=other * 1e3,
+            of_without=step / other,
         )
 
     def one_after_the_other(

@@ -41,8 +41,9 @@ def step(
         options.update(ema=True, adjust_lr_fn="original")
     if rule in ("dion", "dion2", "dion3"):
         # Their sum M + G as it is stored: which rows are the largest depends on how it is rounded.
-        stored = state["momentum"]
-        G = (stored + G.to(stored.dtype)).double() - exact["momentum"]
+        fades = rule == "dion" and options["residual_momentum"] is None
+        before, stored = exact["momentum"] * (options["momentum"] if fades else 1), state["momentum"]
+        G = (before + G).to(stored.dtype).double() - before
     if rule == "adamw":
         return references.adamw(X.clone(), G, exact, options)
     return references.OF_MATRICES[rule](X.clone(), G, exact, options, factors)

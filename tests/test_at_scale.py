@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from orthon.algorithms import LowRank
+from orthon.algorithms.dion import PAPER
 from tests.support.counted_run import Counts, busiest_run, in_one_process, layers_on, run_of
 from tests.support.llama import LLAMA
 
+TAIL = {"tail": 0.7, "right_factor": "orthonormalize", "residual_momentum": None, "nesterov": True}
 FSDP_512 = {"fsdp": 512}
 FSDP_64_TP_8 = {"fsdp": 64, "tp": 8}
 
@@ -66,6 +68,23 @@ def test_dion_of_405b_on_two_axes(fraction: float) -> None:
     assert counts.wire <= 1.2 * cheaper
     assert counts.collectives <= 300
     assert counts.operations <= 10_000
+
+
+@pytest.mark.parametrize("mesh", [FSDP_512, FSDP_64_TP_8], ids=str)
+def test_a_tail_sends_no_more(mesh: dict[str, int]) -> None:
+    """By owners M stays where it is without feedback. On shards there are some numbers for each column."""
+    fraction: dict[str, Any] = {"rank_fraction": 1 / 4}
+    paper, new = {**fraction, **PAPER}, {**fraction, **TAIL}
+    by_owners = [busiest(mesh, "405B", "Dion", {**options, "route": "owners"}) for options in (paper, new)]
+    assert by_owners[1].wire <= 0.7 * by_owners[0].wire
+    assert by_owners[1].collectives <= by_owners[0].collectives
+    assert by_owners[1].flops <= by_owners[0].flops
+    paper["right_factor"] = new["right_factor"]
+    wires = []
+    with layers_on(mesh, replace(LLAMA["405B"], count=1)) as layers:
+        for options in (paper, new):
+            wires.append(run_of(layers, "Dion", {**options, "route": "shards"}).wire)
+    assert wires[1] <= 1.02 * wires[0]
 
 
 def test_dion_of_8b_on_128_ranks() -> None:

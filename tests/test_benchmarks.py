@@ -11,7 +11,7 @@ import torch
 from benchmarks import cpu, gpu, plain_loops, report, targets
 from benchmarks.cases import Case, fake_ranks, llama_layer, parameters
 from benchmarks.checks import WrongStepError, check
-from benchmarks.contenders import ADAMW, FAMILY, PLAIN_LOOPS, TORCH, TORCH_MUON, Contender, named
+from benchmarks.contenders import ADAMW, FAMILY, PLAIN_LOOPS, TORCH, TORCH_MUON, WITH_TAIL, Contender, named
 from benchmarks.counts import counts, product_flops
 from benchmarks.layouts import WORLDS
 from benchmarks.products import dion_products
@@ -54,9 +54,11 @@ def check_row(row: dict[str, Any]) -> None:
 def test_the_cpu_suite_in_miniature(tmp_path: Path) -> None:
     data = run(cpu.main, tmp_path, "--threads", "1")
     rows = rows_of(data, "GPT-2 small", "float32")
-    for contender in (*TORCH, *named(FAMILY, "Dion 1/4", "Dion 1/16", "Muon", "NorMuon"), *PLAIN_LOOPS):
+    for contender in (*TORCH, *named(FAMILY, "Dion 1/4", "Dion 1/16", "Muon", "NorMuon"), *WITH_TAIL, *PLAIN_LOOPS):
         check_row(rows[contender.name])
         assert rows[contender.name]["ratios"].keys() >= {TORCH_MUON}
+    (tail,) = data["tables"]["tail"]
+    assert tail["of_without"] == tail["step_ms"] / tail["without_ms"] > 0
     assert {line["ranks"] for line in data["tables"]["gloo ranks"]} == {1, 2}
     assert all(line["ms"] > 0 for name in ("gloo ranks", "layouts") for line in data["tables"][name])
     assert {line["layout"] for line in data["tables"]["layouts"]} == {n for names in WORLDS.values() for n in names}
@@ -134,7 +136,9 @@ def test_checks_refuse_a_wrong_step(make: type[torch.optim.Optimizer], dtype: to
         check(wrong, Case("any", SHAPES), dtype=dtype, device=CPU)
 
 
-@pytest.mark.parametrize("contender", [*TORCH, *FAMILY[:6], *PLAIN_LOOPS], ids=lambda contender: contender.name)
+@pytest.mark.parametrize(
+    "contender", [*TORCH, *FAMILY[:6], *WITH_TAIL, *PLAIN_LOOPS], ids=lambda contender: contender.name
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_checks_accept_right_steps(contender: Contender, dtype: torch.dtype) -> None:
     assert check(contender, Case("any", SHAPES), dtype=dtype, device=CPU) < 0.2
@@ -145,6 +149,8 @@ def test_checks_accept_right_steps(contender: Contender, dtype: torch.dtype) -> 
     [
         # 8·64·32·8 for the products, 3·32·8² for the orthonormalization; weights, gradient and momentum, and Q twice.
         ("Dion 1/4", 8 * 64 * 32 * 8 + 3 * 32 * 8**2, 5 * 64 * 32 + 2 * 64 * 8),
+        # Without feedback a product of 2·64·32·8 less.
+        ("Dion 1/4 with tail", 6 * 64 * 32 * 8 + 3 * 32 * 8**2, 5 * 64 * 32 + 2 * 64 * 8),
         # Five steps of two products with the matrix and one of Gram matrices.
         (TORCH_MUON, 5 * (4 * 32**2 * 64 + 2 * 32**3), 5 * 64 * 32),
         (ADAMW, 0, 7 * 64 * 32),
@@ -153,7 +159,7 @@ def test_checks_accept_right_steps(contender: Contender, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("shape", [(64, 32), (32, 64)], ids=str)
 def test_counts_of_one_matrix(contender: str, flops: int, numbers: int, ranks: int, shape: tuple[int, int]) -> None:
-    (who,) = named((*TORCH, *FAMILY), contender)
+    (who,) = named((*TORCH, *FAMILY, *WITH_TAIL), contender)
     found = counts(who, Case("one", (shape,), ranks), dtype=torch.float32, device=CPU)
     assert (found.flops, found.bytes) == (flops / ranks, 4 * numbers / ranks)
 

@@ -19,6 +19,7 @@ RANKS = 8
 TALL, WIDE, SQUARE = (832, 256), (256, 832), (256, 256)
 BF16, F32 = torch.bfloat16, torch.float32
 DION: dict[str, Any] = {"route": "owners", "rank_fraction": 1 / 4}
+NEW: dict[str, Any] = {"tail": 0.7, "right_factor": "orthonormalize", "residual_momentum": None, "nesterov": True}
 MUON: dict[str, Any] = {"polar_route": "owners"}
 
 
@@ -64,8 +65,8 @@ def taken(
 
 
 # In bytes of a matrix: M, the update and Q go while others come, 2·(1 + 1 + 1/4) at rank 1/4 of a square one, beside
-# P and Q. A polar factor takes two matrices, and seven Gram matrices or three. Dion2 takes a quarter of that, where it
-# does not spread columns over the weights.
+# P and Q. Without feedback M does not go. A polar factor takes two matrices, and seven Gram matrices or three. Dion2
+# takes a quarter of that, where it does not spread columns over the weights.
 MOST = [
     ("Dion", DION, TALL, BF16, 4.85),
     ("Dion", DION, WIDE, BF16, 4.85),
@@ -73,6 +74,8 @@ MOST = [
     ("Dion", DION, TALL, F32, 4.85),
     ("Dion", DION, SQUARE, F32, 5.05),
     ("Dion", {**DION, "state_dtype": F32}, TALL, BF16, 7.7),
+    ("Dion", {**DION, **NEW}, TALL, BF16, 3.8),
+    ("Dion", {**DION, **NEW}, SQUARE, F32, 3.35),
     ("Muon", MUON, TALL, BF16, 4.2),
     ("Muon", MUON, SQUARE, BF16, 5.05),
     ("NorMuon", MUON, WIDE, F32, 2.1),
@@ -101,6 +104,12 @@ KINDS = [
     ("Dion", {**DION, "nonfinite": "skip"}),
     ("Dion", {**DION, "power_iterations": 2}),
     ("Dion", {**DION, "precision": "float32"}),
+    *(("Dion", {**DION, **NEW, "rank_fraction": f}) for f in (1 / 16, 1 / 4, 1.0)),
+    ("Dion", {**DION, **NEW, "right_factor": "normalize"}),
+    ("Dion", {**DION, **NEW, "product_dtype": F32}),
+    ("Dion", {**DION, **NEW, "state_dtype": F32}),
+    ("Dion", {**DION, "tail": 0.7}),
+    ("Dion", {**DION, "residual_momentum": None}),
     ("Muon", MUON),
     ("Muon", {**MUON, "polar_dtype": F32}),
     ("Muon", {**MUON, "polar": "svd"}),

@@ -15,7 +15,7 @@ from orthon.machines import MACHINES
 from orthon.plan.phases import OTHER, PHASES
 from orthon.plan.recorder import Recorder
 from orthon.plan.tally import Tally
-from tests.rules_table import ON_RANKS
+from tests.rules_table import ON_RANKS, TAIL
 from tests.support.counted_run import CUDA, CountedRun, layers_on, run_of
 from tests.support.llama import LLAMA
 
@@ -92,6 +92,33 @@ def test_phases_of_dion() -> None:
     assert columns.flops == {"float32": 3 * 3 * 2.0 * rows * r * r}
     # Five factorizations: one, two and two in the passes; in each a solve.
     assert columns.factoring == pytest.approx(3 * (5 * r**3 / 3 + 3 * rows * r * r))
+
+
+@pytest.mark.parametrize("feeds_back", [False, True])
+@pytest.mark.parametrize("right_factor", ["normalize", "orthonormalize"])
+def test_phases_of_a_tail(right_factor: str, feeds_back: bool) -> None:
+    """R = Q T, where T is a matrix if Q is orthonormal. Without feedback momentum takes no product."""
+    m, n, r = 512, 256, 64
+    params = [nn.Parameter(torch.empty(m, n, device="meta")) for _ in range(3)]
+    options = {"residual_momentum": 1.0 if feeds_back else None, "nesterov": not feeds_back}
+    optimizer = Dion(params, rank_fraction=r / n, precision="float32", tail=0.7, right_factor=right_factor, **options)
+    phases, product = recorded(CountedRun(optimizer)), 3 * 2.0 * m * n * r
+    of_t = 3 * 2.0 * m * r * r * (right_factor == "orthonormalize")
+    assert sum(phases["products"].flops.values()) == 2 * product + of_t
+    assert sum(phases["tail"].flops.values()) == of_t
+    assert sum(phases["weights"].flops.values()) == product
+    assert sum(phases["momentum"].flops.values()) == feeds_back * (product + of_t * n / m)
+    assert phases["tail"].bytes >= 3 * 4 * m * n, "the squares of columns read all of N"
+    assert phases["momentum"].bytes >= 3 * 4 * m * n
+
+
+@pytest.mark.parametrize("route", ["owners", "shards"])
+def test_phases_of_a_tail_on_ranks(route: str) -> None:
+    options = {**TAIL, "nesterov": True, "route": route}
+    with layers_on(MESHES["fsdp"], replace(LLAMA["8B"], count=1)) as layers:
+        phases = recorded(run_of(layers, "Dion", options))
+    assert {"tail", "momentum", "products", "weights", "communication"} <= set(phases) <= set(PHASES)
+    assert phases["momentum"].flops == {}
 
 
 def test_other_rules_have_a_phase_of_their_own() -> None:

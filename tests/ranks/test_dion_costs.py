@@ -19,6 +19,7 @@ from orthon.explain.temporaries import Temporaries
 from orthon.step.plan import AT_ONCE
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
+from tests.rules_table import TAIL
 from tests.support.counting import MORE, Counted, counting, triangle
 from tests.support.short_run import marked, one_of_each
 
@@ -30,6 +31,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "two power iterations": {"power_iterations": 2, "rank_fraction": 1 / 8},
     "orthonormalize": {"right_factor": "orthonormalize", "rank_fraction": 1 / 8},
     "polar": {"right_factor": "polar", "rank_fraction": 1 / 16},
+    "tail": {**TAIL, "nesterov": True, "rank_fraction": 1 / 8},
+    "tail, unit columns": {"tail": 0.7},
+    "no feedback": {"residual_momentum": None, "right_factor": "orthonormalize", "rank_fraction": 1 / 16},
 }
 
 
@@ -175,7 +179,8 @@ def formula(
             for there, back in [(t + r, t + 2 * r), (t, t + 2 * r + 1), (t, t + r)][:passes]:
                 dealt(there, back, *groups)
 
-    if averaged and iterations * sum(local) * r >= math.prod(local):  # cheaper to average the gradients
+    # It is cheaper to average the gradients, or the tail needs their mean.
+    if averaged and ("tail" in options or iterations * sum(local) * r >= math.prod(local)):
         sums(math.prod(local), averaged)
         copies, averaged = sorted(copies + averaged), []
     a, c = local[left], local[1 - left]
@@ -195,8 +200,13 @@ def formula(
         else:
             sums(r, cuts[1 - left], shared, cuts[left], averaged)
         gather(c * r, shared, cuts[left], averaged)
-    if orthonormal:
-        sums(r * r, cuts[1 - left], shared, cuts[left], averaged)
+    feedback, of_t = options.get("residual_momentum", 1) is not None, r * r * orthonormal
+    if "tail" in options:
+        scatter(c // math.prod(sizes[i] for i in shared), cuts[left], averaged)
+        sums(r + of_t, cuts[1 - left], shared, cuts[left], averaged)
+        gather(c, shared, cuts[left], averaged)
+    elif orthonormal and feedback:
+        sums(of_t, cuts[1 - left], shared, cuts[left], averaged)
     return messages
 
 
@@ -281,6 +291,8 @@ def _check_numbers(
         bound += r * r
     if options.get("right_factor") == "polar":  # which is added up, and its polar factor gathered, maybe padded
         bound += 1.5 * r * r
+    if "tail" in options:  # squares and factors of columns, and lengths of directions
+        bound += shape[1 - left] // cut[1 - left] + r
     # What is gathered of three matrices that an even number of ranks has factored is padded to at most 1.5 times.
     bound += 0.5 * 0.5 * 3 * triangle(r) * (1 + ("right_factor" in options))
     assert numbers <= bound, f"{numbers:.0f} numbers for a matrix, but should be at most {bound:.0f}"
@@ -294,6 +306,11 @@ def _check_flops(layout: str, world: int, shape: tuple[int, int], options: dict[
     cuts = 1
     for size, dim in zip(kind.meshes[world], kind.dims, strict=True):
         cuts *= size if dim is not None else 1
+    if "tail" in options and "right_factor" in options:  # R = Q T of its columns is made by each rank
+        left = 1 if shape[0] > shape[1] else 0
+        r = LowRank().update_rank(shape, {"rank_multiple_of": 1} | options)
+        along = math.prod(s for s, d in zip(kind.meshes[world], kind.dims, strict=True) if d == 1 - left)
+        alone += COUNT * 2 * shape[1 - left] * r * r * (cuts // along - 1)
     assert flops <= 1.15 * alone / cuts, f"{flops * cuts / alone:.2f} times the work of one process, divided"
 
 

@@ -14,6 +14,7 @@ import orthon
 from orthon.linalg import polar
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
+from tests.rules_table import TAIL
 from tests.support.counting import MORE, counting, triangle
 from tests.support.short_run import marked, one_of_each
 from tests.support.wire import Place, Wire, exchange, side_by_side, together
@@ -29,6 +30,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "dion2 local": ("Dion2", {**NEWTON, "selection": "local"}),
     "dion2 random": ("Dion2", {**NEWTON, "selection": "random"}),
     "dion by owners": ("Dion", {"route": "owners"}),
+    "dion by owners, tail": ("Dion", {**TAIL, "nesterov": True, "rank_fraction": 1 / 4, "route": "owners"}),
 }
 BYTES = 8  # of a number: all are of float64
 
@@ -89,7 +91,7 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
         messages += at.sums(COUNT * math.prod(local), averaged)
         averaged = []
     if name == "Dion":
-        return messages + _dion(at, shape, local)
+        return messages + _dion(at, shape, local, feedback="tail" not in RULES[rule][1])
     side = 1 if name == "Dion2" and shape[0] > shape[1] else 0  # of which Dion2 takes a quarter
     part = list(local)
     if name == "Dion2":
@@ -121,15 +123,16 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
     return messages
 
 
-def _dion(at: Place, shape: tuple[int, int], local: list[int]) -> list[Wire]:
-    """Return what Dion sends: M and Q to the owners, and M, Q and the update back."""
+def _dion(at: Place, shape: tuple[int, int], local: list[int], *, feedback: bool) -> list[Wire]:
+    """Return what Dion sends: M and Q to the owners, and Q, the update, and with feedback M back."""
     side, cut = 0 if shape[0] > shape[1] else 1, at.cut  # along which Q lies
     r = min(shape) // 4
     of_m, of_q = math.prod(local), local[side] // at.size(cut[1 - side]) * r
     there, back = at.there_and_back(of_m, [*reversed(cut[0]), *reversed(cut[1])])
     q_there, q_back = at.there_and_back(of_q, [*reversed(cut[1 - side]), *reversed(cut[side])])
-    messages = side_by_side(there, q_there) + side_by_side(back, back, q_back)
-    messages += together(at.to_copies(of_m), at.to_copies(of_m), at.to_copies(of_q))
+    large = 2 if feedback else 1
+    messages = side_by_side(there, q_there) + side_by_side(*[back] * large, q_back)
+    messages += together(*[at.to_copies(of_m)] * large, at.to_copies(of_q))
     is_spread = at.size(cut[1 - side]) > 1 and r > local[1 - side]
     return messages if is_spread else messages + at.gather(COUNT * of_q, cut[1 - side])
 

@@ -16,6 +16,7 @@ from orthon.plan.recording import RecordedStep
 from orthon.plan.tally import Tally
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
+from tests.rules_table import TAIL
 from tests.support.counting import counting
 from tests.support.short_run import marked, one_of_each
 
@@ -24,6 +25,8 @@ RULES: dict[str, tuple[Any, dict[str, Any]]] = {
     "Dion on shards": (Dion, {"route": "shards"}),
     "Dion, two orthonormal factors": (Dion, {"right_factor": "orthonormalize", "rank_fraction": 1 / 16}),
     "Dion, polar right factor": (Dion, {"right_factor": "polar", "rank_fraction": 1 / 16}),
+    "Dion with a tail, by owners": (Dion, {**TAIL, "nesterov": True, "route": "owners"}),
+    "Dion with a tail, on shards": (Dion, {**TAIL, "nesterov": True, "route": "shards"}),
     "Muon by owners": (Muon, {"polar_route": "owners"}),
     "Muon on shards": (Muon, {"polar_route": "shards"}),
     "NorMuon": (NorMuon, {}),

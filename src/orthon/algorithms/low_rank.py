@@ -83,15 +83,28 @@ class LowRank(Work):
         return min(short, int(multiple * math.ceil(portion(options["rank_fraction"], short) / multiple)))
 
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of two pairs of factors in float32; in another dtype also those of as many, and of M."""
+        """Return the bytes of two pairs of factors in float32; in another dtype also those of as many, and of M.
+
+        Beside a tail there are a pair of factors and R, twice as much in all. Where the weights cannot take the tail
+        and the low-rank part one after the other, the whole update is made, of N in its dtype.
+        """
         m, n = layout.largest_shard
+        r, kept, added = self.update_rank(layout.shape, options), options["state_dtype"] or dtype, dtype
+        factors = float((m + n) * r * max(4, dtype.itemsize))
         pairs = 2.05 if dtype.itemsize == 4 else 2.75
         if options["right_factor"] != "normalize":
             pairs += 1
-        factors = pairs * (m + n) * self.update_rank(layout.shape, options) * max(4, dtype.itemsize)
+        most = pairs * factors
         if options["product_dtype"] not in (None, dtype):  # and of a product
-            factors += 2.0 * m * n * options["product_dtype"].itemsize
-        return factors + (m * n * dtype.itemsize if options["cautious_weight_decay"] else 0)
+            added = options["product_dtype"]
+            most += 2.0 * m * n * added.itemsize
+        if options["cautious_weight_decay"]:
+            most += m * n * dtype.itemsize
+        if not self._has_tail(layout, options):
+            return most
+        whole = dtype.itemsize < 4 or options["cautious_weight_decay"]
+        copies = (options["product_dtype"] not in (None, kept)) + (whole or added != dtype) + (whole and added != kept)
+        return max(most, 2 * factors + copies * m * n * added.itemsize)
 
     def routes(self, layout: Layout, options: Group) -> tuple[str, ...]:  # noqa: ARG002
         """Return "owners" and "shards", or the one that is asked for."""
@@ -100,36 +113,41 @@ class LowRank(Work):
     def effort(self, route: str, layout: Layout, options: Group) -> Effort:
         """Return what the update of one matrix takes.
 
-        A power iteration has two products with M, and the update two of low rank. The owner gets M and Q, and sends
-        back M, Q and the update. On shards, tall factors are summed and gathered, and r × r triangles.
+        A power iteration has two products with M, the update one of low rank, and feedback another. Where R is not Q
+        times lengths of columns but Q T, T takes products with tall factors, and so do R for a tail and feedback. The
+        owner gets M and Q, and sends back Q, the update, and with feedback M. On shards, tall factors are summed and
+        gathered, and r × r triangles.
         """
         side = 1 if is_transposed(layout.shape, options) else 0  # to which P belongs
         r, iterations = self.update_rank(layout.shape, options), options["power_iterations"]
-        orthonormal = 1 + (options["right_factor"] != "normalize")
-        polar = options["right_factor"] == "polar"  # also T = Q₀ᵀ R, its polar factor H, and Q₀ H, each iteration
+        orthonormal, polar = options["right_factor"] != "normalize", options["right_factor"] == "polar"
+        feedback, tail = options["residual_momentum"] is not None, self._has_tail(layout, options)
+        has_t = orthonormal and (feedback or tail)
 
-        def work(m: float, n: float, rows: float) -> float:
-            tall = 8 * rows * r**2 * orthonormal + 4 * (m + n - rows) * r**2 * polar
-            return float(4 * m * n * r * (iterations + 1) + tall * iterations)
+        def tall(p: float, q: float, *, shares: tuple[float, float]) -> float:
+            """Return the operations of products of p × r and q × r factors, of which a rank has shares, with r × r."""
+            found = iterations * (8 * shares[0] + (8 * orthonormal + 4 * polar) * shares[1]) + 2 * has_t * shares[1]
+            return float(r**2 * (found + 2 * orthonormal * (tail * q + feedback * min(p, q))))
 
-        factoring = (2.0 * r**3 * orthonormal + polar * polar_columns_flops(r)) * iterations
+        factoring = (2.0 * r**3 * (1 + orthonormal) + polar * polar_columns_flops(r)) * iterations
         copies = layout.copies(unsynced=False).size
         if route != "shards":
-            m, n = layout.shape
-            here, of_q = math.prod(layout.largest_shard), layout.shape[1 - side] * r / layout.everyone.size
+            p, q = layout.shape[side], layout.shape[1 - side]
+            here, of_q = math.prod(layout.largest_shard), q * r / layout.everyone.size
             others = 1 - copies / layout.everyone.size  # the part of a copy that other ranks have
-            to_copies = (2.0 * here + of_q * copies) * (copies - 1) / copies
-            numbers = (3.0 * here / copies + 2.0 * of_q) * others + to_copies
-            return Effort(work(m, n, layout.shape[side]), factoring, numbers)
+            to_copies = ((1.0 + feedback) * here + of_q * copies) * (copies - 1) / copies
+            numbers = ((2.0 + feedback) * here / copies + 2.0 * of_q) * others + to_copies
+            products = 4.0 * p * q * r * (iterations + (1 + feedback) / 2)
+            return Effort(products + tall(p, q, shares=(p, q)), factoring, numbers)
         m, n = layout.largest_shard if side == 0 else layout.largest_shard[::-1]
         rows, cols = (layout.side(dim, divide=False, unsynced=False) for dim in (side, 1 - side))
-        products = 4.0 * m * n * r * (iterations / copies + 1)
-        products += 8.0 * m / (rows.summands.size * copies) * r**2 * iterations * orthonormal
-        products += 4.0 * n / (cols.summands.size * copies) * r**2 * iterations * polar
+        products = 4.0 * m * n * r * (iterations / copies + (1 + feedback) / 2)
+        products += tall(m, n, shares=(m / (rows.summands.size * copies), n / (cols.summands.size * copies)))
         summed_p, summed_q = m * r * (rows.summands.size * copies > 1), n * r * (cols.summands.size > 1)
-        numbers = iterations * (
-            2.0 * (summed_p + summed_q) + (3.0 * orthonormal + 2.0 * polar) * r**2
-        ) + n * r * cols.spreads(r)
+        numbers = iterations * (2.0 * (summed_p + summed_q) + (3.0 * (1 + orthonormal) + 2.0 * polar) * r**2)
+        numbers += n * r * cols.spreads(r) + 2.0 * has_t * r**2
+        if tail:  # squares of columns, lengths of directions, factors of columns
+            numbers += 2.0 * n * (cols.summands.size > 1) + 2.0 * r
         return Effort(products, factoring, numbers)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
@@ -153,7 +171,8 @@ class LowRank(Work):
             return orthonormalizing_bytes(rows, r, precision=precision, dtype=computed)
 
         M = m * n * kept.itemsize + made(m * n, computed, kept)
-        returning = 2.0 * (m * n * (kept.itemsize + dtype.itemsize) + q * r * kept.itemsize)
+        sends_M = options["residual_momentum"] is not None
+        returning = 2.0 * (m * n * (kept.itemsize * sends_M + dtype.itemsize) + q * r * kept.itemsize)
         returning += (p + q) * r * sent.itemsize
         right = p * r * wide.itemsize + made(p * r, sent, wide) + made(q * r, computed, wide)  # P and R
         if options["right_factor"] == "orthonormalize":
@@ -164,8 +183,28 @@ class LowRank(Work):
         else:
             right += 2.0 * q * r * wide.itemsize
         working = M + q * r * kept.itemsize + max(orthonormal(p), right)
-        descending = M + m * n * computed.itemsize + made(m * n, dtype, computed) + (p + q) * r * sent.itemsize
-        return max(returning, working, descending)
+        # The rest: with M, Q, P and R, as they were found and as they are sent.
+        held = M + q * r * kept.itemsize + (p + q) * r * wide.itemsize + made((p + q) * r, sent, wide)
+        held += q * r * computed.itemsize if options["right_factor"] != "normalize" else made(q * r, computed, wide)
+        added, of_q = options["product_dtype"] or dtype, wide if options["right_factor"] == "normalize" else sent
+        most = max(returning, working)
+        update = m * n * added.itemsize + made(p * r, added, sent)
+        if self._has_tail(layout, options):
+            update += q * r * of_q.itemsize + made(q * r, added, of_q)
+            update += max(made(m * n, added, kept), made(m * n, dtype, added))
+            most = max(most, held + 2.0 * q * r * wide.itemsize)
+        else:
+            update += made(q * r, added, sent) + made(m * n, dtype, added)
+        if sends_M:  # P or Q times T, in the dtype of products, and these if M has another one
+            fading = m * n * dtype.itemsize + made(p * r, computed, of_q) + made(q * r, computed, sent)
+            fading += (p if options["right_factor"] == "normalize" else min(p, q)) * r * of_q.itemsize
+            most = max(most, held + fading + made(m * n, computed, kept))
+        return max(most, held + update)
+
+    def _has_tail(self, layout: Layout, options: Group) -> bool:
+        """Return whether there is a tail: none at full rank of the side to which P belongs."""
+        side = 1 if is_transposed(layout.shape, options) else 0
+        return bool(options["tail"]) and self.update_rank(layout.shape, options) < layout.shape[side]
 
     def compresses(self, layout: Layout, options: Group) -> bool:
         """Return whether the factors of all power iterations have fewer numbers than the gradient.

@@ -125,24 +125,32 @@ class LowRankMomentum:
         of_update = dtype or self._batch.weights[0].dtype
         rest = None
         if self._way.tail:
-            share = self._right.vectors * self._right.size.unsqueeze(-2) if not self._is_orthonormal else self._R
-            noises = self._way.noise, self._way.arithmetic.noise, rounding_noise(of_update)
-            noise = max(each.of_matrix for each in noises)
-            c = yield from tail_factors(
-                self._stored, share, self._right, size=self._way.tail, noise=noise, cols=self._cols
-            )
-            rest = self._stored, c
-            if not self._is_orthonormal:
-                R = Q * self._right.size.unsqueeze(-2)
-            elif self._cols.holders.size == 1:
-                R = self._R
-            else:  # without gathering it as well
-                R = Q @ (yield from self._factor_of_right())
-            Q = Q - (R * c.mT).to(Q.dtype)  # c may be beyond the range of 16 bits
+            Q, rest = yield from self._with_tail(Q, of_update)
         if self._way.owned is None:
             self._batch.descend_product(P, Q, rest=rest, dtype=dtype, always_finite=True)
         else:  # for `fade` to send
             self._update = product_and_rest(P, Q, rest, of_update).to(self._batch.weights[0].dtype)
+
+    def _with_tail(self, Q: Tensor, of_update: torch.dtype) -> Step[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        """Return Q − diag(c) R, and N with the tail's c."""
+        noises = self._way.noise, self._way.arithmetic.noise, rounding_noise(of_update)
+        sized = None if self._is_orthonormal else self._right.size.unsqueeze(-2)
+        is_whole = self._cols.holders.size == 1
+        c, found = yield from tail_factors(
+            self._stored,
+            self._R if sized is None else self._right.vectors * sized,
+            self._right,
+            size=self._way.tail,
+            noise=max(noise.of_matrix for noise in noises),
+            cols=self._cols,
+            beside=() if is_whole or sized is not None else (self._factor_of_right(),),
+        )
+        if sized is not None:
+            R = Q * sized
+        else:  # which is not gathered as well
+            R = self._R if is_whole else Q @ found[0]
+        # In 16 bits, c may be beyond the range.
+        return (R * -c.mT).to(Q.dtype).add_(Q), (self._stored, c)
 
     def fade(self, P: Tensor, Q: Tensor) -> Step[None]:
         """M ← momentum·P Rᵀ + residual_momentum·E, or with nesterov N − G/(1 + momentum). It comes last.

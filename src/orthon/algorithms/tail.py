@@ -1,13 +1,14 @@
 """The tail of an update of low rank: what the low-rank part leaves out, with columns of one length."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from orthon.linalg import Columns, powers_of_two
 from orthon.linalg.norms import squares_of_rows
-from orthon.sharding import Side, Step
+from orthon.sharding import Side, Step, together
 
 # How long the columns of the tail may be at most, for the direction of the low-rank part that is shortest beside them.
 MOST = 2.0
@@ -16,7 +17,9 @@ MOST = 2.0
 HEADROOM = 2.0**-10
 
 
-def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: float, cols: Side) -> Step[Tensor]:
+def tail_factors(
+    N: Tensor, R: Tensor, right: Columns, *, size: float, noise: float, cols: Side, beside: Sequence[Step[Tensor]]
+) -> Step[tuple[Tensor, list[Tensor]]]:
     """Return c for the tail E diag(c), where E = N − P Rᵀ is what P leaves out of N (b, m, n), and R = Nᵀ P (b, n, r).
 
     E is never formed. P is orthonormal, so that ‖E_j‖² = ‖N_j‖² − ‖R_j‖² for column j. With D = diag(1/‖E_j‖),
@@ -37,9 +40,10 @@ def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: fl
         noise: up to which part of ‖N_j‖² the difference is rounding noise, and up to which part of the largest
             singular value a column is.
         cols: the side along which R lies.
+        beside: sums of something else over the same ranks, which travel with a sum from here.
 
     Returns:
-        (b, 1, n'), in float32, or in float64 for float64.
+        c, (b, 1, n'), in float32, or in float64 for float64; and the results of `beside`.
     """
     longest = torch.where(right.live, right.size, 0).amax(-1)[:, None, None]
     range_ = torch.finfo(R.dtype)
@@ -50,8 +54,9 @@ def tail_factors(N: Tensor, R: Tensor, right: Columns, *, size: float, noise: fl
     left = whole - R.square().sum(-1, keepdim=True)  # ‖E_j‖²
     floor = torch.maximum(noise * whole, (noise * longest / unit).square())  # of the column, and of the whole matrix
     D = torch.where(left > floor, left, math.inf).rsqrt()
-    lengths = yield from cols.ranks.sum((R * D).square().sum(-2))  # (b, r)
+    squares = (R * D.to(right.vectors.dtype)).square_().sum(-2)  # (b, r)
+    lengths, *found = yield from together(cols.ranks.sum(squares), *beside)
     bound = MOST * torch.where(right.live, lengths, 0).amin(-1).rsqrt()  # infinite where a direction does not live
     factor = torch.where(right.live.all(-1), bound.clamp(max=size), 0)[:, None, None]
     c: Tensor = yield from cols.gather((D * factor / unit).clamp(max=range_.max * HEADROOM).to(R.dtype))
-    return c.mT
+    return c.mT, found

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg import IN_CACHE, in_cache
-from orthon.linalg.kernels import SMALL, subtract_product_
+from orthon.linalg.kernels import SMALL, lies_by_columns, subtract_product_
 
 # Weights of this many numbers or more are updated by one fused product each. Smaller ones share launches.
 LARGE = 1 << 16
@@ -84,7 +84,13 @@ def descend_product_(
 
 
 def product_and_rest(P: Tensor, Q: Tensor, rest: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
-    """Return P Qᵀ (b, m, n), computed in `dtype`, and N diag(c) added to it if there is a rest (N, c)."""
+    """Return P Qᵀ (b, m, n), computed in `dtype`, and N diag(c) added to it if there is a rest (N, c).
+
+    The sum lies in memory by columns if N does, so that it takes one pass through both.
+    """
+    if rest is not None and lies_by_columns(rest[0]):
+        N, c = rest
+        return product_and_rest(Q, P, (N.mT, c.mT), dtype).mT
     update = P.to(dtype) @ Q.to(dtype).mT
     if rest is None:
         return update

@@ -66,7 +66,7 @@ def squares_of_rows(A: Tensor, unit: Tensor) -> Tensor:
         (b, n, 1), in float32, or float64 on other devices and for float64.
     """
     inverse = (1 / unit).to(factor_dtype(A.dtype))
-    if device_type(A.device) != "cpu" and A.dtype != torch.float64:  # without a copy of A
+    if device_type(A.device) != "cpu" and A.dtype != torch.float64:  # torch copies A to float64 inside
         norm: Tensor = torch.linalg.vector_norm(A, dim=-1, keepdim=True, dtype=torch.float64)
         return norm.mul_(inverse).square_()
     b, n, m = A.shape

@@ -11,6 +11,7 @@ PHASES = (
     "polar factor",
     "row selection",
     "row moments",
+    "tail",
     "weights",
     "communication",
 )
@@ -30,8 +31,10 @@ _PHASES: dict[str, str | None] = {
     "orthon.algorithms.kept": None,
     "orthon.algorithms.lion": "momentum",
     "orthon.algorithms.low_rank_momentum": "products",  # M Q and Mᵀ P
+    "orthon.algorithms.low_rank_momentum:LowRankMomentum._send_back": "weights",
+    "orthon.algorithms.low_rank_momentum:LowRankMomentum._with_tail": "tail",
     "orthon.algorithms.low_rank_momentum:LowRankMomentum.descend": "weights",
-    "orthon.algorithms.low_rank_momentum:LowRankMomentum.subtract": "momentum",  # error feedback
+    "orthon.algorithms.low_rank_momentum:LowRankMomentum.fade": "momentum",  # error feedback
     "orthon.algorithms.momentum": "momentum",
     "orthon.algorithms.muon": "polar factor",
     "orthon.algorithms.normuon": "row moments",
@@ -49,6 +52,7 @@ _PHASES: dict[str, str | None] = {
     "orthon.algorithms.rows:_descend_rows_": "weights",
     "orthon.algorithms.rows:_index": None,
     "orthon.algorithms.selected_rows": "row selection",
+    "orthon.algorithms.tail": "tail",
     "orthon.algorithms.weights": "weights",
     "orthon.algorithms.whole_matrix": "polar factor",
     "orthon.linalg": None,
