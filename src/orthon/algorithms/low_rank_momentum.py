@@ -129,7 +129,9 @@ class LowRankMomentum:
         if self._way.owned is None:
             self._batch.descend_product(P, Q, rest=rest, dtype=dtype, always_finite=True)
         else:  # for `fade` to send
-            self._update = product_and_rest(P, Q, rest, of_update).to(self._batch.weights[0].dtype)
+            P, Q = P.to(of_update), Q.to(of_update)
+            update = P @ Q.mT if rest is None else product_and_rest(P, Q, *rest)
+            self._update = update.to(self._batch.weights[0].dtype)
 
     def _with_tail(self, Q: Tensor, of_update: torch.dtype) -> Step[tuple[Tensor, tuple[Tensor, Tensor]]]:
         """Return Q − diag(c) R, and N with the tail's c."""
@@ -145,10 +147,7 @@ class LowRankMomentum:
             cols=self._cols,
             beside=() if is_whole or sized is not None else (self._factor_of_right(),),
         )
-        if sized is not None:
-            R = Q * sized
-        else:  # which is not gathered as well
-            R = self._R if is_whole else Q @ found[0]
+        R = Q * sized if sized is not None else self._R if is_whole else Q @ found[0]  # without gathering it as well
         # In 16 bits, c may be beyond the range.
         return (R * -c.mT).to(Q.dtype).add_(Q), (self._stored, c)
 
@@ -157,12 +156,12 @@ class LowRankMomentum:
 
         R is not gathered for that, since R = Q T with a small T: the lengths of its columns, or an r × r matrix.
         """
-        momentum, residual = (self._batch.options[name] for name in ("momentum", "residual_momentum"))
+        momentum, residual = self._batch.options["momentum"], self._batch.options["residual_momentum"]
         if residual is not None:
-            T = self._given.gated((yield from self._factor_of_right()))
             if not self._is_orthonormal:
-                P = P * T.unsqueeze(-2)
+                P = P * self._given.gated(self._right.size).unsqueeze(-2)
             else:
+                T = self._given.gated((yield from self._factor_of_right()))
                 P, Q = (P @ T.mT, Q) if self._rows.size < self._cols.size else (P, Q @ T)
             with self._batch.writing:
                 if residual != 1:
@@ -176,9 +175,7 @@ class LowRankMomentum:
             yield from self._send_back()
 
     def _factor_of_right(self) -> Step[Tensor]:
-        """Return T with R = Q T: the lengths of columns, (b, r), or a matrix (b, r, r)."""
-        if not self._is_orthonormal:
-            return self._right.size
+        """Return T with R = Q T, (b, r, r), of an orthonormal Q."""
         if self._T is None:
             vectors = self._right.vectors
             T = yield from self._cols.ranks.sum(vectors.mT @ self._R.to(vectors.dtype))

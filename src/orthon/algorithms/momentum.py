@@ -9,7 +9,7 @@ from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import Option, flag, number, scheduled, structural
 from orthon.linalg import compute_dtype, in_cache
 from orthon.linalg.device import device_type
-from orthon.linalg.kernels import mix_each
+from orthon.linalg.kernels import add_each, mix_each
 
 # What `updated_momentum` takes.
 MOMENTUM_OPTIONS: Mapping[str, Option] = {
@@ -65,7 +65,10 @@ def added_gradients(batch: Batch, *, norms: bool, keep: float | Tensor = 1.0) ->
     grads = [grad.mT for grad in batch.grads] if turned else batch.grads
     with batch.writing:  # the gradients are zero in a step that is to be left out
         for M, G in in_cache(stored, grads, fraction=0.5):  # the norms are in float64
-            mix_each(M, G, keep, sign)
+            if isinstance(keep, float) and keep == 1:
+                add_each(M, G, sign)
+            else:
+                mix_each(M, G, keep, sign)
             if M.dtype == torch.float16:  # whose range a sum may leave
                 M.clamp_(limits.min, limits.max)
             if norms and device_type(M.device) == "cpu":

@@ -79,24 +79,23 @@ def descend_product_(
         return
     if isinstance(by, Tensor):  # before Q is rounded
         Q, rest, by = Q * by, rest and (rest[0], rest[1] * by), 1.0
-    update = product_and_rest(P, Q, rest, dtype or of_weights)  # (b, m, n)
+    P, Q = P.to(dtype or of_weights), Q.to(dtype or of_weights)
+    update = P @ Q.mT if rest is None else product_and_rest(P, Q, *rest)  # (b, m, n)
     descend_(weights, update.unbind(), rate=rate, by=by, cautious=cautious, alike=True)
 
 
-def product_and_rest(P: Tensor, Q: Tensor, rest: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
-    """Return P Qᵀ (b, m, n), computed in `dtype`, and N diag(c) added to it if there is a rest (N, c).
+def product_and_rest(P: Tensor, Q: Tensor, N: Tensor, c: Tensor) -> Tensor:
+    """Return P Qᵀ + N diag(c), (b, m, n), in the dtype of P and Q.
 
     The sum lies in memory by columns if N does, so that it takes one pass through both.
     """
-    if rest is not None and lies_by_columns(rest[0]):
-        N, c = rest
-        return product_and_rest(Q, P, (N.mT, c.mT), dtype).mT
-    update = P.to(dtype) @ Q.to(dtype).mT
-    if rest is None:
-        return update
-    N, c = rest
+    by_columns = lies_by_columns(N)
+    if by_columns:
+        P, Q, N, c = Q, P, N.mT, c.mT
     # The range of float16 ends far below 1/‖column‖, and that of float32 where N is in float64.
-    return update.addcmul_(N, c.to(dtype) if N.dtype == dtype != torch.float16 else c)
+    c = c.to(P.dtype) if N.dtype == P.dtype != torch.float16 else c
+    update = (P @ Q.mT).addcmul_(N, c)
+    return update.mT if by_columns else update
 
 
 def decay_(weights: Sequence[Tensor], rate: float | Tensor, *, cautious: Sequence[Tensor] | None = None) -> None:

@@ -37,8 +37,6 @@ def mix_each(
         out: (b, m, n), in the dtype of M.
     """
     into = M if out is None else out
-    if out is None and isinstance(keep, float) and keep == 1:
-        return add_each(M, matrices, gain)
     if isinstance(keep, Tensor) or gain != 1 or device_type(M.device) != "cpu":
         return add_each(M.mul_(keep) if out is None else torch.mul(M, keep, out=out), matrices, gain)
     if M[0].numel() < SMALL:
@@ -97,12 +95,13 @@ def add_and_multiply_(
     Returns:
         (b, m, r), in the dtype of M.
     """
+    keeps_all = isinstance(keep, float) and keep == 1
     few, some = Q.shape[-1] <= MOST_COLUMNS, M.numel() and Q.numel()
     if few and some and in_triton("add_and_multiply_", M, M[0].numel()):
         from orthon.linalg.kernels.triton import add_and_multiply as kernel
 
-        return kernel.launch(M if isinstance(keep, float) and keep == 1 else M.mul_(keep), grads, Q, gain)
-    return product(mix_each(M, grads, keep, gain), Q)
+        return kernel.launch(M if keeps_all else M.mul_(keep), grads, Q, gain)
+    return product(add_each(M, grads, gain) if keeps_all else mix_each(M, grads, keep, gain), Q)
 
 
 def subtract_product_(
