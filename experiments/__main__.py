@@ -71,7 +71,7 @@ def _sitting(experiment: Experiment, folder: Path, workers: int, console: Consol
         console.print(
             f"{len(book.found)} runs are in {book.path}; the others take about "
             f"{costs.hours(left(), seconds, 2):.1f} hours on two cores, here {in_words(left() * seconds / workers)} "
-            f"with {workers} workers",
+            f"with {workers} {'worker' if workers == 1 else 'workers'}",
             soft_wrap=True,
         )
         with Shown(console, left, seconds / workers) as shown:

@@ -54,7 +54,7 @@ QUARTER, SIXTEENTH = Fraction(1, 4), Fraction(1, 16)
 MAIN = (
     ADAMW,
     MUON,
-    *(make(rank) for rank in (QUARTER, SIXTEENTH) for make in (dion_of_the_paper, dion_with_tail)),
+    *(make(rank) for make in (dion_with_tail, dion_of_the_paper) for rank in (QUARTER, SIXTEENTH)),
 )
 
 
