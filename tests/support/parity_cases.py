@@ -101,10 +101,11 @@ def allows(rule: str, layout: str, world: int, view: str | None = None) -> bool:
 
 
 def representatives(of_world: Callable[[int], list[Case]]) -> list[Case]:
-    """Return one case of every layout on 2 and 4 ranks, and on 8 ranks of every layout that needs as many.
+    """Return a case of every layout on 2 and 4 ranks, and on 8 of every layout that needs as many, and a few more.
 
-    It is the first case of the layout with the most of what no earlier one on as many ranks has: shapes, gradients,
-    rules or options, and dtypes. Of those with as much, it is the first with the most of what no earlier one has.
+    The case of a layout is the first one with the most of what no earlier one on as many ranks has: shapes, gradients,
+    rules or options, and dtypes. Of those with as much, it is the first with the most of what no earlier one has. More
+    cases follow while something is missing on so many ranks.
     """
     chosen = []
     nowhere = {value for world in WORLDS for case in of_world(world) for value in _values(case)}
@@ -117,6 +118,10 @@ def representatives(of_world: Callable[[int], list[Case]]) -> list[Case]:
             best = max(cases, key=lambda case: tuple(len(left & _values(case)) for left in (missing, nowhere)))
             missing -= _values(best)
             nowhere -= _values(best)
+            chosen.append(best)
+        while missing:
+            best = max(of_world(world), key=lambda case: len(missing & _values(case)))
+            missing -= _values(best)
             chosen.append(best)
     return chosen
 

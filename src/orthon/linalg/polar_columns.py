@@ -32,10 +32,10 @@ def polar_columns(
     singular values below 3e-4 of the largest, and its inverse root errs by epsilon times the square of the condition
     number.
 
-    Limits. In float32 the columns are orthonormal to 1e-6, and the factor is exact to a few epsilon times the condition
-    number at worst, and mostly to 1e-5. That holds for singular values down to an eighth of what counts as noise beside
-    the matrix (`Noise.of_matrix`): 1e-6 of the largest in float32, 2e-15 in float64. Smaller ones, which only
-    columns that differ in size leave, get a part of the length 1. In "tf32" and "bf16x3" the limits are those of
+    Limits. In float32 the singular values are 1 to 1e-5, and the factor is exact to 8 epsilon times the condition
+    number. That holds for singular values of R down to an eighth of what counts as noise beside the matrix
+    (`Noise.of_matrix`): 1e-6 of the largest in float32, 2e-15 in float64. Smaller ones, which only columns that differ
+    in size leave, get a part of the length 1. In "tf32" and "bf16x3" the limits are those of
     `orthonormalize`, and what is added to them is as much again.
 
     Args:
