@@ -130,7 +130,10 @@ class LowRankMomentum:
             self._batch.descend_product(P, Q, rest=rest, dtype=dtype, always_finite=True)
         else:  # for `fade` to send
             P, Q = P.to(of_update), Q.to(of_update)
-            update = P @ Q.mT if rest is None else product_and_rest(P, Q, *rest)
+            if rest is not None:
+                update = product_and_rest(P, Q, *rest)
+            else:  # so that it lies in memory as the weights do
+                update = (Q @ P.mT).mT if self._way.transposed else P @ Q.mT
             self._update = update.to(self._batch.weights[0].dtype)
 
     def _with_tail(self, Q: Tensor, of_update: torch.dtype) -> Step[tuple[Tensor, tuple[Tensor, Tensor]]]:
