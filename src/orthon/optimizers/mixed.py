@@ -227,9 +227,9 @@ class MixedOptimizer(torch.optim.Optimizer):
         """Load a state, each tensor of a matrix rule in the dtype in which it was saved.
 
         Options are those that were saved, but for `rank_fraction` and `rank_multiple_of`, to which the right factors
-        are cut or extended, and for those that choose among ways to compute the same. Options that are missing, as
-        they were not known then, remain as they are. Whole tensors are cut as the parameters are. Tensors that lie
-        otherwise are made whole for that, on all ranks together.
+        are cut or extended, and for those that choose among ways to compute the same. Options that are missing remain
+        as they are, but for those without which the rule was another one before they existed. Whole tensors are cut as
+        the parameters are. Tensors that lie otherwise are made whole for that, on all ranks together.
 
         Raises:
             TypeError, ValueError: for a state that does not fit, which changes nothing; they name the entry.
