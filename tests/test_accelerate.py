@@ -164,7 +164,7 @@ def test_explain_and_counts_see_through_it(precision: str) -> None:
     assert explain(run.optimizer) == explain(run.plain) == explain(Dion.for_model(net()))
     run.steps(0, 2)
     assert orthon.skipped_steps(run.optimizer) == 0
-    run.plain._unconsolidated = True
+    run.plain._unconsolidated.add(run.plain.param_groups[0]["params"][0])
     orthon.consolidate(run.optimizer)
     run.optimizer.state_dict()
     names = [group["name"] for group in run.optimizer.param_groups]

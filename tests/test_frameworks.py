@@ -131,11 +131,11 @@ def test_explain_and_counts_see_through_wrappers(wrap: Callable[[Any], Any]) -> 
         backward(model, step, None, bad=step > 0)()
         outer.step()
     assert orthon.skipped_steps(outer) == optimizer.skipped_steps == 2
-    optimizer._unconsolidated = True
+    optimizer._unconsolidated.add(next(model.parameters()))
     orthon.consolidate(outer)
     optimizer.state_dict()
     if hasattr(outer, "consolidate"):
-        optimizer._unconsolidated = True
+        optimizer._unconsolidated.add(next(model.parameters()))
         outer.consolidate()
         optimizer.state_dict()
 

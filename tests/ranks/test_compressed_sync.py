@@ -78,6 +78,38 @@ def test_the_optimizer_averages_what_ddp_would(ranks: Pool, missing_on: int | No
             assert torch.equal(weight, results[0][name]), f"{name}: replicas differ"
 
 
+def train_with_change(change: dict[str, Any], consolidates: bool) -> tuple[Tensor, Tensor]:
+    """Return the weights of this replica and of one process, whose options change after three steps."""
+    params = {"matrix": fresh()["matrix"]}, {"matrix": fresh()["matrix"]}
+    optimizer = Dion([("matrix", params[0]["matrix"])], replicas=dist.group.WORLD, sync_gradients=True)
+    expected = Dion([("matrix", params[1]["matrix"])])
+    for step in range(6):
+        if step == 3:
+            for each in (optimizer, expected):
+                each.param_groups[0].update(change)
+            if consolidates:
+                optimizer.consolidate()
+        everyone = [gradients(step, other)["matrix"] for other in range(dist.get_world_size())]
+        params[0]["matrix"].grad = everyone[dist.get_rank()]
+        params[1]["matrix"].grad = sum(everyone) / len(everyone)
+        optimizer.step()
+        expected.step()
+    optimizer.state_dict()  # no momentum differs any more
+    return params[0]["matrix"].detach(), params[1]["matrix"].detach()
+
+
+@pytest.mark.parametrize("consolidates", [False, True])
+@pytest.mark.parametrize(
+    "change", [{"tail": 0.7, "route": "shards"}, {"tail": 0.7}, {"route": "owners"}, {"power_iterations": 3}], ids=str
+)
+def test_options_that_end_the_compression(ranks: Pool, change: dict[str, Any], consolidates: bool) -> None:
+    """The momenta of the replicas become their mean first."""
+    results = ranks.run(WORLD, train_with_change, change, consolidates)
+    for weight, expected in results:
+        torch.testing.assert_close(weight, expected, rtol=1e-10, atol=1e-10)
+        assert torch.equal(weight, results[0][0]), "replicas differ"
+
+
 def explained() -> dict[str, str]:
     optimizer = Dion(groups(fresh()), replicas=dist.group.WORLD, sync_gradients=True)
     return {batch.parameters[0]: batch.synchronization for batch in orthon.explain(optimizer).batches}

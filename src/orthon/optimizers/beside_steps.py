@@ -10,19 +10,23 @@ from orthon.sharding import Step, local, run
 from orthon.step.member import Member
 
 
-def make_equal(members: Sequence[Member], states: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+def make_equal(
+    members: Sequence[Member], states: Mapping[Tensor, Mapping[str, Tensor]], different: set[Tensor]
+) -> None:
     """Average over the replicas the state that compressed synchronization leaves different.
 
     Args:
-        members: all parameters, on all ranks in the same order.
+        members: parameters, on all ranks in the same order.
         states: of the parameters; changed in place.
+        different: the parameters whose state differs. These members are taken out of it.
     """
     for member in members:
-        if member.differs and states.get(member.param):
+        if member.param in different and states.get(member.param):
             for key in member.own_state:
                 own = local(states[member.param][key])
                 mean = own.to(factor_dtype(own.dtype)) / member.layout.replicas.size
                 run([[_into(own, member.layout.replicas.sum(mean))]], at_once=1)
+        different.discard(member.param)
 
 
 def warn_of_no_gradients(owner: str) -> None:

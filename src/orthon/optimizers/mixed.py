@@ -104,7 +104,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._check = OptionCheck(owner, given, nonfinite, others)
         self._beside: tuple[Ranks, torch.device] | None = None
         self._begin_anew()
-        self._unconsolidated = self._warned = False
+        self._warned, self._unconsolidated = False, set[Tensor]()  # whose momentum differs between replicas
         if isinstance(params, Tensor):
             raise TypeError(f"{owner}: params should be an iterable of tensors, but is one tensor")
         super().__init__(cast(Any, params), shown_defaults(given))
@@ -186,11 +186,13 @@ class MixedOptimizer(torch.optim.Optimizer):
         if is_new:
             check_ranks(plan.members, type(self).__name__)
             plan.agreement.check_copies(plan.members)
+        if self._unconsolidated:  # of those that are not compressed any more, as options have changed
+            make_equal([m for m in plan.members if not m.differs], self.state, self._unconsolidated)
         self._planner.prepare(plan, self.state, gates)
         self._planner.carry_out(plan, self.state, gates, scale)
         # The step with which torch.distributed.checkpoint makes the state has zeros for gradients.
         if self.sync_gradients and not (is_new and plan.agreement.all(plan.members, plan.gradients.all_zero())):
-            self._unconsolidated |= any(member.differs for member in plan.members)
+            self._unconsolidated.update(member.param for member in plan.members if member.differs)
         if capture is not None:
             capture.check_state()
         return loss
@@ -201,8 +203,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         All ranks must call it, before `state_dict`. Training goes on with the same updates as without.
         """
         optimizer = own_optimizer(self, "consolidate")  # Lightning's wrappers take on this class
-        make_equal(optimizer.members(), optimizer.state)
-        optimizer._unconsolidated = False
+        make_equal(optimizer.members(), optimizer.state, optimizer._unconsolidated)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, as torch does.
@@ -226,9 +227,9 @@ class MixedOptimizer(torch.optim.Optimizer):
         """Load a state, each tensor of a matrix rule in the dtype in which it was saved.
 
         Options are those that were saved, but for `rank_fraction` and `rank_multiple_of`, to which the right factors
-        are cut or extended, and for those that choose among ways to compute the same. Options that are missing, as
-        they were not known then, remain as they are. Whole tensors are cut as the parameters are. Tensors that lie
-        otherwise are made whole for that, on all ranks together.
+        are cut or extended, and for those that choose among ways to compute the same. Options that are missing remain
+        as they are, but for those without which the rule was another one before they existed. Whole tensors are cut as
+        the parameters are. Tensors that lie otherwise are made whole for that, on all ranks together.
 
         Raises:
             TypeError, ValueError: for a state that does not fit, which changes nothing; they name the entry.
@@ -243,7 +244,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         optimizer.state.update(loaded)
         optimizer._begin_anew()
         optimizer._check.cycled.begin(optimizer.param_groups)
-        optimizer._unconsolidated = False
+        optimizer._unconsolidated.clear()
         for after in optimizer._optimizer_load_state_dict_post_hooks.values():
             after(optimizer)
 
@@ -271,8 +272,7 @@ class MixedOptimizer(torch.optim.Optimizer):
             members: the parameters that have gradients.
             machine: on which the ranks run; None for the optimizer's own.
         """
-        planner = self._planner if machine is None else self._planner_for(machine)
-        return planner.waves(members)
+        return (self._planner if machine is None else self._planner_for(machine)).waves(members)
 
     def machine_of(self, member: Member) -> Machine:
         """Return the machine on which a parameter is, as far as plans are concerned."""
