@@ -203,9 +203,11 @@ def formula(
     feedback, of_t = options.get("residual_momentum", 1) is not None, r * r * orthonormal
     if "tail" in options:
         scatter(c // math.prod(sizes[i] for i in shared), cuts[left], averaged)
-        sums(r + of_t, cuts[1 - left], shared, cuts[left], averaged)
+        gathered = bool(lines(shared, cuts[left], averaged))  # R is not, so that it is Q T
+        sums(r + gathered * of_t, cuts[1 - left], shared, cuts[left], averaged)
         gather(c, shared, cuts[left], averaged)
-    elif orthonormal and feedback:
+        of_t *= not gathered
+    if orthonormal and feedback and of_t:
         sums(of_t, cuts[1 - left], shared, cuts[left], averaged)
     return messages
 

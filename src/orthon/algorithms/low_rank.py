@@ -122,12 +122,14 @@ class LowRank(Work):
         r, iterations = self.update_rank(layout.shape, options), options["power_iterations"]
         orthonormal, polar = options["right_factor"] != "normalize", options["right_factor"] == "polar"
         feedback, tail = options["residual_momentum"] is not None, self._has_tail(layout, options)
-        has_t = orthonormal and (feedback or tail)
+        cols = layout.side(1 - side, divide=False, unsynced=False)
+        makes_r = tail and route == "shards" and cols.holders.size > 1  # for the tail, as Q T
+        has_t = orthonormal and (feedback or makes_r)
 
         def tall(p: float, q: float, *, shares: tuple[float, float]) -> float:
             """Return the operations of products of p × r and q × r factors, of which a rank has shares, with r × r."""
             found = iterations * (8 * shares[0] + (8 * orthonormal + 4 * polar) * shares[1]) + 2 * has_t * shares[1]
-            return float(r**2 * (found + 2 * orthonormal * (tail * q + feedback * min(p, q))))
+            return float(r**2 * (found + 2 * orthonormal * (makes_r * q + feedback * min(p, q))))
 
         factoring = (2.0 * r**3 * (1 + orthonormal) + polar * polar_columns_flops(r)) * iterations
         copies = layout.copies(unsynced=False).size
@@ -140,7 +142,7 @@ class LowRank(Work):
             products = 4.0 * p * q * r * (iterations + (1 + feedback) / 2)
             return Effort(products + tall(p, q, shares=(p, q)), factoring, numbers)
         m, n = layout.largest_shard if side == 0 else layout.largest_shard[::-1]
-        rows, cols = (layout.side(dim, divide=False, unsynced=False) for dim in (side, 1 - side))
+        rows = layout.side(side, divide=False, unsynced=False)
         products = 4.0 * m * n * r * (iterations / copies + (1 + feedback) / 2)
         products += tall(m, n, shares=(m / (rows.summands.size * copies), n / (cols.summands.size * copies)))
         summed_p, summed_q = m * r * (rows.summands.size * copies > 1), n * r * (cols.summands.size > 1)
