@@ -151,7 +151,7 @@ class _ExchangeFlight(Flight):
         self._requests, line = requests, requests[0].line
         out = line.sharing([request.lengths for request in requests])
         self._into = line.sharing([request.expected for request in requests])
-        packed = out.mixed([request.taken() for request in requests])
+        packed = out.mixed([request.taken() for request in requests]).contiguous()
         self._received = packed.new_empty(sum(self._into.lengths))
         slot = line.slot
         sent, came = packed.numel() - out.lengths[slot], self._received.numel() - self._into.lengths[slot]
