@@ -101,43 +101,42 @@ class _Suite(Suite):
         if not self.budget.left:
             self.results.note("products", case=case.name, contender=dion.name, note="no time was left")
             return
-        setting = self.setting(repeats, seconds)
         params = parameters(self.sized(case), dtype=torch.float32, device=self.device)
-        works: dict[str, Work] = {"step": dion.optimizer(params).step, "products": dion_products(params, dion.fraction)}
-        for work in works.values():
-            work()
-        taken = in_turns(works, repeats=setting.repeats, seconds=setting.seconds)
-        step, products = (statistics.median(taken[name]) for name in works)
-        self.results.note(
-            "products",
-            case=case.name,
-            contender=dion.name,
-            step_ms=step * 1e3,
-            products_ms=products * 1e3,
-            of_products=step / products,
-        )
+        products = dion_products(params, dion.fraction)
+        self._against("products", dion.optimizer(params).step, products, case, dion, repeats=repeats, seconds=seconds)
 
     def tail(self, case: Case, *, repeats: int, seconds: float) -> None:
         """Measure Dion's step with a tail in turns with the step without."""
-        (without,), (tailed,) = named(who.FAMILY, "Dion 1/4"), who.WITH_TAIL
+        (dion,), (tailed,) = named(who.FAMILY, "Dion 1/4"), who.WITH_TAIL
         if not self.budget.left:
             self.results.note("tail", case=case.name, contender=tailed.name, note="no time was left")
             return
-        setting, works = self.setting(repeats, seconds), dict[str, Work]()
-        for contender in (without, tailed):
-            params = parameters(self.sized(case), dtype=torch.float32, device=self.device)
-            works[contender.name] = contender.optimizer(params).step
-            works[contender.name]()
-        taken = in_turns(works, repeats=setting.repeats, seconds=setting.seconds)
-        step, other = (statistics.median(taken[contender.name]) for contender in (tailed, without))
-        self.results.note(
-            "tail",
-            case=case.name,
-            contender=tailed.name,
-            step_ms=step * 1e3,
-            without_ms=other * 1e3,
-            of_without=step / other,
+        without, step = (
+            each.optimizer(parameters(self.sized(case), dtype=torch.float32, device=self.device)).step
+            for each in (dion, tailed)
         )
+        self._against("without", step, without, case, tailed, repeats=repeats, seconds=seconds, table="tail")
+
+    def _against(
+        self,
+        name: str,
+        step: Work,
+        other: Work,
+        case: Case,
+        contender: Contender,
+        *,
+        repeats: int,
+        seconds: float,
+        table: str | None = None,
+    ) -> None:
+        """Measure a contender's step in turns with other work of this name, and note both and their ratio."""
+        setting, works = self.setting(repeats, seconds), {"step": step, name: other}
+        for work in works.values():
+            work()
+        taken = in_turns(works, repeats=setting.repeats, seconds=setting.seconds)
+        mine, its = (statistics.median(taken[each]) for each in works)
+        found = {"step_ms": mine * 1e3, f"{name}_ms": its * 1e3, f"of_{name}": mine / its}
+        self.results.note(table or name, case=case.name, contender=contender.name, **found)
 
     def one_after_the_other(
         self, case: Case, dtype: torch.dtype, everyone: Sequence[Contender], *, repeats: int, seconds: float

@@ -13,7 +13,7 @@ from rich.console import Console
 from experiments import costs, report
 from experiments.book import Book, whereabouts
 from experiments.entries import Experiment
-from experiments.progress import Shown, in_words
+from experiments.progress import SetProgress, in_words
 from experiments.quick import quick
 from experiments.results import FOLDER
 from experiments.runner import Failure, run
@@ -74,7 +74,7 @@ def _sitting(experiment: Experiment, folder: Path, workers: int, console: Consol
             f"with {workers} {'worker' if workers == 1 else 'workers'}",
             soft_wrap=True,
         )
-        with Shown(console, left, seconds / workers) as shown:
+        with SetProgress(console, left, seconds / workers) as shown:
             return run(experiment, crew, book, shown)
 
 

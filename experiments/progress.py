@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -12,9 +10,10 @@ from experiments.cell import Cell
 from experiments.costs import units
 from experiments.results import Outcome
 from experiments.workers import News
+from orthon.train.results.progress import Shown
 
 
-class Shown:
+class SetProgress(Shown):
     """Shows the news of a sitting, inside a `with` block.
 
     Args:
@@ -28,12 +27,8 @@ class Shown:
         self._begun = time.monotonic()
         self._ended_units, self._runs = 0.0, 0
         self._under_way: dict[str, float] = {}  # units done, by key
-        self._bar = Progress(
-            BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        numbers = TextColumn("{task.fields[numbers]}")
+        super().__init__(Progress(BarColumn(), numbers, console=console, disable=not console.is_terminal))
         self._task = self._bar.add_task("", total=units_left(), numbers="")
 
     def see(self, news: News) -> None:
@@ -53,15 +48,6 @@ class Shown:
         if news.ended:
             said = ended_line(news.cell, news.outcome) if news.outcome else f"FAILED: {news.error}: {news.cell}"
             self._console.print(f"{said}  ({numbers})", markup=False, soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
 
 def ended_line(cell: Cell, outcome: Outcome) -> str:

@@ -58,7 +58,7 @@ class LowRank(Work):
 
     def entries(self, shape: tuple[int, ...], options: Group) -> Entries:
         """Return a zero momentum (m, n) and a random right factor (n, r), or (m, r) if P belongs to the columns."""
-        side, dtype = 0 if is_transposed(shape, options) else 1, options["state_dtype"]
+        side, dtype = 1 - _left_side(shape, options), options["state_dtype"]
         return {
             "momentum": Entry(dtype=dtype, own=True),
             "Q": Entry(side=side, width=self.update_rank(shape, options), dtype=dtype, std=1 / math.sqrt(shape[side])),
@@ -100,7 +100,7 @@ class LowRank(Work):
             most += 2.0 * m * n * added.itemsize
         if options["cautious_weight_decay"]:
             most += m * n * dtype.itemsize
-        if not self._has_tail(layout, options):
+        if not self.has_tail(layout.shape, options):
             return most
         whole = dtype.itemsize < 4 or options["cautious_weight_decay"]
         copies = (options["product_dtype"] not in (None, kept)) + (whole or added != dtype) + (whole and added != kept)
@@ -118,10 +118,10 @@ class LowRank(Work):
         owner gets M and Q, and sends back Q, the update, and with feedback M. On shards, tall factors are summed and
         gathered, and r × r triangles.
         """
-        side = 1 if is_transposed(layout.shape, options) else 0  # to which P belongs
+        side = _left_side(layout.shape, options)
         r, iterations = self.update_rank(layout.shape, options), options["power_iterations"]
         orthonormal, polar = options["right_factor"] != "normalize", options["right_factor"] == "polar"
-        feedback, tail = options["residual_momentum"] is not None, self._has_tail(layout, options)
+        feedback, tail = options["residual_momentum"] is not None, self.has_tail(layout.shape, options)
         cols = layout.side(1 - side, divide=False, unsynced=False)
         makes_r = tail and route == "shards" and cols.holders.size > 1  # for the tail, as Q T
         has_t = orthonormal and (feedback or makes_r)
@@ -160,7 +160,7 @@ class LowRank(Work):
         """
         m, n = layout.shape
         kept, r = options["state_dtype"] or dtype, self.update_rank(layout.shape, options)
-        side = 1 if is_transposed(layout.shape, options) else 0  # to which P belongs
+        side = _left_side(layout.shape, options)
         p, q = layout.shape[side], layout.shape[1 - side]
         computed = options["product_dtype"] or compute_dtype(kept)
         precision = options["precision"] or default_precision(computed, layout.device)
@@ -191,7 +191,7 @@ class LowRank(Work):
         added, of_q = options["product_dtype"] or dtype, wide if options["right_factor"] == "normalize" else sent
         most = max(returning, working)
         update = m * n * added.itemsize + made(p * r, added, sent)
-        if self._has_tail(layout, options):
+        if self.has_tail(layout.shape, options):
             update += q * r * of_q.itemsize + made(q * r, added, of_q)
             update += max(made(m * n, added, kept), made(m * n, dtype, added))
             most = max(most, held + 2.0 * q * r * wide.itemsize)
@@ -203,10 +203,16 @@ class LowRank(Work):
             most = max(most, held + fading + made(m * n, computed, kept))
         return max(most, held + update)
 
-    def _has_tail(self, layout: Layout, options: Group) -> bool:
-        """Return whether there is a tail: none at full rank of the side to which P belongs."""
-        side = 1 if is_transposed(layout.shape, options) else 0
-        return bool(options["tail"]) and self.update_rank(layout.shape, options) < layout.shape[side]
+    def has_tail(self, shape: tuple[int, ...], options: Group) -> bool:
+        """Return whether the option asks for a tail, and the rank is not full, where nothing is left out."""
+        return bool(options["tail"]) and self.update_rank(shape, options) < min(shape)
+
+    def tail_length(self, shape: tuple[int, ...], options: Group) -> float:
+        """Return the length of a column of the tail; 0 if there is none."""
+        if not self.has_tail(shape, options):
+            return 0.0
+        side = _left_side(shape, options)
+        return float(options["tail"] * math.sqrt((shape[side] - self.update_rank(shape, options)) / shape[1 - side]))
 
     def compresses(self, layout: Layout, options: Group) -> bool:
         """Return whether the factors of all power iterations have fewer numbers than the gradient.
@@ -218,6 +224,11 @@ class LowRank(Work):
             return False
         m, n = layout.largest_shard
         return bool(options["power_iterations"] * (m + n) * self.update_rank(layout.shape, options) < m * n)
+
+
+def _left_side(shape: tuple[int, ...], options: Group) -> int:
+    """Return the side to which P belongs: 0 for the rows of the weight, 1 for its columns. Q belongs to the other."""
+    return 1 if is_transposed(shape, options) else 0
 
 
 def is_transposed(shape: tuple[int, ...], options: Group) -> bool:

@@ -1,6 +1,5 @@
 """Power iteration on the momentum: its leading directions, found wherever its parts lie."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +55,7 @@ class LowRankMomentum:
     def add_gradients(self) -> Step[None]:
         """N ← M + G, or momentum·M + G where nothing is fed back, and the first N Q with it. N takes the place of M."""
         batch, dtype, gated = self._batch, self._dtype, self._given.gated
-        keep = 1.0 if self._feeds_back else 1 - gated(1 - batch.options["momentum"])
+        keep = None if self._feeds_back else 1 - gated(1 - batch.options["momentum"])
         self._MQ: Tensor | None = None
         if self._way.owned is not None:
             added_gradients(batch, norms=False, keep=keep)
@@ -124,7 +123,7 @@ class LowRankMomentum:
         dtype = self._batch.options["product_dtype"]
         of_update = dtype or self._batch.weights[0].dtype
         rest = None
-        if self._way.tail:
+        if self._way.tail_length:
             Q, rest = yield from self._with_tail(Q, of_update)
         if self._way.owned is None:
             self._batch.descend_product(P, Q, rest=rest, dtype=dtype, always_finite=True)
@@ -145,7 +144,7 @@ class LowRankMomentum:
             self._stored,
             self._R if sized is None else self._right.vectors * sized,
             self._right,
-            size=self._way.tail,
+            size=self._way.tail_length,
             noise=max(noise.of_matrix for noise in noises),
             cols=self._cols,
             beside=() if is_whole or sized is not None else (self._factor_of_right(),),
@@ -217,7 +216,7 @@ class _Way:
         rows: the side along which P lies.
         cols: the side along which Q lies.
         owned: where others may work on the matrices, the way there and back.
-        tail: how long a column of the tail is; 0 if there is none.
+        tail_length: how long a column of the tail is; 0 if there is none.
     """
 
     transposed: bool
@@ -227,7 +226,7 @@ class _Way:
     rows: Side
     cols: Side
     owned: OwnedMomentum | None
-    tail: float
+    tail_length: float
 
     @classmethod
     def of(cls, batch: Batch, stored: Tensor, kept: Tensor) -> "_Way":
@@ -246,9 +245,8 @@ class _Way:
             rows, cols = alone.rows(divide=False), alone.cols(divide=False)
         elif options["right_factor"] != "normalize" or _is_quick_to_receive(batch, cols, dtype):
             cols = seen.cols(divide=True)
-        m, n = seen.shape
-        tail = options["tail"] * math.sqrt(max(0, m - kept.shape[-1]) / n)
-        return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols, owned, tail)
+        length = LowRank().tail_length(batch.layout.shape, options)
+        return cls(transposed, dtype, arithmetic(precision, factor_dtype(dtype)), noise, rows, cols, owned, length)
 
 
 def _is_quick_to_receive(batch: Batch, cols: Side, dtype: torch.dtype) -> bool:

@@ -47,13 +47,13 @@ def updated_momentum(batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
     return result
 
 
-def added_gradients(batch: Batch, *, norms: bool, keep: float | Tensor = 1.0) -> tuple[Tensor, Tensor | None]:
+def added_gradients(batch: Batch, *, norms: bool, keep: float | Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Return the momentum, M ← keep·M + G, with the ℓ1 norms of this rank's part of its rows.
 
     Args:
         batch: with a state "momentum".
         norms: whether they are asked for.
-        keep: a number, or a tensor with one element: 1 in a step that is to be left out.
+        keep: a number, or a tensor with one element, 1 in a step that is to be left out; None for 1.
 
     Returns:
         (b, m, n), the momentum itself, and (b, m) in float64, or None.
@@ -65,7 +65,7 @@ def added_gradients(batch: Batch, *, norms: bool, keep: float | Tensor = 1.0) ->
     grads = [grad.mT for grad in batch.grads] if turned else batch.grads
     with batch.writing:  # the gradients are zero in a step that is to be left out
         for M, G in in_cache(stored, grads, fraction=0.5):  # the norms are in float64
-            if isinstance(keep, float) and keep == 1:
+            if keep is None:
                 add_each(M, G, sign)
             else:
                 mix_each(M, G, keep, sign)

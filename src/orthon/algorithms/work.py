@@ -87,6 +87,10 @@ class Work:
         """Return the rank of the update of a matrix, or None if it is not low."""
         return None
 
+    def has_tail(self, shape: tuple[int, ...], options: Group) -> bool:  # noqa: ARG002
+        """Return whether an update of low rank has a part beside that, which is of the rank that is left."""
+        return False
+
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:  # noqa: ARG002
         """Return about how many bytes a step takes for one matrix, beside weights, gradients and state.
 

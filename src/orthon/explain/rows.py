@@ -52,14 +52,13 @@ class Row:
                 counts[reading.matrix(block)] += reading.count // len(reading.blocks)
         largest = max(counts, key=math.prod, default=(1, 1))
         plain = member.matrices is None or member.matrices.is_plain
-        rank = None if member.matrices is None else rule.work.update_rank(largest, group)
         return cls(
             parameter=member.name,
             shape=member.layout.shape,
             matrices="" if plain else ", ".join(f"{count} of {'×'.join(map(str, s))}" for s, count in counts.items()),
             rule=rule.name,
-            update_rank=rank,
-            has_tail=rank is not None and rank < min(largest) and bool(group.get("tail")),
+            update_rank=rule.work.update_rank(largest, group) if member.matrices is not None else None,
+            has_tail=member.matrices is not None and rule.work.has_tail(largest, group),
             lr_factor=lr_factor(group["adjust_lr_fn"], largest[0], largest[1]) if rule.work.takes_matrices else 1.0,
             state_bytes=sum(local(value).nbytes for value in state.values()),
             group=group.get("name", ""),

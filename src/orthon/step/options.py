@@ -53,7 +53,7 @@ class OptionCheck:
             group["algorithm"] = self.given["algorithm"]
             if self.others is not None:
                 group.setdefault("others", self.others)
-        rule_of(group["algorithm"], where)
+        rule = rule_of(group["algorithm"], where)
         if group.get("others") is not None:
             rule_of_others(group["others"], where)
         if by_schedule:
@@ -62,7 +62,7 @@ class OptionCheck:
         for name, option in options_of(group).items():
             value = group.setdefault(name, self.given.get(name, option.default))
             group[name] = option.check(name, value, where, by_schedule=by_schedule)
-        rule_of(group["algorithm"], where).work.check_options(group, where)
+        rule.work.check_options(group, where)
         if not by_schedule:  # later, a capture looks at them
             check_options(group, self.nonfinite, where)
         if group.get("view") is not None:

@@ -78,7 +78,7 @@ MOST_COLUMNS = 256
 
 
 def add_and_multiply_(
-    M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: float = 1.0, keep: float | Tensor = 1.0
+    M: Tensor, grads: Sequence[Tensor], Q: Tensor, *, gain: float = 1.0, keep: float | Tensor | None = None
 ) -> Tensor:
     """Overwrite each M with keep·M + gain·G, and return M Q.
 
@@ -90,18 +90,17 @@ def add_and_multiply_(
         grads: the G, each (m, n), of any floating dtype, with any strides.
         Q: (b, n, r), of the dtype of M.
         gain: factor of the G.
-        keep: factor of M, a number or a tensor with one element on the device of M.
+        keep: factor of M, a number or a tensor with one element on the device of M; None for 1.
 
     Returns:
         (b, m, r), in the dtype of M.
     """
-    keeps_all = isinstance(keep, float) and keep == 1
     few, some = Q.shape[-1] <= MOST_COLUMNS, M.numel() and Q.numel()
     if few and some and in_triton("add_and_multiply_", M, M[0].numel()):
         from orthon.linalg.kernels.triton import add_and_multiply as kernel
 
-        return kernel.launch(M if keeps_all else M.mul_(keep), grads, Q, gain)
-    return product(add_each(M, grads, gain) if keeps_all else mix_each(M, grads, keep, gain), Q)
+        return kernel.launch(M if keep is None else M.mul_(keep), grads, Q, gain)
+    return product(add_each(M, grads, gain) if keep is None else mix_each(M, grads, keep, gain), Q)
 
 
 def subtract_product_(
