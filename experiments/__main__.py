@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from experiments import costs, report
 from experiments.book import Book, whereabouts
 from experiments.entries import Experiment
+from experiments.place import Place
 from experiments.progress import SetProgress, in_words
 from experiments.quick import quick
 from experiments.results import FOLDER
 from experiments.runner import Failure, run
 from experiments.sets import SETS
-from experiments.training import corpus
 from experiments.workers import Workers
 
 INTERRUPTED = 130  # as a shell has it
@@ -26,11 +27,15 @@ INTERRUPTED = 130  # as a shell has it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing of a set, and write its tables and pictures. Return the exit code."""
-    given = _parser().parse_args(arguments)
+    flags = _parser()
+    given = flags.parse_args(arguments)
     experiment = quick(SETS[given.name]) if given.quick else SETS[given.name]
+    device = given.device or ("cpu" if given.quick else experiment.device)
+    if device == "cuda" and not torch.cuda.is_available():
+        flags.error(f"{experiment.name} is for a GPU, and there is none; on a CPU: --quick or --device cpu")
     console = Console(highlight=False)
     try:
-        failures = _sitting(experiment, given.out, given.workers, console)
+        failures = _sitting(experiment, Place(device=device, text=given.text), given.out, given.workers, console)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
         return INTERRUPTED
@@ -52,17 +57,19 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--workers", type=_count, default=_cores(), help="processes, one thread each (default: %(default)s)"
     )
+    flags.add_argument("--device", choices=("cpu", "cuda"), help="cuda: one GPU for all workers (default: the set's)")
+    flags.add_argument("--text", metavar="FOLDER", help="in place of the source of this Python's standard library")
     flags.add_argument("--out", type=Path, default=FOLDER, help="folder of the data (default: experiments/results)")
     return flags
 
 
-def _sitting(experiment: Experiment, folder: Path, workers: int, console: Console) -> list[Failure]:
+def _sitting(experiment: Experiment, place: Place, folder: Path, workers: int, console: Console) -> list[Failure]:
     """Print what a set costs, and run what is missing of it."""
-    where = whereabouts()
-    book = Book(experiment.name, folder=folder, corpus=corpus().fingerprint, where=where)
+    where = whereabouts(place.device)
+    book = Book(experiment.name, folder=folder, corpus=place.corpus().fingerprint, where=where)
     console.print(f"{experiment.name}: {experiment.question}", soft_wrap=True)
-    with Workers(workers) as crew:
-        seconds = costs.seconds_per_unit(book.found.values(), where["machine"]["processor"])
+    with Workers(workers, place) as crew:
+        seconds = costs.seconds_per_unit(book.found.values(), where)
         seconds = seconds or costs.measured_seconds_per_unit(crew) or costs.USUAL_SECONDS
 
         def left() -> float:

@@ -44,9 +44,9 @@ class Book:
         self.found |= by_key([line])
 
 
-def whereabouts() -> dict[str, Any]:
+def whereabouts(device: str) -> dict[str, Any]:
     """Return machine, versions, commit and date. The data themselves do not make the commit dirty."""
-    found = surroundings(torch.device("cpu"))
+    found = surroundings(torch.device(device))
     found["machine"]["threads"] = 1  # of each run
     clean = str(found["commit"]).removesuffix("-dirty")
     changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){FOLDER}"]

@@ -10,10 +10,10 @@ from orthon.train.settings.base import check
 from orthon.train.settings.key_values import Scalar
 from orthon.train.settings.model import ModelConfig, SizeName
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerName
-from orthon.train.settings.run import TrainConfig
+from orthon.train.settings.run import DeviceName, PrecisionName, TrainConfig
 
-# Sequences whose activations are in memory at once: a larger batch is cut into parts of this many.
-PART = 32
+# Tokens whose activations are in memory at once: a larger batch is cut into parts. This changes rounding alone.
+PART = {"cpu": 8192, "cuda": 65536}
 
 # A validation reads 64 sequences, forwards only, and so costs about as much as training on 20. With at least this many
 # from one to the next, validations take at most a tenth of the time.
@@ -38,6 +38,7 @@ class Cell:
         model: single numbers of the model in place of those of `size`.
         scalar_lr: of the AdamW that updates the rest.
         weight_decay: decoupled, times lr.
+        precision: of the products in the model.
     """
 
     optimizer: OptimizerName
@@ -52,6 +53,7 @@ class Cell:
     model: Mapping[str, int] = field(default_factory=dict)
     scalar_lr: float = 0.003
     weight_decay: float = 0.01
+    precision: PrecisionName = "float32"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,8 +80,11 @@ class Cell:
         """Steps from one measurement of the held-out loss to the next."""
         return max(-(-self.steps // MOST_VALIDATIONS), -(-SEQUENCES_BETWEEN_VALIDATIONS // self.batch))
 
-    def config(self) -> TrainConfig:
+    def config(self, device: DeviceName = "cpu") -> TrainConfig:
         """The trainer's settings for this run.
+
+        Args:
+            device: on which it runs.
 
         Raises:
             UserError: A value is not allowed.
@@ -99,9 +104,10 @@ class Cell:
             {
                 "steps": self.steps,
                 "batch_size": self.batch,
-                "accumulation": self.batch // PART if self.batch % PART == 0 else 1,
+                "accumulation": self._parts(device),
                 "seed": self.seed,
-                "device": "cpu",
+                "device": device,
+                "precision": self.precision,
                 "validate_every": self.validate_every,
                 "validation_sequences": 64,
                 "sample_tokens": 0,
@@ -110,6 +116,11 @@ class Cell:
                 "optimizer": optimizer,
             },
         )
+
+    def _parts(self, device: DeviceName) -> int:
+        """Return into how many equal parts the batch is cut."""
+        fit = max(1, PART[device] // self.shape.shape.context)
+        return next(parts for parts in range(-(-self.batch // fit), self.batch + 1) if self.batch % parts == 0)
 
 
 def key_of(settings: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """What runs cost, in units of the demo run: LLaMA 1M, 300 steps of 8 sequences of 256 tokens."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from experiments.cell import Cell
 from experiments.entries import Entry, Experiment
@@ -53,14 +54,14 @@ def units_of_all(experiments: Iterable[Experiment]) -> float:
     return sum(runs_of(entry, {}) * units(entry.cell(0, 0)) for entry in _apart(every))
 
 
-def seconds_per_unit(lines: Iterable[Line], processor: str) -> float | None:
-    """Return the seconds of a demo run on one thread, from the latest runs on such a processor; None if there are none.
+def seconds_per_unit(lines: Iterable[Line], where: Mapping[str, Any]) -> float | None:
+    """Return the seconds of a demo run in one worker, from the latest runs on such a machine; None if there are none.
 
     Args:
         lines: of the data.
-        processor: the name of this machine's.
+        where: this machine, as `whereabouts` has it.
     """
-    here = [line for line in lines if line.where["machine"]["processor"] == processor and not line.outcome.diverged]
+    here = [line for line in lines if _place(line.where) == _place(where) and not line.outcome.diverged]
     costs = [line.outcome.seconds / units(Cell(**line.settings)) for line in here[-RECENT:]]
     return WITH_VALIDATION * statistics.median(costs) if costs else None
 
@@ -95,6 +96,10 @@ def _apart(entries: Iterable[Entry]) -> list[Entry]:
         if key not in by_cell or runs_of(by_cell[key], {}) < runs_of(entry, {}):
             by_cell[key] = entry
     return list(by_cell.values())
+
+
+def _place(where: Mapping[str, Any]) -> tuple[str, str]:
+    return where["device"], where["machine"]["processor"]
 
 
 def _tokens(cell: Cell) -> int:

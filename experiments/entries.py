@@ -11,6 +11,7 @@ from experiments.results import Found
 from orthon.train.settings.key_values import Scalar
 from orthon.train.settings.model import SizeName
 from orthon.train.settings.optimizer import OptimizerName
+from orthon.train.settings.run import DeviceName, PrecisionName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Setting:
         model: single numbers of the model in place of those of `size`.
         momentum: of the run.
         sweeps: whether learning rates are swept; else each optimizer has that of its contender.
+        precision: of the products in the model.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Setting:
     model: Mapping[str, int] = field(default_factory=dict)
     momentum: float = 0.8
     sweeps: bool = True
+    precision: PrecisionName = "float32"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Entry:
             fraction=contender.fraction,
             options=contender.options,
             model=setting.model,
+            precision=setting.precision,
         )
 
     def swept(self, found: Found) -> dict[int, float]:
@@ -121,6 +125,7 @@ class Experiment:
         shown: what the table of all settings shows: "difference" to the baseline, or "lr", the best learning rate.
         target: the contender whose final loss the others are to reach; None: no steps are counted.
         published: what others have found, to compare.
+        device: on which the set is meant to run.
     """
 
     name: str
@@ -131,6 +136,7 @@ class Experiment:
     shown: Literal["difference", "lr"] = "difference"
     target: str | None = None
     published: str = ""
+    device: DeviceName = "cpu"
 
     def missing(self, found: Found) -> Iterator[Cell]:
         """The runs that can be told to be missing, each once, in the order of the table."""

@@ -2,43 +2,35 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
 
 import torch
 
 from experiments.cell import Cell
+from experiments.place import Place
 from experiments.results import Outcome
 from orthon.train.errors import DivergedError
 from orthon.train.model.build import build_model
 from orthon.train.model.parallelize import parallelize
 from orthon.train.processes.ranks import Processes
-from orthon.train.settings.data import DataConfig
 from orthon.train.step.clock import StepClock
 from orthon.train.step.optimizers import build_optimizers
 from orthon.train.step.training import Training, validation_loss
-from orthon.train.text.corpus import load_corpus
-from orthon.train.text.tokens import Corpus
 from orthon.train.text.windows import BatchOrder, Windows
 
 
-@cache
-def corpus() -> Corpus:
-    """Return the text of all runs: the source of Python's standard library."""
-    return load_corpus(DataConfig())
-
-
-def train(cell: Cell, progress: Callable[[float], None]) -> Outcome:
+def train(cell: Cell, progress: Callable[[float], None], place: Place) -> Outcome:
     """Train a cell to its end, or until it diverges.
 
     Args:
         cell: The run.
         progress: Gets the part of the run that is done, at each measurement.
+        place: Where, and on which text.
 
     Raises:
         UserError: The settings cannot be used.
     """
-    config, text = cell.config(), corpus()
-    ranks = Processes(torch.device("cpu"))
+    config, text = cell.config(place.device), place.corpus()
+    ranks = Processes(torch.device(place.device))
     context = config.model.shape.context
     windows = Windows(text.train, context, text.vocab_size, "training")
     held_out = Windows(text.held_out, context, text.vocab_size, "held-out")

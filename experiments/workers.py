@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from experiments.cell import Cell
+from experiments.place import Place
 from experiments.results import Outcome
 
 Train = Callable[[Cell, Callable[[float], None]], Outcome]
@@ -64,12 +65,13 @@ class Workers:
 
     Args:
         number: of processes.
+        place: where they train.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, place: Place) -> None:
         # Not forked: a fork of a process that has used torch may hang.
         self._context = multiprocessing.get_context("spawn")
-        self._number = number
+        self._number, self._place = number, place
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, Cell]] = {}
 
@@ -89,7 +91,7 @@ class Workers:
 
     def start(self, cell: Cell) -> None:
         """Start a cell."""
-        worker = self._idle.pop() if self._idle else _Worker(self._context)
+        worker = self._idle.pop() if self._idle else _Worker(self._context, self._place)
         worker.line.send(cell)
         self._busy[worker.line] = (worker, cell)
 
@@ -114,9 +116,9 @@ class Workers:
 class _Worker:
     """One process, and this end of the line to it."""
 
-    def __init__(self, context: multiprocessing.context.SpawnContext) -> None:
+    def __init__(self, context: multiprocessing.context.SpawnContext, place: Place) -> None:
         self.line, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other,), daemon=True)
+        self.process = context.Process(target=_work, args=(other, place), daemon=True)
         # The process reads this when it loads torch, before it can be told anything else.
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -136,15 +138,18 @@ class _Worker:
         self.line.close()
 
 
-def _work(line: Connection) -> None:
+def _work(line: Connection, place: Place) -> None:
     """Train the cells that come along the line, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair, which ends this one
     import torch
 
     from experiments.training import train
 
+    def trained(cell: Cell, progress: Callable[[float], None]) -> Outcome:
+        return train(cell, progress, place)
+
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
             cell: Cell = line.recv()
-            line.send(train_in_words(cell, train, lambda done, cell=cell: line.send(News(cell, done))))  # type: ignore[misc]
+            line.send(train_in_words(cell, trained, lambda done, cell=cell: line.send(News(cell, done))))  # type: ignore[misc]

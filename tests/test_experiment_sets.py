@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from experiments import __main__ as command
 from experiments import costs, report, training
 from experiments.cell import PART, Cell
 from experiments.entries import Contender, Experiment, Setting
+from experiments.place import Place
 from experiments.quick import quick, resized
 from experiments.results import read
 from experiments.sets import SETS
@@ -35,7 +37,14 @@ def one_thread() -> Iterator[None]:
 
 
 def test_all_sets_together_take_less_than_ten_hours_of_two_cores() -> None:
-    assert costs.hours(costs.units_of_all(SETS.values()), costs.USUAL_SECONDS, workers=2) < 10
+    assert (
+        costs.hours(
+            costs.units_of_all(experiment for experiment in SETS.values() if experiment.device == "cpu"),
+            costs.USUAL_SECONDS,
+            workers=2,
+        )
+        < 10
+    )
 
 
 @each_set
@@ -84,8 +93,11 @@ def test_names_tell_contenders_and_settings_apart(name: str) -> None:
 
 
 def test_large_batches_are_cut_into_parts() -> None:
-    config = replace(costs.DEMO, batch=512).config()
-    assert config.batch_size // config.accumulation == PART
+    large = replace(costs.DEMO, batch=512)
+    assert large.config().accumulation == 512 * 256 // PART["cpu"] == 16
+    assert large.config("cuda").accumulation == 2
+    assert replace(costs.DEMO, batch=33).config().accumulation == 3  # equal parts
+    assert replace(costs.DEMO, batch=31, size="120M").config().accumulation == 31  # the least is one sequence
 
 
 def contender_of(entry: Any) -> Contender:
@@ -116,9 +128,9 @@ def hundredth(experiment: Experiment) -> Experiment:
 class OneHere(Here):
     """In place of worker processes."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, place: Place) -> None:
         del number
-        super().__init__(training.train)
+        super().__init__(partial(training.train, place=place))
 
     def __enter__(self) -> "OneHere":
         return self
@@ -140,7 +152,7 @@ def test_each_set_runs_and_is_drawn(
 ) -> None:
     small = hundredth(SETS[name])
     monkeypatch.setitem(command.SETS, name, small)
-    assert command.main([name, "--out", str(tmp_path)]) == 0
+    assert command.main([name, "--out", str(tmp_path), "--device", "cpu"]) == 0
     assert "hours on two cores" in capsys.readouterr().out
     assert len(read(tmp_path / f"{small.name}.jsonl")) == sum(len(entry.setting.seeds) for entry in small.entries)
     page = (tmp_path / f"{small.name}.md").read_text()
@@ -166,6 +178,13 @@ def test_a_failure_sets_the_exit_code_and_is_told(
     assert "| Dion3 1/4 |" in said
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["batch-120m"])
+    assert "batch-120m is for a GPU, and there is none" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_ctrl_c_ends_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -189,12 +208,12 @@ def test_worker_processes() -> None:
     """One trains as this process does; one that dies is told and replaced."""
     cell = Cell(optimizer="muon", lr=0.04, seed=0, steps=4, batch=4, model=MODEL)
     endless = replace(cell, steps=10**6)
-    with Workers(1) as crew:
+    with Workers(1, Place()) as crew:
         assert crew.is_free()
         crew.start(cell)
         assert not crew.is_free()
         *_, ended = _until_ended(crew)
-        here = training.train(cell, lambda _: None)
+        here = training.train(cell, lambda _: None, Place())
         assert ended.outcome is not None
         assert ended.outcome.held_out == here.held_out
         crew.start(endless)

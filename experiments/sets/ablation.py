@@ -5,7 +5,7 @@ from itertools import chain
 
 from experiments.entries import Contender, Experiment, crossed
 from experiments.sets.contenders import MUON, QUARTER, SIXTEENTH, changed, dion_of_the_paper, dion_with_tail
-from experiments.sets.settings import DEMO
+from experiments.sets.settings import BATCH_32K, DEMO
 
 # So many power iterations that the subspace is the leading one of the momentum.
 EXACT = 8
@@ -47,10 +47,20 @@ _GROUPS = [
     for group in (_of_the_paper(dion_of_the_paper(rank)), _with_tail(dion_with_tail(rank)))
 ]
 
+_TAIL = dion_with_tail(QUARTER)
+_IN_LARGE_BATCHES = (
+    _TAIL,
+    changed(_TAIL, "tail 1/2", tail=0.5),
+    changed(_TAIL, "tail 1", tail=1.0),
+)
+
 SET = Experiment(
     name="ablation",
     question="Which part of Dion is worth what?",
-    entries=crossed((MUON, *chain(*_GROUPS)), (replace(DEMO, seeds=(0, 1, 2)),)),
+    entries=(
+        *crossed((MUON, *chain(*_GROUPS)), (replace(DEMO, seeds=(0, 1, 2)),)),
+        *crossed((MUON, *_IN_LARGE_BATCHES), (BATCH_32K,)),
+    ),
     pairs=tuple((each.name, base.name) for base, *others in _GROUPS for each in others),
     published=(
         "Dion's authors, 120M, with and without error feedback: 3.307 and 3.329 at rank 1/2, 3.349 and 3.423 at 1/4; "
