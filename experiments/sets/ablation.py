@@ -31,6 +31,7 @@ def _with_tail(base: Contender) -> list[Contender]:
         changed(base, "tail 1/4", tail=0.25),
         changed(base, "tail 1/2", tail=0.5),
         changed(base, "tail 1", tail=1.0),
+        changed(base, "tail 1.4", tail=1.4),
         changed(base, "without Nesterov", nesterov=False),
         changed(base, "residual fades by 0.1", nesterov=False, residual_momentum=0.9),
         changed(base, "error feedback", nesterov=False, residual_momentum=1.0),
@@ -50,16 +51,18 @@ _GROUPS = [
 _TAIL = dion_with_tail(QUARTER)
 _IN_LARGE_BATCHES = (
     _TAIL,
-    changed(_TAIL, "tail 1/2", tail=0.5),
     changed(_TAIL, "tail 1", tail=1.0),
+    changed(_TAIL, "tail 1.4", tail=1.4),
+    changed(_TAIL, "2 power iterations", power_iterations=2),
+    changed(_TAIL, "tail 1 and 2 power iterations", tail=1.0, power_iterations=2),
 )
 
 SET = Experiment(
     name="ablation",
     question="Which part of Dion is worth what?",
     entries=(
-        *crossed((MUON, *chain(*_GROUPS)), (replace(DEMO, seeds=(0, 1, 2)),)),
         *crossed((MUON, *_IN_LARGE_BATCHES), (BATCH_32K,)),
+        *crossed((MUON, *chain(*_GROUPS)), (replace(DEMO, seeds=(0, 1, 2)),)),
     ),
     pairs=tuple((each.name, base.name) for base, *others in _GROUPS for each in others),
     published=(
