@@ -17,6 +17,8 @@ from orthon.plan import cluster
 
 Shape = tuple[int, int]
 
+SIZE = 0.02  # of the weights, as in models
+
 
 @dataclass(frozen=True)
 class Case:
@@ -92,7 +94,7 @@ def parameters(case: Case, *, dtype: torch.dtype, device: torch.device) -> list[
 
     params = []
     for shape in case.shapes:
-        param = nn.Parameter(random(shape).mul_(0.02))
+        param = nn.Parameter(random(shape).mul_(SIZE))
         param.grad = random(shape)
         params.append(param)
     return params

@@ -74,8 +74,8 @@ FAMILY: tuple[Contender, ...] = (
     _orthon("Dion3 1/4", Dion3, fraction=1 / 4),
 )
 
-# Without feedback, what the low-rank part leaves out fades as the momentum does, and the tail makes use of it.
-WITH_TAIL = (_dion(4, " with tail", tail=0.7, right_factor="orthonormalize", residual_momentum=None, nesterov=True),)
+# Without a tail, with error feedback and unit columns.
+OF_THE_PAPER = (_dion(4, " of the paper", **Dion.PAPER),)
 
 # For float32 state.
 ROUNDED = tuple(_dion(inverse, ", bf16 products", product_dtype=torch.bfloat16) for inverse in (4, 16))

@@ -36,7 +36,7 @@ def counts(contender: Contender, case: Case, *, dtype: torch.dtype, device: torc
 
 
 def product_flops(shapes: Iterable[Shape], fraction: float) -> float:
-    """Return the operations of Dion's large products alone: M Q, Mᵀ P, P Rᵀ and P Qᵀ, 8·m·n·r for each matrix."""
+    """Return the operations of the large products of the paper's Dion: M Q, Mᵀ P, P Rᵀ and P Qᵀ, 8·m·n·r a matrix."""
     return float(sum(8 * m * n * update_rank((m, n), fraction) for m, n in shapes))
 
 
@@ -50,9 +50,10 @@ def _flops(contender: Contender, shape: Shape) -> float:
     r = math.ceil(contender.fraction * short)
     if contender.rule == "adamw":
         return 0.0
-    if contender.rule == "dion":  # the large products, and one pass of Cholesky QR: a Gram matrix and a solution
-        feeds_back = contender.options.get("residual_momentum", 1.0) is not None  # else there is no P Rᵀ
-        return product_flops([shape], contender.fraction) * (1 if feeds_back else 3 / 4) + 3.0 * short * r**2
+    if contender.rule == "dion":  # the large products, and a pass of Cholesky QR: a Gram matrix and a solution
+        feeds_back = contender.options.get("residual_momentum") is not None  # else there is no P Rᵀ
+        factored = short if contender.options.get("right_factor") == "normalize" else short + long
+        return product_flops([shape], contender.fraction) * (1 if feeds_back else 3 / 4) + 3.0 * factored * r**2
     if contender.newton_schulz:
         return polar_flops(r, long, method="newton_schulz", route="direct")
     return polar_flops(r, long)

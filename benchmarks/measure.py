@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import checks
-from benchmarks.cases import Case, parameters
+from benchmarks.cases import SIZE, Case, parameters
 from benchmarks.contenders import Contender
 from benchmarks.counts import counts
 from benchmarks.results import Results, Row, name_of, reason
@@ -108,13 +108,19 @@ class Sets:
         copies = copies_beyond_cache(touched, device)
         self.params = [parameters(case, dtype=dtype, device=device) for _ in range(copies)]
 
+    def draw_weights(self) -> None:
+        """Give the weights new values. After many steps they have grown so large that bfloat16 rounds a step away."""
+        for params in self.params:
+            for param in params:
+                local(param.detach()).normal_(std=SIZE)
+
 
 def in_row(contender: Contender, sets: Sets, setting: Setting, baselines: Mapping[str, Row]) -> Row:
     """Measure an optimizer by itself, steps in a row.
 
     Args:
         contender: the one.
-        sets: what it updates; weights go on where the one before has left them.
+        sets: what it updates; its weights are drawn anew.
         setting: how.
         baselines: rows of the same case to compare with, by name.
 
@@ -123,6 +129,7 @@ def in_row(contender: Contender, sets: Sets, setting: Setting, baselines: Mappin
     """
     case, device = sets.case, setting.device
     row = _checked_row(contender, case, dtype=sets.dtype, setting=setting)
+    sets.draw_weights()
     optimizers = [contender.optimizer(params) for params in sets.params]
     before = [checks.sample(local(param)) for param in sets.params[0]]
     first = once(optimizers[0].step, device)

@@ -1,4 +1,4 @@
-"""Large products alone: what is left of Dion's step if everything else took no time."""
+"""Large products alone: what is left of the step of the paper's Dion if everything else took no time."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from benchmarks.timing import Work
 
 
 def dion_products(params: Sequence[nn.Parameter], fraction: float) -> Work:
-    """Return the four large products of Dion on each matrix, M Q, Mᵀ P, M − P Rᵀ and X − P Qᵀ, as a work.
+    """Return the four large products of the paper's Dion on each matrix, M Q, Mᵀ P, M − P Rᵀ and X − P Qᵀ, as a work.
 
     They are made as well as torch can: into memory that is there already, matrix by matrix, the last two fused with
     their additions.

@@ -131,8 +131,8 @@ _GPT2, _TINY, _LLAMA = GPT2_SMALL.name, TINY.name, LLAMA_405B_LAYER.name
 _DEFAULTS = ("Dion 1/4", "Muon", "NorMuon", "Dion2 1/4", "Dion3 1/4")
 
 CPU: tuple[Target, ...] = (
-    Target("GPT-2 small, Dion 1/4, of its large products alone", 1.25, _noted("products", "of_products")),
-    Target("GPT-2 small, Dion 1/4 with tail, of the step without", 1.10, _noted("tail", "of_without")),
+    Target("GPT-2 small, Dion 1/4 of the paper, of its large products alone", 1.25, _noted("products", "of_products")),
+    Target("GPT-2 small, Dion 1/4, of the step without a tail", 1.10, _noted("tail", "of_without")),
     Target("GPT-2 small, Dion 1/16, of torch.optim.Muon", 0.12, _ratio(_GPT2, "Dion 1/16", TORCH_MUON, "float32")),
     Target("GPT-2 small, Muon, of torch.optim.Muon", 0.60, _ratio(_GPT2, "Muon", TORCH_MUON, "float32")),
     Target("GPT-2 small, Dion2 1/4, of torch.optim.Muon", 0.12, _ratio(_GPT2, "Dion2 1/4", TORCH_MUON, "float32")),

@@ -6,6 +6,7 @@ on ranks, where every set is met on every layout.
 
 from typing import Any
 
+from orthon.algorithms.dion import PAPER
 from orthon.testing.formulas import MATRICES
 from orthon.testing.gradients import KINDS
 
@@ -20,43 +21,52 @@ NEWTON_SCHULZ: Options = {"polar": "newton_schulz", "polar_steps": 3}
 DECAY: Options = {"weight_decay": 0.5, "lr": 0.05}
 CAUTIOUS: Options = {**DECAY, "cautious_weight_decay": True}
 
-TAIL: Options = {"tail": 0.7, "right_factor": "orthonormalize", "residual_momentum": None, "rank_fraction": 0.3}
+TAIL: Options = {
+    "tail": 0.7,
+    "right_factor": "orthonormalize",
+    "residual_momentum": None,
+    "nesterov": False,
+    "rank_fraction": 0.3,
+}
 
 OPTIONS: dict[str, dict[str, Options]] = {
     "dion": {
         "defaults": {},
-        "rank 1": {"rank_fraction": 0.01},
-        "full rank": {"rank_fraction": 1.0},
-        "orthonormalize": {"right_factor": "orthonormalize"},
-        "long side": {"orthonormal_side": "long"},
-        "polar": {"right_factor": "polar"},
+        "the paper's": PAPER,
+        "rank 1": {**PAPER, "rank_fraction": 0.01},
+        "full rank": {**PAPER, "rank_fraction": 1.0},
+        "orthonormalize": {**PAPER, "right_factor": "orthonormalize"},
+        "long side": {**PAPER, "orthonormal_side": "long"},
+        "polar": {**PAPER, "right_factor": "polar"},
         "full rank, polar, two power iterations": {
+            **PAPER,
             "rank_fraction": 1.0,
             "right_factor": "polar",
             "power_iterations": 2,
         },
         "long side, full rank, orthonormalize": {
+            **PAPER,
             "orthonormal_side": "long",
             "rank_fraction": 1.0,
             "right_factor": "orthonormalize",
         },
-        "tail": {"tail": 0.7, "right_factor": "orthonormalize"},
+        "tail": {**PAPER, "tail": 0.7, "right_factor": "orthonormalize"},
         "tail, momentum": {**TAIL, "rank_fraction": 0.5},
         "tail, momentum, nesterov": {**TAIL, "nesterov": True},
         "tail, unit columns, long side": {**TAIL, "right_factor": "normalize", "orthonormal_side": "long"},
         "tail, full rank, cautious": {**TAIL, **CAUTIOUS, "rank_fraction": 1.0, "nesterov": True},
         "tail, cautious, maximize": {**TAIL, **CAUTIOUS, "maximize": True, "nesterov": True},
-        "large tail, two power iterations": {"tail": 3.0, "residual_momentum": 0.5, "power_iterations": 2},
+        "large tail, two power iterations": {**PAPER, "tail": 3.0, "residual_momentum": 0.5, "power_iterations": 2},
         "nesterov without tail": {**TAIL, "tail": 0.0, "nesterov": True, "rank_fraction": 0.5},
-        "residual fades": {"residual_momentum": 0.9, "momentum": 0.5},
-        "residual is dropped": {"residual_momentum": 0.0},
-        "three power iterations": {"power_iterations": 3, "rank_fraction": 0.5},
-        "maximize": {"maximize": True},
-        "no momentum": {"momentum": 0.0},
-        "no decay, original": {"weight_decay": 0.0, "adjust_lr_fn": "original"},
-        "much decay, match_rms_adamw": {**DECAY, "adjust_lr_fn": "match_rms_adamw"},
-        "unscaled": {"adjust_lr_fn": "none"},
-        "cautious decay": {**CAUTIOUS, "lr": 0.1},
+        "residual fades": {**PAPER, "residual_momentum": 0.9, "momentum": 0.5},
+        "residual is dropped": {**PAPER, "residual_momentum": 0.0},
+        "three power iterations": {**PAPER, "power_iterations": 3, "rank_fraction": 0.5},
+        "maximize": {**PAPER, "maximize": True},
+        "no momentum": {**PAPER, "momentum": 0.0},
+        "no decay, original": {**PAPER, "weight_decay": 0.0, "adjust_lr_fn": "original"},
+        "much decay, match_rms_adamw": {**PAPER, **DECAY, "adjust_lr_fn": "match_rms_adamw"},
+        "unscaled": {**PAPER, "adjust_lr_fn": "none"},
+        "cautious decay": {**PAPER, **CAUTIOUS, "lr": 0.1},
     },
     "muon": {
         "defaults": {},
@@ -122,13 +132,15 @@ POLAR_RULES = ["muon", "normuon", "dion2", "dion3"]
 ROUTES = ("owners", "shards")
 _OF_DION: dict[str, Options] = {
     "defaults": {},
-    "rank 1": {"rank_fraction": 0.01},
-    "three power iterations": {"power_iterations": 3},
-    "orthonormalize": {"right_factor": "orthonormalize", "rank_fraction": 0.5},
-    "polar": {"right_factor": "polar", "rank_fraction": 0.5},
-    "long side": {"orthonormal_side": "long", "rank_fraction": 0.5},
-    "full rank": {"rank_fraction": 1.0},
+    "the paper's": PAPER,
+    "rank 1": {**PAPER, "rank_fraction": 0.01},
+    "three power iterations": {**PAPER, "power_iterations": 3},
+    "orthonormalize": {**PAPER, "right_factor": "orthonormalize", "rank_fraction": 0.5},
+    "polar": {**PAPER, "right_factor": "polar", "rank_fraction": 0.5},
+    "long side": {**PAPER, "orthonormal_side": "long", "rank_fraction": 0.5},
+    "full rank": {**PAPER, "rank_fraction": 1.0},
     "long side, orthonormalize, two power iterations": {
+        **PAPER,
         "orthonormal_side": "long",
         "right_factor": "orthonormalize",
         "power_iterations": 2,
@@ -136,7 +148,7 @@ _OF_DION: dict[str, Options] = {
     },
     "tail, nesterov": {**TAIL, "nesterov": True},
     "tail, momentum, unit columns, long side": {**TAIL, "right_factor": "normalize", "orthonormal_side": "long"},
-    "tail, feedback, cautious": {"tail": 0.7, "rank_fraction": 0.5, "residual_momentum": 0.9, **CAUTIOUS},
+    "tail, feedback, cautious": {**PAPER, "tail": 0.7, "rank_fraction": 0.5, "residual_momentum": 0.9, **CAUTIOUS},
 }
 DION_BY_ROUTE: dict[str, dict[str, tuple[str, Options]]] = {
     route: {f"{label}, {route}": ("dion", {**options, "route": route}) for label, options in _OF_DION.items()}

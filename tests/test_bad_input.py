@@ -41,7 +41,7 @@ BAD_OPTIONS = [
     (
         {"right_factor": "qr"},
         ValueError,
-        "right_factor should be one of 'normalize', 'orthonormalize', 'polar', but is 'qr'",
+        "right_factor should be one of 'orthonormalize', 'normalize', 'polar', but is 'qr'",
     ),
     ({"orthonormal_side": "left"}, ValueError, "orthonormal_side should be one of 'short', 'long'"),
     ({"adjust_lr_fn": "spectral"}, ValueError, "'spectral_unclamped', 'original', 'match_rms_adamw', 'none'"),

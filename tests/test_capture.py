@@ -18,10 +18,11 @@ from tests.support.capture import Graph, HostReadError
 CASES: dict[str, dict[str, Any]] = {
     "dion": {},
     "dion, full rank": {"rank_fraction": 1.0, "power_iterations": 2},
-    "dion, long side": {"orthonormal_side": "long", "right_factor": "orthonormalize"},
-    "dion, polar": {"right_factor": "polar"},
-    "dion, tail": {"tail": 0.7, "right_factor": "orthonormalize", "residual_momentum": None, "nesterov": True},
-    "dion, tail and feedback": {"tail": 0.7, "rank_fraction": 0.5, "residual_momentum": 0.9},
+    "dion, of the paper": Dion.PAPER,
+    "dion, long side": {**Dion.PAPER, "orthonormal_side": "long", "right_factor": "orthonormalize"},
+    "dion, polar": {**Dion.PAPER, "right_factor": "polar"},
+    "dion, polar beside a tail": {"right_factor": "polar"},
+    "dion, tail and feedback": {"tail": 0.7, "rank_fraction": 0.5, "residual_momentum": 0.9, "nesterov": False},
     "muon": {},
     "muon, ema": {"ema": True, "nesterov": False, "polar": "newton_schulz"},
     "normuon": {},
@@ -138,7 +139,7 @@ def test_replays_are_steps_to_the_bit(case: str, dtype: torch.dtype, cautious: b
     assert not torch.equal(steps[-1][0], steps[-2][0]), "steps should change the weights"
 
 
-@pytest.mark.parametrize("case", ["dion", "dion, tail", "muon", "dion2", "dion3", "adamw"])
+@pytest.mark.parametrize("case", ["dion", "dion, of the paper", "muon", "dion2", "dion3", "adamw"])
 def test_replays_of_steps_on_large_matrices(case: str) -> None:
     """Which are updated one by one, and in parts on a CPU."""
     shapes = [((300, 260), None), ((260, 300), None)]

@@ -1,6 +1,7 @@
 """What belongs to Dion alone."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from orthon import Dion
 from orthon.testing.gradients import KINDS, sequence
 from tests.rules_table import SHAPES
 from tests.support.references import run
+
+# Without a tail, and what an update leaves out stays.
+FEEDBACK: dict[str, Any] = {"tail": 0.0, "residual_momentum": 1.0, "nesterov": False}
 
 
 def test_large_and_small_weights_take_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +30,7 @@ def test_large_and_small_weights_take_the_same_update(monkeypatch: pytest.Monkey
 def test_a_direction_that_vanished_comes_back() -> None:
     """After steps with gradients of rank 1, a gradient of full rank moves the weight in all directions."""
     param = nn.Parameter(torch.zeros(16, 16, dtype=torch.float64))
-    optimizer = Dion([param], rank_fraction=1.0, momentum=0.5)
+    optimizer = Dion([param], rank_fraction=1.0, momentum=0.5, **FEEDBACK)
     for gradient in sequence("rank_1", 16, 16, 1) * 6:
         param.grad = gradient
         optimizer.step()
@@ -40,7 +44,7 @@ def test_a_direction_that_vanished_comes_back() -> None:
 @pytest.mark.parametrize("right_factor", ["orthonormalize", "polar"])
 def test_the_orthonormalized_right_factor_has_operator_norm_1(right_factor: str) -> None:
     for shape in SHAPES.values():
-        options = {"right_factor": right_factor, "weight_decay": 0.0, "lr": 1.0, "adjust_lr_fn": "none"}
+        options = {"right_factor": right_factor, "tail": 0.0, "weight_decay": 0.0, "lr": 1.0, "adjust_lr_fn": "none"}
         param = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
         optimizer = Dion([param], rank_fraction=0.5, **options)
         param.grad = sequence("full_rank", *shape, 1)[0]
@@ -56,7 +60,13 @@ def test_many_power_iterations_reach_the_polar_factor() -> None:
     for right_factor in ("normalize", "orthonormalize", "polar"):
         param = nn.Parameter(torch.zeros(12, 12, dtype=torch.float64))
         optimizer = Dion(
-            [param], lr=1.0, weight_decay=0.0, rank_fraction=1.0, power_iterations=200, right_factor=right_factor
+            [param],
+            lr=1.0,
+            weight_decay=0.0,
+            rank_fraction=1.0,
+            power_iterations=200,
+            right_factor=right_factor,
+            **FEEDBACK,
         )
         param.grad = gradient.clone()
         optimizer.step()
@@ -69,7 +79,14 @@ def test_the_polar_right_factor_of_full_rank_gives_the_polar_factor_of_momentum(
     """In each step, and whatever Q was before: P Qᵀ = P (Pᵀ M) (…)^(−1/2), and P is a basis of the whole space."""
     param, rate = nn.Parameter(torch.zeros(SHAPES[shape], dtype=torch.float64)), 0.75
     optimizer = Dion(
-        [param], lr=1.0, weight_decay=0.0, adjust_lr_fn="none", rank_fraction=1.0, momentum=rate, right_factor="polar"
+        [param],
+        lr=1.0,
+        weight_decay=0.0,
+        adjust_lr_fn="none",
+        rank_fraction=1.0,
+        momentum=rate,
+        right_factor="polar",
+        **FEEDBACK,
     )
     momentum = torch.zeros_like(param)
     for gradient in sequence("full_rank", *SHAPES[shape], 4):
@@ -96,7 +113,7 @@ def test_the_polar_right_factor_of_full_rank_gives_the_polar_factor_of_momentum(
 def test_any_small_matrix(
     m: int, n: int, rank_fraction: float, multiple: int, kind: str, side: str, right_factor: str, seed: int
 ) -> None:
-    options = {"orthonormal_side": side, "right_factor": right_factor, "weight_decay": 0.0}
+    options: dict[str, Any] = {**FEEDBACK, "orthonormal_side": side, "right_factor": right_factor, "weight_decay": 0.0}
     param = nn.Parameter(torch.zeros(m, n))
     optimizer = Dion([param], lr=1.0, rank_fraction=rank_fraction, rank_multiple_of=multiple, **options)
     rank = min(m, n, multiple * math.ceil(rank_fraction * min(m, n) / multiple))

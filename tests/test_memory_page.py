@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import orthon
-from tests.test_owned_memory import DION, MUON, NEW, SQUARE, TALL, WIDE, taken
+from tests.test_owned_memory import DION, MUON, SQUARE, TALL, WIDE, taken
 
 PAGE = (Path(__file__).parents[1] / "docs" / "memory.md").read_text()
 F32, BF16 = torch.float32, torch.bfloat16
@@ -19,7 +19,7 @@ POLAR = {"polar_dtype": BF16}
 OF_A_STEP: list[tuple[str, str, dict[str, Any]]] = [
     ("Dion 1/16", "Dion", {"rank_fraction": 1 / 16}),
     ("Dion 1/4", "Dion", {"rank_fraction": 1 / 4}),
-    ("Dion 1/4 with a tail", "Dion", {**NEW, "rank_fraction": 1 / 4}),
+    ("Dion 1/4 of the paper", "Dion", {**orthon.Dion.PAPER, "rank_fraction": 1 / 4}),
     ("Dion 1/2", "Dion", {"rank_fraction": 1 / 2}),
     ("Dion 1", "Dion", {"rank_fraction": 1.0}),
     ("Muon, NorMuon with polar factors in bfloat16", "Muon", POLAR),
@@ -28,8 +28,8 @@ OF_A_STEP: list[tuple[str, str, dict[str, Any]]] = [
     ("Dion3 1/4, likewise", "Dion3", POLAR),
 ]
 OF_AN_OWNER: list[tuple[str, str, dict[str, Any], list[tuple[int, int]]]] = [
-    ("Dion 1/4: 1:3, square", "Dion", DION, [WIDE, SQUARE]),
-    ("Dion 1/4 with a tail and no feedback: 1:3, square", "Dion", {**DION, **NEW}, [WIDE, SQUARE]),
+    ("Dion 1/4: 1:3, square", "Dion", {"route": "owners"}, [WIDE, SQUARE]),
+    ("Dion 1/4 of the paper: 1:3, square", "Dion", DION, [WIDE, SQUARE]),
     ("Muon, NorMuon with polar factors in bfloat16: square, 1:3", "Muon", MUON, [SQUARE, WIDE]),
     ("Dion2 1/4, likewise, whose ranks hold some of the rows", "Dion2", {}, [SQUARE, WIDE]),
     ("Dion3 1/4, which selects rows: square, 1:3, 3:1", "Dion3", {}, [SQUARE, WIDE, TALL]),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import orthon
+from orthon.algorithms.dion import PAPER
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
 from tests.support.counted_run import CUDA, CountedRun
@@ -18,7 +19,7 @@ from tests.support.sampling import crossed
 RANKS = 8
 TALL, WIDE, SQUARE = (832, 256), (256, 832), (256, 256)
 BF16, F32 = torch.bfloat16, torch.float32
-DION: dict[str, Any] = {"route": "owners", "rank_fraction": 1 / 4}
+DION: dict[str, Any] = {**PAPER, "route": "owners", "rank_fraction": 1 / 4}
 NEW: dict[str, Any] = {"tail": 0.7, "right_factor": "orthonormalize", "residual_momentum": None, "nesterov": True}
 MUON: dict[str, Any] = {"polar_route": "owners"}
 

@@ -77,11 +77,11 @@ def test_whole_steps_on_real_tensors_have_phases() -> None:
     assert all(tally.seconds == 0 for tally in phases.values()), "without a machine"
 
 
-def test_phases_of_dion() -> None:
+def test_phases_of_the_papers_dion() -> None:
     """Of each matrix: M Q and Mᵀ P, error feedback, and the update, 2·m·n·r each; three passes of Cholesky QR."""
     m, n, r = 512, 256, 64
     params = [nn.Parameter(torch.empty(m, n, device="meta")) for _ in range(3)]
-    phases = recorded(CountedRun(Dion(params, rank_fraction=r / n, precision="float32")))
+    phases = recorded(CountedRun(Dion(params, rank_fraction=r / n, precision="float32", **Dion.PAPER)))
     product = 3 * 2.0 * m * n * r
     assert phases["products"].flops == {"float32": 2 * product}
     assert phases["momentum"].flops == {"float32": product}

@@ -233,7 +233,7 @@ def test_explain_tells_what_the_optimizer_does() -> None:
     assert down.state_bytes == 2 * (32 * 64 + 64 * 16)
     assert down.reason == "matrix inside the model"
     norm = rows["model.norm.weight"]
-    assert (down.has_tail, norm.has_tail) == (False, False)
+    assert (down.has_tail, norm.has_tail) == (True, False)
     assert (norm.rule, norm.update_rank, norm.lr_factor, norm.state_bytes) == ("adamw", None, 1.0, 4 + 2 * 4 * 32)
 
     for p in model.parameters():

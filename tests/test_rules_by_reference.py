@@ -19,6 +19,8 @@ MATRIX_RULES = ["dion", *POLAR_RULES]
 TOLERANCE_64 = {("dion", "no momentum", "rank_1"): 1e-2}
 # In float32 a small direction beside one that is 10⁴ or 10⁵ times larger is known to two or three digits.
 DION_32 = {"one_huge_singular_value": 2e-2, "uneven_rows": 2e-3}
+# Where P leaves out little, the lengths of the tail's columns are small differences of squares.
+TAIL_32 = {**DION_32, "rank_1": 2e-3}
 POLAR_32 = {"one_huge_singular_value": 2e-2, "uneven_rows": 1e-3}
 
 
@@ -65,13 +67,13 @@ def test_row_moments_in_float32(shape: str, rule: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
-@pytest.mark.parametrize("options", ["defaults", "full rank", "orthonormalize", "polar", "long side"])
+@pytest.mark.parametrize("options", ["defaults", "the paper's", "full rank", "orthonormalize", "polar", "long side"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dion_agrees_with_the_reference_in_float32(shape: str, options: str, kind: str) -> None:
     gradients = sequence(kind, *SHAPES[shape], STEPS)
     both = run("dion", gradients, OPTIONS["dion"][options], torch.float32)
     case = f"{shape}, {options}, {kind}"
-    tolerance = DION_32.get(kind, 1e-4)
+    tolerance = (TAIL_32 if options == "defaults" else DION_32).get(kind, 1e-4)
     assert_close(both.found, both.expected, tolerance, f"{case}: X")
     expected = both.expected_state["momentum"]
     assert_close(both.state["momentum"], expected, tolerance, f"{case}: momentum", sum(gradients))

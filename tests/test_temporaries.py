@@ -14,7 +14,7 @@ from orthon.explain.temporaries import Temporaries
 from orthon.explain.units import size
 from orthon.sharding import Message
 from orthon.step.batches import Wave
-from tests.rules_table import TAIL
+from tests.rules_table import PAPER, TAIL
 from tests.support.sampling import crossed
 
 FAMILY = (Dion, Muon, NorMuon, Dion2, Dion3)
@@ -59,18 +59,20 @@ def measured(optimizer: Any) -> int:
 
 
 KINDS: list[tuple[Any, dict[str, Any]]] = [
-    *((Dion, {"rank_fraction": fraction}) for fraction in (1 / 16, 1 / 4, 1.0)),
-    (Dion, {"right_factor": "orthonormalize"}),
-    (Dion, {"right_factor": "polar"}),
+    (Dion, {}),
+    (Dion, {"rank_fraction": 1.0}),
+    *((Dion, {**PAPER, "rank_fraction": fraction}) for fraction in (1 / 16, 1 / 4, 1.0)),
+    (Dion, {**PAPER, "right_factor": "orthonormalize"}),
+    (Dion, {**PAPER, "right_factor": "polar"}),
     (Dion, TAIL),
     (Dion, {**TAIL, "right_factor": "normalize", "nonfinite": "skip"}),
     (Dion, {**TAIL, "state_dtype": torch.float32, "cautious_weight_decay": True}),
-    (Dion, {"tail": 0.7, "product_dtype": torch.float32}),
-    (Dion, {"residual_momentum": None}),
-    (Dion, {"cautious_weight_decay": True}),
-    (Dion, {"nonfinite": "skip"}),
-    (Dion, {"product_dtype": torch.bfloat16}),
-    (Dion, {"product_dtype": torch.float32}),
+    (Dion, {**PAPER, "tail": 0.7, "product_dtype": torch.float32}),
+    (Dion, {**PAPER, "residual_momentum": None}),
+    (Dion, {**PAPER, "cautious_weight_decay": True}),
+    (Dion, {**PAPER, "nonfinite": "skip"}),
+    (Dion, {**PAPER, "product_dtype": torch.bfloat16}),
+    (Dion, {**PAPER, "product_dtype": torch.float32}),
     (Dion, {"algorithm": "lion"}),
     (Dion, {"algorithm": "adamw"}),
     (Muon, {}),

@@ -1,6 +1,7 @@
 """Which part of Dion is worth what?"""
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import chain
 
 from experiments.entries import Contender, Experiment, crossed
@@ -23,15 +24,15 @@ def _of_the_paper(base: Contender) -> list[Contender]:
     ]
 
 
+def _other_tails(rank: Fraction) -> list[Contender]:
+    """Return Dion with a tail, and with others."""
+    return [dion_with_tail(rank), *(dion_with_tail(rank, tail) for tail in (0.0, 0.25, 0.5, 1.0, 1.4))]
+
+
 def _with_tail(base: Contender) -> list[Contender]:
     """Return Dion with a tail, and the same with one thing changed."""
     return [
         base,
-        changed(base, "tail 0", tail=0.0),
-        changed(base, "tail 1/4", tail=0.25),
-        changed(base, "tail 1/2", tail=0.5),
-        changed(base, "tail 1", tail=1.0),
-        changed(base, "tail 1.4", tail=1.4),
         changed(base, "without Nesterov", nesterov=False),
         changed(base, "residual fades by 0.1", nesterov=False, residual_momentum=0.9),
         changed(base, "error feedback", nesterov=False, residual_momentum=1.0),
@@ -43,18 +44,21 @@ def _with_tail(base: Contender) -> list[Contender]:
 
 
 _GROUPS = [
-    group
-    for rank in (QUARTER, SIXTEENTH)
-    for group in (_of_the_paper(dion_of_the_paper(rank)), _with_tail(dion_with_tail(rank)))
+    _of_the_paper(dion_of_the_paper(QUARTER)),
+    _other_tails(QUARTER),
+    _with_tail(dion_with_tail(QUARTER)),
+    _of_the_paper(dion_of_the_paper(SIXTEENTH)),
+    _other_tails(SIXTEENTH),
 ]
 
+_EVERY = {each.name: each for each in (MUON, *chain(*_GROUPS))}
+
 _TAIL = dion_with_tail(QUARTER)
+_LONGER = [dion_with_tail(QUARTER, tail) for tail in (1.0, 1.4)]
 _IN_LARGE_BATCHES = (
     _TAIL,
-    changed(_TAIL, "tail 1", tail=1.0),
-    changed(_TAIL, "tail 1.4", tail=1.4),
-    changed(_TAIL, "2 power iterations", power_iterations=2),
-    changed(_TAIL, "tail 1 and 2 power iterations", tail=1.0, power_iterations=2),
+    *_LONGER,
+    *(changed(tail, "2 power iterations", power_iterations=2) for tail in (_TAIL, _LONGER[0])),
 )
 
 SET = Experiment(
@@ -62,7 +66,7 @@ SET = Experiment(
     question="Which part of Dion is worth what?",
     entries=(
         *crossed((MUON, *_IN_LARGE_BATCHES), (BATCH_32K,)),
-        *crossed((MUON, *chain(*_GROUPS)), (replace(DEMO, seeds=(0, 1, 2)),)),
+        *crossed(_EVERY.values(), (replace(DEMO, seeds=(0, 1, 2)),)),
     ),
     pairs=tuple((each.name, base.name) for base, *others in _GROUPS for each in others),
     published=(

@@ -12,6 +12,9 @@ NORMUON = Contender(name="NorMuon", optimizer="normuon", lr=0.04, options={"nest
 DION2 = Contender(name="Dion2 1/4", optimizer="dion2", lr=0.08, fraction=1 / 4)
 DION3 = Contender(name="Dion3 1/4", optimizer="dion3", lr=0.08, fraction=1 / 4)
 
+# The tail of `Dion` by default.
+TAIL = 0.7
+
 # The paper's Dion (arXiv 2504.05295): what the low-rank part leaves out has no part in the update and stays in M.
 PAPER: dict[str, Scalar] = {
     "right_factor": "normalize",
@@ -20,10 +23,9 @@ PAPER: dict[str, Scalar] = {
     "nesterov": False,
 }
 
-# Dion with a tail: what the low-rank part leaves out is a part of the update, and fades as all of M does.
-TAIL: dict[str, Scalar] = {
+# Beside a tail: what the low-rank part leaves out is a part of the update, and fades as all of M does.
+_WITH_TAIL: dict[str, Scalar] = {
     "right_factor": "orthonormalize",
-    "tail": 0.7,
     "residual_momentum": None,
     "nesterov": True,
 }
@@ -36,11 +38,11 @@ def dion_of_the_paper(fraction: Fraction) -> Contender:
     )
 
 
-def dion_with_tail(fraction: Fraction) -> Contender:
-    """Return Dion with a tail, of a rank below the full one."""
-    return Contender(
-        name=f"Dion {fraction} with tail", optimizer="dion", lr=0.04, fraction=float(fraction), options=TAIL
-    )
+def dion_with_tail(fraction: Fraction, tail: float = TAIL) -> Contender:
+    """Return Dion as it is by default, or with another tail, of a rank below the full one."""
+    options = {**_WITH_TAIL, "tail": tail}
+    name = f"Dion {fraction}" + ("" if tail == TAIL else f", tail {tail:g}")
+    return Contender(name=name, optimizer="dion", lr=0.04, fraction=float(fraction), options=options)
 
 
 def changed(contender: Contender, name: str, **options: Scalar) -> Contender:

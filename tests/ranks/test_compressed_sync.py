@@ -44,8 +44,8 @@ def train(missing_on: int | None, steps: int = 4) -> tuple[dict[str, Tensor], di
     """Return weights and momenta of the replicas, and those of one process with the mean gradient."""
     world, rank = dist.get_world_size(), dist.get_rank()
     params, alone = fresh(), fresh()
-    optimizer = Dion(groups(params), replicas=dist.group.WORLD, sync_gradients=True)
-    expected = Dion(groups(alone))
+    optimizer = Dion(groups(params), replicas=dist.group.WORLD, sync_gradients=True, **Dion.PAPER)
+    expected = Dion(groups(alone), **Dion.PAPER)
     for step in range(steps):
         everyone = [gradients(step, other) for other in range(world)]
         if missing_on is not None and step == 2:
@@ -81,8 +81,8 @@ def test_the_optimizer_averages_what_ddp_would(ranks: Pool, missing_on: int | No
 def train_with_change(change: dict[str, Any], consolidates: bool) -> tuple[Tensor, Tensor]:
     """Return the weights of this replica and of one process, whose options change after three steps."""
     params = {"matrix": fresh()["matrix"]}, {"matrix": fresh()["matrix"]}
-    optimizer = Dion([("matrix", params[0]["matrix"])], replicas=dist.group.WORLD, sync_gradients=True)
-    expected = Dion([("matrix", params[1]["matrix"])])
+    optimizer = Dion([("matrix", params[0]["matrix"])], replicas=dist.group.WORLD, sync_gradients=True, **Dion.PAPER)
+    expected = Dion([("matrix", params[1]["matrix"])], **Dion.PAPER)
     for step in range(6):
         if step == 3:
             for each in (optimizer, expected):
@@ -111,7 +111,7 @@ def test_options_that_end_the_compression(ranks: Pool, change: dict[str, Any], c
 
 
 def explained() -> dict[str, str]:
-    optimizer = Dion(groups(fresh()), replicas=dist.group.WORLD, sync_gradients=True)
+    optimizer = Dion(groups(fresh()), replicas=dist.group.WORLD, sync_gradients=True, **Dion.PAPER)
     return {batch.parameters[0]: batch.synchronization for batch in orthon.explain(optimizer).batches}
 
 
@@ -163,7 +163,9 @@ def test_replicas_that_make_no_sense(ranks: Pool, replicas: str, error: str, mes
 
 def frozen() -> None:
     frozen, trained = nn.Parameter(torch.ones(6, 4), requires_grad=False), nn.Parameter(torch.ones(6, 4))
-    optimizer = Dion([("frozen", frozen), ("trained", trained)], replicas=dist.group.WORLD, sync_gradients=True)
+    optimizer = Dion(
+        [("frozen", frozen), ("trained", trained)], replicas=dist.group.WORLD, sync_gradients=True, **Dion.PAPER
+    )
     trained.grad = torch.randn(6, 4)
     optimizer.step()
     assert torch.equal(frozen, torch.ones(6, 4))

@@ -19,21 +19,21 @@ from orthon.explain.temporaries import Temporaries
 from orthon.step.plan import AT_ONCE
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
-from tests.rules_table import TAIL
+from tests.rules_table import PAPER, TAIL
 from tests.support.counting import MORE, Counted, counting, triangle
 from tests.support.short_run import marked, one_of_each
 
 COUNT = 3  # matrices, which are one batch
 SHAPES = [(192, 192), (192, 384), (384, 192)]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "rank 1/4": {},
-    "rank 1/16": {"rank_fraction": 1 / 16},
-    "two power iterations": {"power_iterations": 2, "rank_fraction": 1 / 8},
-    "orthonormalize": {"right_factor": "orthonormalize", "rank_fraction": 1 / 8},
-    "polar": {"right_factor": "polar", "rank_fraction": 1 / 16},
+    "rank 1/4": PAPER,
+    "rank 1/16": {**PAPER, "rank_fraction": 1 / 16},
+    "two power iterations": {**PAPER, "power_iterations": 2, "rank_fraction": 1 / 8},
+    "orthonormalize": {**PAPER, "right_factor": "orthonormalize", "rank_fraction": 1 / 8},
+    "polar": {**PAPER, "right_factor": "polar", "rank_fraction": 1 / 16},
     "tail": {**TAIL, "nesterov": True, "rank_fraction": 1 / 8},
-    "tail, unit columns": {"tail": 0.7},
-    "no feedback": {"residual_momentum": None, "right_factor": "orthonormalize", "rank_fraction": 1 / 16},
+    "tail, unit columns": {**PAPER, "tail": 0.7},
+    "no feedback": {**PAPER, "residual_momentum": None, "right_factor": "orthonormalize", "rank_fraction": 1 / 16},
 }
 
 

@@ -14,7 +14,7 @@ import orthon
 from orthon.linalg import polar
 from orthon.testing import Pool, layouts
 from orthon.testing.layouts import LAYOUTS, layouts_on
-from tests.rules_table import TAIL
+from tests.rules_table import PAPER, TAIL
 from tests.support.counting import MORE, counting, triangle
 from tests.support.short_run import marked, one_of_each
 from tests.support.wire import Place, Wire, exchange, side_by_side, together
@@ -29,7 +29,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "dion2": ("Dion2", NEWTON),
     "dion2 local": ("Dion2", {**NEWTON, "selection": "local"}),
     "dion2 random": ("Dion2", {**NEWTON, "selection": "random"}),
-    "dion by owners": ("Dion", {"route": "owners"}),
+    "dion by owners": ("Dion", {**PAPER, "route": "owners"}),
     "dion by owners, tail": ("Dion", {**TAIL, "nesterov": True, "rank_fraction": 1 / 4, "route": "owners"}),
 }
 BYTES = 8  # of a number: all are of float64

@@ -162,10 +162,12 @@ def _optimizer(layers: nn.Module, name: str, options: dict[str, Any]) -> MixedOp
 
 
 @cache
-def in_one_process(size: str, name: str, fraction: float) -> dict[str, Counts]:
+def in_one_process(size: str, name: str, fraction: float, **options: Any) -> dict[str, Counts]:
     """Return what the update of each matrix of a layer takes in one process."""
     found = {}
     for matrix, (fan_in, fan_out) in LLAMA[size].shapes.items():
         param = nn.Parameter(torch.empty(fan_out, fan_in, dtype=torch.bfloat16, device="meta"))
-        found[matrix] = CountedRun(getattr(orthon, name)([param], rank_fraction=fraction, machine="h100")).counted()
+        found[matrix] = CountedRun(
+            getattr(orthon, name)([param], rank_fraction=fraction, machine="h100", **options)
+        ).counted()
     return found

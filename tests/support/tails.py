@@ -13,10 +13,11 @@ from orthon.testing.gradients import KINDS, Kind
 F64, F32 = torch.float64, torch.float32
 
 FADES: dict[str, Any] = {"right_factor": "orthonormalize", "residual_momentum": None, "nesterov": True}
+FEEDS_BACK: dict[str, Any] = {"residual_momentum": 1.0, "nesterov": False}
 WAYS: dict[str, dict[str, Any]] = {
     "momentum fades": FADES,
-    "feedback, unit columns": {},
-    "part of the feedback, polar": {"right_factor": "polar", "residual_momentum": 0.5},
+    "feedback, unit columns": {**FEEDS_BACK, "right_factor": "normalize"},
+    "part of the feedback, polar": {**FEEDS_BACK, "right_factor": "polar", "residual_momentum": 0.5},
 }
 
 
@@ -112,4 +113,4 @@ def updates(gradients: list[Tensor], options: dict[str, Any], dtype: torch.dtype
         param.grad = gradient.to(dtype)
         optimizer.step()
         assert all(x.isfinite().all() for x in (param, *optimizer.state[param].values())), "all is finite"
-        yield Update(-param.detach().clone(), optimizer.state[param]["Q"], options.get("tail", 0.0))
+        yield Update(-param.detach().clone(), optimizer.state[param]["Q"], options["tail"])

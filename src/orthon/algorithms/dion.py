@@ -14,16 +14,16 @@ from orthon.sharding import Step
 def dion(batch: Batch) -> Step[None]:
     """Make one step of Dion on matrices X (b, m, n) with momentum M (b, m, n) and right factor Q (b, n, r).
 
-    N ← M + G                                  without feedback: momentum·M + G
+    N ← momentum·M + G                         with feedback: M + G
     P ← orthonormalize(N Q)                    one warm-started power iteration
     R ← Nᵀ P
-    Q ← R / column_norms(R)                    or another right factor of R
+    Q ← orthonormalize(R)                      or another right factor of R
     E ← N − P Rᵀ                               what P leaves out; it is never formed
     X ← (1 − lr·weight_decay)·X − lr·scale·(P Qᵀ + tail(E))
-    M ← momentum·P Rᵀ + residual_momentum·E    without feedback: N, or with nesterov N − G/(1 + momentum)
+    M ← N − G/(1 + momentum)                   without nesterov: N; with feedback: momentum·P Rᵀ + residual_momentum·E
 
-    With residual_momentum = 1, what the update left out stays in M: error feedback. A direction that N does not have,
-    up to rounding, gives no update, and its column of Q stays.
+    In the paper there is no tail, and what the update left out stays in M: error feedback, with residual_momentum = 1.
+    A direction that N does not have, up to rounding, gives no update, and its column of Q stays.
     """
     M = LowRankMomentum(batch)
     yield from M.add_gradients()

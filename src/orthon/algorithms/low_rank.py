@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -44,12 +44,12 @@ class LowRank(Work):
         **MATRIX_OPTIONS,
         "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
         "rank_multiple_of": own(integer(1, at_least=1)),
-        "right_factor": choice("normalize", "orthonormalize", "polar"),
+        "right_factor": choice("orthonormalize", "normalize", "polar"),
         "orthonormal_side": structural(choice("short", "long")),
         "power_iterations": integer(1, at_least=1),
-        "tail": number(0.0, ">= 0", lambda v: 0 <= v < math.inf),
-        "residual_momentum": replace(number_or_none("in [0, 1]", lambda v: 0 <= v <= 1), default=1.0),
-        "nesterov": flag(False),
+        "tail": number(0.7, ">= 0", lambda v: 0 <= v < math.inf),
+        "residual_momentum": number_or_none("in [0, 1]", lambda v: 0 <= v <= 1),
+        "nesterov": flag(True),
         "route": own(choice("auto", "owners", "shards")),
         "precision": own(choice_or_none(*PRECISIONS)),
         "product_dtype": own(float_dtype_or_none(float16=False)),

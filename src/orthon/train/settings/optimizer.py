@@ -87,5 +87,6 @@ class OptimizerConfig(Settings):
         if self.name == "dion" and tail:
             raise ValueError(
                 "optimizer.compressed_sync is set, but the tail of dion's update needs all gradients in the momentum "
-                f"unless optimizer.options has tail=0, and tail is {tail}"
+                f"unless optimizer.options has tail=0, and tail is {tail}; without a tail, error feedback serves dion "
+                "best: tail=0 residual_momentum=1 nesterov=False right_factor=normalize"
             )
