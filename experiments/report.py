@@ -1,4 +1,7 @@
-"""Write the tables and pictures of a set from its data: python -m experiments.report NAME [--quick] [--out DIR]."""
+"""Write the page of a set from its data, tables and pictures: python -m experiments.report NAME [--quick] [--out DIR].
+
+The pages of the data that come with the package go to docs/measured/, others beside their data.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -13,6 +16,8 @@ from experiments.results import FOLDER, by_key, read
 from experiments.sets import SETS
 from experiments.tables import page
 
+PAGES = Path(__file__).parents[1] / "docs" / "measured"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write and print the tables of a set."""
@@ -26,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(experiment: Experiment, folder: Path, console: Console) -> None:
-    """Write NAME.md and the pictures beside the data, and print the tables.
+    """Write NAME.md and the pictures, and print the tables.
 
     Args:
         experiment: the set.
@@ -38,11 +43,13 @@ def write(experiment: Experiment, folder: Path, console: Console) -> None:
         console.print(f"there are no data of {experiment.name} in {folder}")
         return
     found = by_key(lines, lines[-1].corpus)  # runs on another text are not comparable
-    text = page(experiment, found)
-    (folder / f"{experiment.name}.md").write_text(text, encoding="utf-8")
-    pictures = draw(experiment, found, folder)
+    pages = PAGES if folder == FOLDER else folder
+    pages.mkdir(exist_ok=True)
+    pictures = draw(experiment, found, pages)
+    text = page(experiment, found, [path.name for path in pictures])
+    (pages / f"{experiment.name}.md").write_text(text, encoding="utf-8")
     console.print(text, markup=False, soft_wrap=True)
-    console.print(f"in {folder}: {experiment.name}.md, {', '.join(path.name for path in pictures)}", soft_wrap=True)
+    console.print(f"in {pages}: {experiment.name}.md, {', '.join(path.name for path in pictures)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

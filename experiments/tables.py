@@ -10,11 +10,22 @@ from experiments.results import Found
 Known: TypeAlias = Mapping[str, Sequence[Answer]]  # by setting
 
 
-def page(experiment: Experiment, found: Found) -> str:
-    """Return the tables of a set, one for each setting of which something is known."""
+def page(experiment: Experiment, found: Found, pictures: Sequence[str]) -> str:
+    """Return the tables of a set, one for each setting of which something is known, and its pictures.
+
+    Args:
+        experiment: the set.
+        found: its data.
+        pictures: names of files beside the page.
+    """
     known = {setting.name: answers(experiment, setting, found) for setting in experiment.settings}
     known = {name: given for name, given in known.items() if given}
-    parts = [f"**{experiment.question}**"]
+    parts = [
+        f"# {experiment.question}",
+        f"Made by `python -m experiments.report {experiment.name}` from {_of_all_runs(found)}. "
+        "[How runs are made and compared](../experiments.md#a-run).",
+        *(f"![{experiment.question}]({picture})" for picture in pictures[:1]),
+    ]
     if len(known) > 1:
         parts += _of_all_settings(experiment, known)
     if experiment.pairs:
@@ -22,12 +33,21 @@ def page(experiment: Experiment, found: Found) -> str:
     for setting in experiment.settings:
         if setting.name in known:
             parts += [
-                f"{setting.name}: {_in_words(setting, known[setting.name])}",
+                f"## {setting.name[:1].upper()}{setting.name[1:]}",
+                f"{_in_words(setting, known[setting.name])}:",
                 _table(experiment, known[setting.name]),
             ]
+    parts += [f"![Losses over learning rates]({picture})" for picture in pictures[1:]]
     if experiment.published:
-        parts.append(f"Published: {experiment.published}")
+        parts.append(f"**Published.** {experiment.published}")
     return "\n\n".join(parts) + "\n"
+
+
+def _of_all_runs(found: Found) -> str:
+    """Return how many runs there are, and where they were made."""
+    machines = [line.where["machine"] for line in found.values()]
+    where = sorted({machine.get("gpu") or f"a CPU ({machine['processor']})" for machine in machines})
+    return f"{len(found)} runs on {' and '.join(where)}"
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
@@ -81,7 +101,9 @@ def _table(experiment: Experiment, known: Sequence[Answer]) -> str:
     headings = ["optimizer", "lr", "fitted lr", "held-out loss", f"to {experiment.baseline}"]
     if experiment.target:
         headings.append(f"steps to {experiment.target}'s loss")
-    return markdown([*headings, "optimizer's time"], (_row(experiment, answer) for answer in known))
+    timed = all(line.where["device"] == "cpu" for answer in known for line in answer.lines.values())
+    rows = ([*_row(experiment, answer), *([f"{answer.optimizer_share:.0%}"] * timed)] for answer in known)
+    return markdown([*headings, *(["optimizer's time"] * timed)], rows)  # on a GPU many runs share it
 
 
 def _row(experiment: Experiment, answer: Answer) -> list[str]:
@@ -95,4 +117,4 @@ def _row(experiment: Experiment, answer: Answer) -> list[str]:
     ]
     if experiment.target:
         cells.append(f"{answer.steps_to_target:.0f}" if answer.steps_to_target else "")
-    return [*cells, f"{answer.optimizer_share:.0%}"]
+    return cells

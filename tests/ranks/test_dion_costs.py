@@ -118,7 +118,7 @@ def formula(
     sizes, place = kind.meshes[world], layouts.coordinates(layout, world)[rank]
     r = LowRank().update_rank(shape, {"rank_fraction": 0.25, "rank_multiple_of": 1} | options)
     t = triangle(r)
-    orthonormal = "right_factor" in options
+    orthonormal = options["right_factor"] != "normalize"
     iterations = options.get("power_iterations", 1)
     left = 1 if shape[0] > shape[1] else 0  # the dim to which P belongs
     axes = [a for a in range(len(sizes)) if sizes[a] > 1]
@@ -180,7 +180,7 @@ def formula(
                 dealt(there, back, *groups)
 
     # It is cheaper to average the gradients, or the tail needs their mean.
-    if averaged and ("tail" in options or iterations * sum(local) * r >= math.prod(local)):
+    if averaged and (options["tail"] or iterations * sum(local) * r >= math.prod(local)):
         sums(math.prod(local), averaged)
         copies, averaged = sorted(copies + averaged), []
     a, c = local[left], local[1 - left]
@@ -200,8 +200,8 @@ def formula(
         else:
             sums(r, cuts[1 - left], shared, cuts[left], averaged)
         gather(c * r, shared, cuts[left], averaged)
-    feedback, of_t = options.get("residual_momentum", 1) is not None, r * r * orthonormal
-    if "tail" in options:
+    feedback, of_t = options["residual_momentum"] is not None, r * r * orthonormal
+    if options["tail"]:
         scatter(c // math.prod(sizes[i] for i in shared), cuts[left], averaged)
         gathered = bool(lines(shared, cuts[left], averaged))  # R is not, so that it is Q T
         sums(r + gathered * of_t, cuts[1 - left], shared, cuts[left], averaged)
@@ -289,14 +289,14 @@ def _check_numbers(
         bound += shape[1 - left] // cut[1 - left] * r / 2 / iterations
     if copies > 1 and not kind.compressed:  # they share the orthonormalization
         bound += shape[left] // cut[left] * r / 2
-    if "right_factor" in options:  # R in terms of its orthonormal factor
+    if options["right_factor"] != "normalize":  # R in terms of its orthonormal factor
         bound += r * r
     if options.get("right_factor") == "polar":  # which is added up, and its polar factor gathered, maybe padded
         bound += 1.5 * r * r
-    if "tail" in options:  # squares and factors of columns, and lengths of directions
+    if options["tail"]:  # squares and factors of columns, and lengths of directions
         bound += shape[1 - left] // cut[1 - left] + r
     # What is gathered of three matrices that an even number of ranks has factored is padded to at most 1.5 times.
-    bound += 0.5 * 0.5 * 3 * triangle(r) * (1 + ("right_factor" in options))
+    bound += 0.5 * 0.5 * 3 * triangle(r) * (1 + (options["right_factor"] != "normalize"))
     assert numbers <= bound, f"{numbers:.0f} numbers for a matrix, but should be at most {bound:.0f}"
 
 
@@ -308,7 +308,7 @@ def _check_flops(layout: str, world: int, shape: tuple[int, int], options: dict[
     cuts = 1
     for size, dim in zip(kind.meshes[world], kind.dims, strict=True):
         cuts *= size if dim is not None else 1
-    if "tail" in options and "right_factor" in options:  # R = Q T of its columns is made by each rank
+    if options["tail"] and options["right_factor"] != "normalize":  # R = Q T of its columns is made by each rank
         left = 1 if shape[0] > shape[1] else 0
         r = LowRank().update_rank(shape, {"rank_multiple_of": 1} | options)
         along = math.prod(s for s, d in zip(kind.meshes[world], kind.dims, strict=True) if d == 1 - left)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import orthon
+from orthon.algorithms.dion import PAPER
 from orthon.testing import Pool, layouts
 
 # No two alike, so that each is a batch of its own in one process and on its owner.
@@ -19,11 +20,12 @@ STEPS = 4
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 DION: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "orthonormalize": {"right_factor": "orthonormalize"},
-    "polar": {"right_factor": "polar"},
-    "full rank": {"rank_fraction": 1.0},
-    "three power iterations": {"power_iterations": 3},
-    "long side": {"orthonormal_side": "long"},
+    "the paper's": PAPER,
+    "orthonormalize": {**PAPER, "right_factor": "orthonormalize"},
+    "polar": {**PAPER, "right_factor": "polar"},
+    "full rank": {**PAPER, "rank_fraction": 1.0},
+    "three power iterations": {**PAPER, "power_iterations": 3},
+    "long side": {**PAPER, "orthonormal_side": "long"},
 }
 AT_ONCE = 64  # numbers of 16 bits, on CPUs with the widest registers
 PLACES = [(2, "fsdp 0"), (2, "fsdp 1"), (4, "fsdp 0"), (4, "fsdp 1"), (4, "fsdp x tp other dim"), (4, "hsdp")]
@@ -77,14 +79,22 @@ def marked(*, options: list[str]) -> list[object]:
 def test_momentum_and_right_factor_of_dion(
     ranks: Pool, world: int, layout: str, dtype: torch.dtype, options: str
 ) -> None:
-    """The weights are equal to rounding: one process adds P Qᵀ to them in one operation, and ranks in two."""
+    """The weights are equal to rounding: one process adds P Qᵀ to them in one operation, and ranks in two.
+
+    So is in bfloat16 a momentum that fades as a whole: G is added to it number by number, and torch rounds some of them
+    in another way, by where they lie in a loop over several at once.
+    """
     expected = trained("Dion", None, dtype, DION[options])
     by_owners = {**DION[options], "route": "owners"}
     for rank, results in enumerate(ranks.run(world, trained, "Dion", layout, dtype, by_owners)):
         for shape, result, right in zip(SHAPES, results, expected, strict=True):
             where = f"{shape} on rank {rank}"
-            assert torch.equal(result["momentum"], right["momentum"]), f"momentum of {where}"
-            assert torch.equal(result["Q"], right["Q"]), f"Q of {where}"
+            for key in ("momentum", "Q"):
+                if options == "defaults" and dtype == torch.bfloat16:
+                    off = (result[key].double() - right[key].double()).norm() / right[key].double().norm()
+                    assert off < STEPS * torch.finfo(dtype).eps, f"{key} of {where}"
+                else:
+                    assert torch.equal(result[key], right[key]), f"{key} of {where}"
             allowed = STEPS * torch.finfo(dtype).eps * right["weight"].abs().max().item()
             torch.testing.assert_close(result["weight"], right["weight"], rtol=0, atol=allowed, msg=f"weight {where}")
 

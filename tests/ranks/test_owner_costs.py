@@ -91,7 +91,7 @@ def formula(layout: str, world: int, rank: int, shape: tuple[int, int], rule: st
         messages += at.sums(COUNT * math.prod(local), averaged)
         averaged = []
     if name == "Dion":
-        return messages + _dion(at, shape, local, feedback="tail" not in RULES[rule][1])
+        return messages + _dion(at, shape, local, feedback=RULES[rule][1]["residual_momentum"] is not None)
     side = 1 if name == "Dion2" and shape[0] > shape[1] else 0  # of which Dion2 takes a quarter
     part = list(local)
     if name == "Dion2":

@@ -53,8 +53,9 @@ class CommonOptions(TypedDict, total=False):
             show these processes: with DistributedDataParallel, or with a data-parallel axis that `fully_shard` does not
             see.
         sync_gradients: whether the optimizer averages over the replicas. Nothing else may do so then. It sends less
-            than the gradients where the algorithm allows that: Dion's factors, Dion2's random rows. The momentum then
-            differs between replicas, so call `consolidate` before `state_dict`. A missing gradient counts as zero.
+            than the gradients where the algorithm allows that: Dion's factors without a tail, Dion2's random rows. The
+            momentum then differs between replicas, so call `consolidate` before `state_dict`. A missing gradient counts
+            as zero.
         machine: on which the processes run, where several work together: a name in `orthon.machines.MACHINES`, or a
             `Machine`. It decides who works on what, and never what is computed. None looks at the device.
         wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several

@@ -112,7 +112,7 @@ class TrainConfig(RunConfig):
 class CompareConfig(RunConfig):
     """Several runs that differ in their optimizer alone."""
 
-    optimizers: Annotated[tuple[str, ...], WORDS] = ("dion", "torch-muon", "adamw")
+    optimizers: Annotated[tuple[str, ...], WORDS] = ("dion", "muon", "adamw")
     """Names as in `orthon train`. 'dion:1/16' also sets optimizer.rank_fraction, 'dion2:1/2' optimizer.fraction."""
     sweep: Annotated[tuple[Positive, ...], WORDS] = (1.0,)
     """Factors on each optimizer's default learning rate. The best run of each optimizer counts."""
