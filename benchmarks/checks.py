@@ -97,7 +97,8 @@ def check_step(
 def allowed(contender: Contender, like: Tensor) -> float:
     """Return the largest relative error that rounding explains, for a weight like this one."""
     if contender.rule == "dion" and contender.fraction == 1:
-        return math.sqrt(LEFT_OUT / min(like.shape))
+        factors = 1 if contender.options.get("right_factor") == "normalize" else 2  # that are made orthonormal
+        return math.sqrt(factors * LEFT_OUT / min(like.shape))
     if contender.rule in ("dion", "adamw"):
         return BOUNDS[contender.product_dtype or like.dtype]
     computed_in = torch.bfloat16 if contender.newton_schulz else polar_dtype(like.dtype, like.device, like.shape)
