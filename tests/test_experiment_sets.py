@@ -16,8 +16,9 @@ from experiments.cell import PART, Cell
 from experiments.entries import Contender, Experiment, Setting
 from experiments.place import Place
 from experiments.quick import quick, resized
-from experiments.results import read
+from experiments.results import FOLDER, by_key, read
 from experiments.sets import SETS
+from experiments.tables import page
 from experiments.workers import News, Workers
 
 import orthon
@@ -196,6 +197,15 @@ def test_ctrl_c_ends_in_one_line(
     monkeypatch.setitem(command.SETS, "family", hundredth(SETS["family"]))
     assert command.main(["family", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().out.endswith("stopped; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if (report.PAGES / f"{name}.md").exists()])
+def test_pages_are_those_of_the_data(name: str) -> None:
+    found = by_key(read(FOLDER / f"{name}.jsonl"))
+    pictures = [f"{name}.png", f"{name}-lr.png"]
+    assert all((report.PAGES / picture).exists() for picture in pictures)
+    made = page(SETS[name], found, pictures)
+    assert (report.PAGES / f"{name}.md").read_text() == made, f"run python -m experiments.report {name}"
 
 
 def test_without_data_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

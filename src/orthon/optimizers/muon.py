@@ -46,7 +46,8 @@ class Muon(NamedOptimizer):
         polar_steps: the number of iterations. More of them bring small singular values closer to 1. They also enlarge
             the rounding noise in directions that M does not have: in float32 to 0.001 after 10, and to 1 after 20.
         polar_dtype: the dtype of this computation: torch.bfloat16, torch.float32 or torch.float64. None is bfloat16 on
-            GPUs and on CPUs that multiply it in hardware (AMX), float32 on other CPUs, and float64 for float64 weights.
+            GPUs and on CPUs that multiply it in hardware (AMX, AVX512-BF16), float32 on other CPUs, and float64 for
+            float64 weights.
         polar_route: how processes that each hold a part of a matrix work together. "owners" sends each matrix to one of
             them. "shards" leaves the parts where they are and sums Gram matrices. "auto" takes what costs less, and
             `orthon.explain` tells which that is.
