@@ -67,11 +67,11 @@ class Dion(NamedOptimizer):
         momentum: how much of M stays from step to step, in [0, 1). With feedback: of the update's low-rank part.
         right_factor: how Q follows from R. "orthonormalize" takes the orthonormal factor of a QR decomposition (arXiv
             2605.16341). The operator norm of P Qᵀ is then 1, instead of up to √r. "normalize" divides the columns by
-            their norms, as in the paper: cheaper, and beside a tail 0.06 worse in the loss of a small model. "polar"
-            takes R (RᵀR)^(−1/2): of all Q with orthonormal columns
-            the closest to R, so that P Qᵀ has the largest product with M. It depends on the space of P's columns alone,
-            and at rank_fraction=1 P Qᵀ is the polar factor of M, as in Muon. Beside "orthonormalize" it takes 4·n·r²
-            operations and about 80·r³, which are few at low rank, and most of the step's at full rank.
+            their norms, as in the paper: cheaper, and beside a tail 0.06 ± 0.05 worse in the loss of a small model.
+            "polar" takes R (RᵀR)^(−1/2): of all Q with orthonormal columns the closest to R, so that P Qᵀ has the
+            largest product with M. It depends on the space of P's columns alone, and at rank_fraction=1 P Qᵀ is the
+            polar factor of M, as in Muon. Beside "orthonormalize" it takes 4·n·r² operations and about 80·r³, which are
+            few at low rank, and most of the step's at full rank.
         tail: how much of an update the directions outside of P get: the root mean square of their singular values, next
             to 1 in the low-rank part. It is at least 0; 0 is none, as in the paper. The tail has columns of one length,
             as in Alice, a low-rank Adam (arXiv 2502.07752). It costs two more reads of M a step and no state. With a

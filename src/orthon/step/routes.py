@@ -23,7 +23,8 @@ _ENOUGH_WAVES = 8
 _COLLECTIVES = {"owners": 2, "shards": 8}
 _OPERATIONS = 150
 
-# Some matrices on shards are more waves and collectives. They have to save a part of the time that owners take.
+# Some matrices by owners and others on shards are more waves and collectives. They have to save a part of the time that
+# all of them take one way.
 _WORTH_MIXING = 0.9
 
 # How often a number that is sent is written to memory or read: where it is packed, received, put together and used.
@@ -154,9 +155,9 @@ def choose_routes(groups: Sequence[Alike], machine: Machine) -> None:
         return on_shards[id(group)] - group.count * work / ranks - sending
 
     free.sort(key=gain, reverse=True)
-    best = min(range(len(free), -1, -1), key=seconds)
-    if seconds(best) > _WORTH_MIXING * seconds(len(free)):
-        best = len(free)
+    best, one_way = min(range(len(free), -1, -1), key=seconds), min((len(free), 0), key=seconds)
+    if seconds(best) > _WORTH_MIXING * seconds(one_way):
+        best = one_way
     for index, group in enumerate(free):
         group.route = "owners" if index < best else "shards"
 
