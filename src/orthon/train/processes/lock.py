@@ -16,6 +16,7 @@ from orthon.train.processes.ranks import Processes
 from orthon.train.results.directory import LOCK
 
 HOLDER = re.compile(r"process (\d{1,10}) on ([\w.-]{1,64}) since ([\dT:.+-]{1,40})\n", re.ASCII)
+TRIES = 1000  # to make the directory and the file, if others delete them
 LONGEST = 200  # bytes that are read of a lock file
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of file systems that have none
 
@@ -63,19 +64,11 @@ class Lock:
         self._made: list[Path] = []  # folders, the inmost first
         self._handle: int | None = None
         try:
-            while self._handle is None:
-                self._make_folders()
-                handle = _open(self.path)
-                if handle is None:  # nothing can be written there, by nobody
-                    return
-                try:
-                    if self._locks(handle, say):
-                        self._handle = handle
-                finally:
-                    if self._handle is None:
-                        os.close(handle)
-            _held.add(self)
-            self._write_holder(self._handle)
+            tries = TRIES
+            while not self._take(say):
+                tries -= 1
+                if not tries:
+                    raise UserError(f"{self.directory} is made and deleted by other processes all the time")
         except BaseException:
             self.release()
             raise
@@ -94,6 +87,27 @@ class Lock:
                 folder.rmdir()
         self._made = []
 
+    def _take(self, say: Callable[[str], None]) -> bool:
+        """Take the lock. False if the directory or the file was deleted on the way, by a holder who has just ended."""
+        try:
+            self._make_folders()
+            handle = _open(self.path)
+        except FileNotFoundError:
+            return False
+        if handle is None:  # nothing can be written there, by nobody
+            return True
+        try:
+            if self._locks(handle, say):
+                self._handle = handle
+        finally:
+            if self._handle is None:
+                os.close(handle)
+        if self._handle is None:
+            return False
+        _held.add(self)
+        self._write_holder(handle)
+        return True
+
     def _make_folders(self) -> None:
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory} is a file; choose another --out")
@@ -102,7 +116,7 @@ class Lock:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def _locks(self, handle: int, say: Callable[[str], None]) -> bool:
-        """Lock an open file. False if its holder has just ended and deleted it, so that it must be opened anew."""
+        """Lock an open file. False if it has been deleted, and others lock another one of its name."""
         content = _content(handle, self.path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
