@@ -108,7 +108,7 @@ def test_accumulation_changes_nothing_but_memory(tmp_path: Path, finished: Path,
     assert records[-1]["val_loss"] == pytest.approx(whole[-1]["val_loss"], rel=0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_saves_a_checkpoint(
     tmp_path: Path, tiny: list[str], finished: Path, numbers, number: signal.Signals
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from orthon.train.checkpoints.writer import CheckpointWriter
 from orthon.train.commands.main import main
+from orthon.train.run.run import Run
 from orthon.train.step.training import Training
 
 FAULT, STEP, RANK, PLACE = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
@@ -76,6 +77,15 @@ BEFORE_SAVE: dict[str, tuple[Act, Act]] = {
 }
 
 
+# What happens before one step, and what 30 steps later. Fewer lines may fit into what is left of a block of the disk.
+FOR_30_STEPS: dict[str, tuple[Act, Act]] = {
+    "full disk for 30 steps": (fill, empty),
+    "limited files for 30 steps": (limit(200), limit(resource.RLIM_INFINITY)),
+}
+# What happens when all steps are done.
+AT_END: dict[str, Act] = {"full disk at end": fill, "limited files at end": limit(0)}
+
+
 def before(owner: type, method: str, act: Act) -> None:
     """Let something happen before each call of a method."""
     original = getattr(owner, method)
@@ -99,7 +109,17 @@ def before_save(writer: CheckpointWriter) -> None:
         (at_step if writer.manifest.step == STEP else later)(writer)
 
 
-if FAULT in IN_STEP:
+def for_30_steps(training: Training) -> None:
+    begin, end = FOR_30_STEPS[FAULT]
+    if training.step in (STEP, STEP + 30):
+        (begin if training.step == STEP else end)(training)
+
+
+if FAULT in FOR_30_STEPS:
+    before(Training, "advance", for_30_steps)
+elif FAULT in AT_END:
+    before(Run, "_sample", AT_END[FAULT])
+elif FAULT in IN_STEP:
     before(Training, "advance", lambda training: once(training.step, IN_STEP[FAULT], training))
 elif FAULT in IN_SAVE:
     before(CheckpointWriter, "write_data", lambda writer: once(writer.manifest.step, IN_SAVE[FAULT], writer))

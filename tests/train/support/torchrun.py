@@ -28,12 +28,15 @@ def torchrun(processes: int, *words: object) -> str:
 
 
 def complaint(processes: int, *words: object) -> str:
-    """Carry out a command that fails, and return its one line about that."""
+    """Carry out a command that fails, and return its one line about that. torchrun's output ends with the same line."""
     process = start(processes, *words)
     _, complaints = process.communicate(timeout=200)
     assert process.returncode == 1  # torchrun's own; it lists those of the processes
     assert set(re.findall(r"exitcode +: (\S+)", complaints)) <= {"2", "-15"}  # it ends the processes that still run
     [line] = [line for line in complaints.splitlines() if line.startswith("orthon: ")]
+    *_, last, ruler = complaints.splitlines()
+    assert set(ruler) == {"="}
+    assert last == f"  {line}"
     return line
 
 

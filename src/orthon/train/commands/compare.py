@@ -20,8 +20,9 @@ from orthon.train.commands.comparison_report import (
     write_markdown,
 )
 from orthon.train.errors import DivergedError, UserError
+from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
-from orthon.train.results.directory import CONFIG, Summary, read_summary, write_summary
+from orthon.train.results.directory import CONFIG, Summary, holds_nothing, named, read_summary, write_summary
 from orthon.train.results.metrics import read_metrics
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
@@ -58,6 +59,11 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
     """
     console = Console(highlight=False)
     ranks = join_ranks(command.settings)
+    with alone_in(command.out, ranks, partial(console.print, markup=False, soft_wrap=True)):
+        _compare(command, ranks, console)
+
+
+def _compare(command: CompareCommand, ranks: Processes, console: Console) -> None:
     planned, corpus = ranks.together(lambda: (plan(command.settings, command.out), load_corpus(command.settings.data)))
     done = ranks.on_main(lambda: [_summary(one, corpus) for one in planned])
     console.print(
@@ -84,7 +90,7 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
     Raises:
         UserError: Its directory holds another run, or files that belong to no run.
     """
-    if not one.directory.exists() or not any(one.directory.iterdir()):
+    if not one.directory.exists() or holds_nothing(one.directory):
         return None
     if not (one.directory / CONFIG).exists():
         raise UserError(f"{one.directory} is not empty, but holds no run; choose another --out")
@@ -102,6 +108,11 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
 
 
 def _train(one: Planned, corpus: Corpus, ranks: Processes, console: Console) -> Summary | None:
+    with alone_in(one.directory, ranks, partial(console.print, markup=False, soft_wrap=True)):
+        return _train_alone(one, corpus, ranks, console)
+
+
+def _train_alone(one: Planned, corpus: Corpus, ranks: Processes, console: Console) -> Summary | None:
     checkpoint = newest_checkpoint(one.directory, ranks, partial(console.print, markup=False, soft_wrap=True))
     run = Run(one.config, one.directory, corpus, checkpoint, ranks)
     try:
@@ -131,9 +142,11 @@ def _report(results: list[Result], command: CompareCommand, console: Console) ->
     target = settings.target if settings.target is not None else target_loss(best)
     console.print("\n".join(["", *sweep_lines(results)]), soft_wrap=True)
     console.print(comparison_table(best, target))
-    write_markdown(command.out / TABLE, best, target)
+    with named(command.out / TABLE):
+        write_markdown(command.out / TABLE, best, target)
     title = f"LLaMA {settings.model.size}, {settings.steps} steps of {settings.batch_size} sequences"
-    plot_comparison(command.out / PICTURE, title, {result.label: result.records for result in best})
+    with named(command.out / PICTURE):
+        plot_comparison(command.out / PICTURE, title, {result.label: result.records for result in best})
     winner = min(best, key=lambda result: result.summary.val_loss)
     if winner.summary.sample:
         console.print(f"\n{winner.label} writes (after ▮):\n{winner.summary.sample}\n", markup=False, soft_wrap=True)

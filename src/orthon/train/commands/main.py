@@ -4,10 +4,14 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from orthon.train.commands.streams import LastingStream, lasting_streams
 from orthon.train.errors import TrainingError, UserError
 from orthon.train.processes.launch import process_rank, processes, run_together
+from orthon.train.processes.report_file import report
+from orthon.train.processes.signals import said_and_code, signals_raise
 
 EXTRA = ("cyclopts", "matplotlib", "numpy", "pydantic", "rich", "tensorboard", "transformers", "yaml")
+TRAINING = ("train", "compare")  # commands whose results are files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,37 +21,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words after `orthon`; by default those that the process was started with.
 
     Returns:
-        Exit code: 0 for success, also after Ctrl-C in training, which saves a checkpoint; 1 if the training
-        failed; 2 if the command cannot be carried out as given; 130 after Ctrl-C elsewhere.
+        Exit code: 0 for success, also after Ctrl-C, SIGTERM or SIGHUP in training, which save a checkpoint; 1 if the
+        training failed; 2 if the command cannot be carried out as given; 130, 143 or 129 after these signals elsewhere.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if processes() == 1:
-        return _main(words)
-    try:
-        return run_together(lambda: _main(words))
-    except UserError as error:
-        return _complain(str(error), 2)
+    with lasting_streams() as out:
+        if processes() == 1:
+            return _with_output(out, words)
+        try:
+            return run_together(lambda: _with_output(out, words))
+        except UserError as error:
+            return _complain(str(error), 2)
+        except KeyboardInterrupt as error:
+            return _complain(*said_and_code(error))
 
 
 def _main(words: list[str]) -> int:
-    if any(importlib.util.find_spec(module) is None for module in EXTRA):
-        return _complain("the trainer needs its extra: pip install 'orthon[train]'", 2)
-    from orthon.train.commands.app import carry_out
-
     try:
-        carry_out(words)
+        with signals_raise():
+            return _carry_out(words)
     except UserError as error:
         return _complain(str(error), 2)
     except OSError as error:
         return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except TrainingError as error:
         return _complain(str(error), 1)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as error:
+        return _complain(*said_and_code(error))
+
+
+def _carry_out(words: list[str]) -> int:
+    if any(importlib.util.find_spec(module) is None for module in EXTRA):
+        return _complain("the trainer needs its extra: pip install 'orthon[train]'", 2)
+    from orthon.train.commands.app import carry_out
+
+    carry_out(words)
     return 0
 
 
+def _with_output(out: LastingStream | None, words: list[str]) -> int:
+    """Run a command. If the disk was full to which its output goes, that is said; other commands than training fail."""
+    code = _main(words)
+    if out is None:
+        return code
+    out.flush()
+    if out.fault is None:
+        return code
+    needed = code == 0 and words[:1] not in ([name] for name in TRAINING)
+    return _complain(f"the output could not be written: {out.fault.strerror}", 2 if needed else code)
+
+
 def _complain(message: str, code: int) -> int:
+    line = f"orthon: {' '.join(message.split())}"
     if process_rank() == 0:
-        print(f"orthon: {' '.join(message.split())}", file=sys.stderr)
+        print(line, file=sys.stderr)
+    report(line)
     return code

@@ -1,5 +1,6 @@
 """`orthon train`: one run."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from rich.console import Console
 from orthon.train.checkpoints.newest import newest_checkpoint
 from orthon.train.checkpoints.restore import refuse_differences
 from orthon.train.errors import UserError
-from orthon.train.processes.ranks import join_ranks
+from orthon.train.processes.lock import alone_in
+from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
@@ -56,6 +58,11 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
     console = Console(highlight=False)
     say = partial(console.print, soft_wrap=True, markup=False)
     ranks = join_ranks(command.settings)
+    with alone_in(_directory(command), ranks, say):
+        _train(command, ranks, console, say)
+
+
+def _train(command: TrainCommand, ranks: Processes, console: Console, say: Callable[[str], None]) -> None:
     config, directory, corpus, steps_before = ranks.together(lambda: _prepare(command))
     checkpoint = None
     if steps_before is not None:
@@ -87,11 +94,18 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
     )
 
 
+def _directory(command: TrainCommand) -> Path:
+    """Where the run is, or will be."""
+    if command.resume is not None and command.resume != AUTO:
+        return Path(command.resume)
+    config = command.settings
+    return command.out or Path("runs") / f"{config.optimizer.name}-{config.model.size}"
+
+
 def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | None]:
     """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
-    config, directory = command.settings, Path(command.resume or "")
+    config, directory = command.settings, _directory(command)
     if command.resume in (None, AUTO):
-        directory = command.out or Path("runs") / f"{config.optimizer.name}-{config.model.size}"
         # With every default filled in, so that a later version with other defaults does not change this run.
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})
         if command.resume is None or not (directory / CONFIG).exists():

@@ -58,6 +58,8 @@ def run_together(command: Callable[[], int]) -> NoReturn:
         if not of_lost_process(error):
             raise
         _end_after_another(rank, error)
+    if code > 128:  # a signal: other ranks may not have got one, so there is nobody to wait for
+        _end(code)
     if code and rank:
         # torchrun ends all processes as soon as one fails. Before that, rank 0 must say why.
         with contextlib.suppress(RuntimeError):

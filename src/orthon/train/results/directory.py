@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ CONFIG = "config.yaml"
 SAMPLE = "sample.txt"
 PLOT = "loss.png"
 SUMMARY = "summary.json"
+LOCK = "run.lock"  # who works in the directory
 PART = ".part"  # suffix of a file or folder that is being written
 
 
@@ -33,17 +36,34 @@ def refuse_existing(directory: Path) -> None:
     Raises:
         UserError: There is something in the directory, or it is a file.
     """
-    if directory.is_dir() and any(path.suffix != PART for path in directory.iterdir()):
+    if directory.is_dir() and not holds_nothing(directory):
         raise UserError(f"{directory} is not empty; go on with its run by --resume {directory} or choose another --out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
 
 
+def holds_nothing(directory: Path) -> bool:
+    """Whether there is nothing in a directory but what a process leaves that is killed at the very beginning."""
+    return all(path.suffix == PART or path.name == LOCK for path in directory.iterdir())
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Inside the `with` block, an error of the disk says which file it is about. Writing alone does not say so."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def replace_file(path: Path, content: str) -> None:
     """Write a file at once: it has the old content or the new, even if this process is killed on the way."""
     part = path.with_suffix(PART)
-    part.write_text(content, encoding="utf-8")
-    os.replace(part, path)
+    with named(path):
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, path)
 
 
 def write_summary(directory: Path, summary: Summary) -> None:

@@ -1,11 +1,16 @@
 """The metrics of a run, as lines of JSON and for TensorBoard."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orthon.train.errors import UserError
+from orthon.train.results.appended_file import AppendedFile
 from orthon.train.results.directory import replace_file
+from orthon.train.results.events import EventFile
+
+FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +34,20 @@ class MetricsLog:
     Args:
         directory: Of the run.
         step: The step from which the run continues. Records of later steps are dropped.
+        say: Gets one line for each file that can no longer be written. Training goes on.
     """
 
-    def __init__(self, directory: Path, step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter  # here, as it takes long to import; rank 0 alone logs
-
-        path = directory / "metrics.jsonl"
+    def __init__(self, directory: Path, step: int, say: Callable[[str], None]) -> None:
+        path = directory / FILE
         kept = [record for record in read_metrics(directory) if record.step <= step]
         replace_file(path, "".join(_line(record) for record in kept))
-        self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self._file = AppendedFile(path, say)
+        self._events = EventFile(directory / "tensorboard", step, say)
 
     def write(self, record: Record) -> None:
-        """Add a record. Its line is in the file when this returns."""
-        self._file.write(_line(record))
-        self._file.flush()
-        tags = {
+        """Add a record. Its line is in the file when this returns, unless the file cannot be written."""
+        self._file.add(_line(record).encode())
+        numbers = {
             "loss/train": record.loss,
             "loss/validation": record.val_loss,
             "lr": record.lr,
@@ -53,9 +56,7 @@ class MetricsLog:
             "throughput(tps)": record.tokens_per_second,
             "optimizer_share": record.optimizer_share,
         }
-        for tag, value in tags.items():
-            if value is not None:
-                self._events.add_scalar(tag, value, record.step)
+        self._events.write({name: number for name, number in numbers.items() if number is not None}, record.step)
 
     def close(self) -> None:
         """Close both."""
@@ -71,7 +72,7 @@ def read_metrics(directory: Path) -> list[Record]:
     Raises:
         UserError: Another line is damaged.
     """
-    path = directory / "metrics.jsonl"
+    path = directory / FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,13 +1,15 @@
-"""Ctrl-C and SIGTERM: requests to stop when the present step is done."""
+"""Ctrl-C, SIGTERM and SIGHUP: requests to stop when the present step is done."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Self
 
+from orthon.train.processes.signals import stop_signals
+
 
 class Interrupt:
-    """Inside the `with` block, the first SIGINT or SIGTERM is only noted. A second one has its usual effect."""
+    """Inside the `with` block, the first of these signals is only noted. A second one has its usual effect."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -15,7 +17,7 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._note) for number in stop_signals()}
         return self
 
     def __exit__(

@@ -1,5 +1,6 @@
 """One run, from its settings to its results on disk."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +10,13 @@ from rich.console import Console
 from orthon.train.checkpoints.newest import Checkpoint
 from orthon.train.checkpoints.restore import restore
 from orthon.train.checkpoints.saver import Saver
-from orthon.train.errors import UserError
+from orthon.train.errors import TrainingError
 from orthon.train.model.attention_logits import record_logits
 from orthon.train.model.build import build_model
 from orthon.train.model.parallelize import parallelize
 from orthon.train.model.sample import generate
 from orthon.train.processes.ranks import AXES, Processes
-from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, write_summary
+from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, named, write_summary
 from orthon.train.results.metrics import MetricsLog, Record, read_metrics
 from orthon.train.results.progress import make_progress
 from orthon.train.run.loop import train
@@ -23,7 +24,7 @@ from orthon.train.settings.file import write_config
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.clock import StepClock
 from orthon.train.step.optimizers import build_optimizers, full_lr
-from orthon.train.step.training import Training
+from orthon.train.step.training import Training, validation_loss
 from orthon.train.text.tokens import Corpus
 from orthon.train.text.windows import Windows
 
@@ -92,16 +93,17 @@ class Run:
             console.print(line, soft_wrap=True, markup=False)
 
         saver = Saver(self.directory, self.config, self.corpus.fingerprint, self.ranks, say)
-        with self._publishing(console) as publish, saver:
+        with self._publishing(console, say) as publish, saver:
             finished = train(self.training, self.config, self.text, self.held_out, publish, saver)
         if not finished:
             return None
+        val_loss = self._last_validation()
         sample = self._sample()
-        return self.ranks.on_main(lambda: self._finish(sample))
+        return self.ranks.on_main(lambda: self._finish(val_loss, sample))
 
     @contextmanager
-    def _publishing(self, console: Console) -> Iterator[Callable[[Record], None]]:
-        log = self.ranks.together(self._begin)
+    def _publishing(self, console: Console, say: Callable[[str], None]) -> Iterator[Callable[[Record], None]]:
+        log = self.ranks.together(lambda: self._begin(say))
         if log is None:
             yield lambda _: None
             return
@@ -116,14 +118,14 @@ class Run:
         finally:
             log.close()
 
-    def _begin(self) -> MetricsLog | None:
+    def _begin(self, say: Callable[[str], None]) -> MetricsLog | None:
         """Prepare the directory, and open the log; on rank 0 alone."""
         if self.ranks.rank:
             return None
         self.directory.mkdir(parents=True, exist_ok=True)
         write_config(self.directory / CONFIG, self.config)
         (self.directory / SUMMARY).unlink(missing_ok=True)  # there is one if a complete run gets more steps
-        return MetricsLog(self.directory, self.training.step)
+        return MetricsLog(self.directory, self.training.step, say)
 
     def _where(self) -> str:
         """The devices and how they share the work, in words."""
@@ -133,19 +135,45 @@ class Run:
         axes = [f"{name} {ranks.size(name)}" for name in AXES if ranks.size(name) > 1]
         return f"{ranks.world} × {ranks.device.type} ({' × '.join(axes)})"
 
-    def _finish(self, sample: str) -> Summary:
+    def _last_validation(self) -> float:
+        """The loss on the held-out text after the last step. It is computed anew if its line could not be written."""
+
+        def read() -> float | None:
+            last = next(reversed(read_metrics(self.directory)), None)
+            return last.val_loss if last is not None and last.step == self.config.steps else None
+
+        known = self.ranks.on_main(read)
+        if known is not None:
+            return known
+        sequences = self.held_out.read(self.held_out.spread(self.config.validation_sequences))
+        return validation_loss(self.training.model, sequences, self.config, self.ranks)
+
+    def _finish(self, val_loss: float, sample: str) -> Summary:
+        """Write the results.
+
+        Raises:
+            TrainingError: The disk is full, or has another fault.
+        """
+        try:
+            return self._write_results(val_loss, sample)
+        except OSError as error:
+            raise TrainingError(
+                f"{error.filename}: {error.strerror}; all {self.config.steps} steps are done and saved: "
+                f"orthon train --resume {self.directory} writes the results"
+            ) from error
+
+    def _write_results(self, val_loss: float, sample: str) -> Summary:
         from orthon.train.results.plots import plot_run  # here: matplotlib takes long to import, and rank 0 alone plots
 
         records, optimizer = read_metrics(self.directory), self.config.optimizer
-        val_loss = records[-1].val_loss if records else None
-        if val_loss is None:  # the last step always has one
-            raise UserError(f"the metrics in {self.directory} lack the validation of step {self.config.steps}")
-        (self.directory / SAMPLE).write_text(sample + "\n", encoding="utf-8")
-        plot_run(
-            self.directory / PLOT,
-            f"LLaMA {self.config.model.size}, {optimizer.name}, lr {full_lr(optimizer):g}",
-            records,
-        )
+        with named(self.directory / SAMPLE):
+            (self.directory / SAMPLE).write_text(sample + "\n", encoding="utf-8")
+        with named(self.directory / PLOT):
+            plot_run(
+                self.directory / PLOT,
+                f"LLaMA {self.config.model.size}, {optimizer.name}, lr {full_lr(optimizer):g}",
+                records,
+            )
         summary = Summary(
             steps=self.config.steps,
             val_loss=val_loss,
@@ -171,7 +199,12 @@ class Run:
 
 
 def mean_share(records: list[Record]) -> float:
-    """The optimizer's share of the training time: the mean over all records, weighted by the time of their steps."""
+    """The optimizer's share of the training time: the mean over all records, weighted by the time of their steps.
+
+    It is not a number if there are no records, as the disk was full.
+    """
+    if not records:
+        return math.nan
     times = [1 / record.tokens_per_second for record in records]
     shares = [record.optimizer_share for record in records]
     return sum(time * share for time, share in zip(times, shares, strict=True)) / sum(times)
