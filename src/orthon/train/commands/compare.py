@@ -132,7 +132,7 @@ def _report(results: list[Result], command: CompareCommand, console: Console) ->
     console.print("\n".join(["", *sweep_lines(results)]), soft_wrap=True)
     console.print(comparison_table(best, target))
     write_markdown(command.out / TABLE, best, target)
-    title = f"LLaMA {settings.model.size}, {settings.steps} steps of {settings.batch_size} sequences"
+    title = f"LLaMA {settings.model.name}, {settings.steps} steps of {settings.batch_size} sequences"
     plot_comparison(command.out / PICTURE, title, {result.label: result.records for result in best})
     winner = min(best, key=lambda result: result.summary.val_loss)
     if winner.summary.sample:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -28,7 +29,7 @@ class TrainCommand(Settings):
     """The words of `orthon train`."""
 
     out: Path | None = None
-    """Directory for the results, new or empty. Default: runs/OPTIMIZER-SIZE."""
+    """Directory for the results, new or empty. Default: runs/OPTIMIZER-MODEL, such as runs/dion-1M."""
     config: Path | None = None
     """YAML file with settings. Flags override it."""
     resume: str | None = None
@@ -64,7 +65,7 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
         done = checkpoint.manifest.step
         if config.steps < done or (config.steps == done and steps_before != done):
             raise UserError(f"steps must be above the {done} that are done in {directory} but is {config.steps}")
-        if command.resume == AUTO and done == config.steps and ranks.on_main(lambda: read_summary(directory)):
+        if command.resume is not None and done == config.steps and ranks.on_main(lambda: read_summary(directory)):
             say(f"the run in {directory} is complete: all of its {done} steps are done")
             return
     run = Run(config, directory, corpus, checkpoint, ranks)
@@ -74,7 +75,7 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
     if summary is None:
         say(
             f"stopped after step {run.training.step} of {run.config.steps}; "
-            f"go on with: orthon train --resume {run.directory}"
+            f"go on with: orthon train --resume {quote(str(run.directory))}"
         )
         return
     if summary.sample:
@@ -91,7 +92,7 @@ def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | No
     """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
     config, directory = command.settings, Path(command.resume or "")
     if command.resume in (None, AUTO):
-        directory = command.out or Path("runs") / f"{config.optimizer.name}-{config.model.size}"
+        directory = command.out or Path("runs") / f"{config.optimizer.name}-{config.model.name}"
         # With every default filled in, so that a later version with other defaults does not change this run.
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})
         if command.resume is None or not (directory / CONFIG).exists():

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 from orthon.train.errors import UserError
 
@@ -34,7 +35,8 @@ def refuse_existing(directory: Path) -> None:
         UserError: There is something in the directory, or it is a file.
     """
     if directory.is_dir() and any(path.suffix != PART for path in directory.iterdir()):
-        raise UserError(f"{directory} is not empty; go on with its run by --resume {directory} or choose another --out")
+        run = quote(str(directory))
+        raise UserError(f"{directory} is not empty; go on with its run by --resume {run} or choose another --out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
 
