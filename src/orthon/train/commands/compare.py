@@ -27,6 +27,7 @@ from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
 from orthon.train.settings.run import CompareConfig, TrainConfig
+from orthon.train.step.trial import try_options
 from orthon.train.text.corpus import load_corpus
 from orthon.train.text.tokens import Corpus
 
@@ -58,7 +59,7 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
     """
     console = Console(highlight=False)
     ranks = join_ranks(command.settings)
-    planned, corpus = ranks.together(lambda: (plan(command.settings, command.out), load_corpus(command.settings.data)))
+    planned, corpus = ranks.together(lambda: _prepare(command, ranks))
     done = ranks.on_main(lambda: [_summary(one, corpus) for one in planned])
     console.print(
         f"{len(planned)} runs, {len(planned) - done.count(None)} already done; text: {corpus.description}",
@@ -76,6 +77,14 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
         records = ranks.on_main(lambda one=one: read_metrics(one.directory))  # type: ignore[misc]
         results.append(Result(one.label, one.lr, summary, records))
     ranks.on_main(lambda: _report(results, command, console))
+
+
+def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], Corpus]:
+    """The runs and their text."""
+    planned = plan(command.settings, command.out)
+    for one in planned:
+        try_options(one.config.optimizer, ranks)
+    return planned, load_corpus(command.settings.data)
 
 
 def _summary(one: Planned, corpus: Corpus) -> Summary | None:

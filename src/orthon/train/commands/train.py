@@ -12,13 +12,14 @@ from rich.console import Console
 from orthon.train.checkpoints.newest import newest_checkpoint
 from orthon.train.checkpoints.restore import refuse_differences
 from orthon.train.errors import UserError
-from orthon.train.processes.ranks import join_ranks
+from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.optimizers import settle
+from orthon.train.step.trial import try_options
 from orthon.train.text.corpus import load_corpus
 from orthon.train.text.tokens import Corpus
 
@@ -57,7 +58,7 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
     console = Console(highlight=False)
     say = partial(console.print, soft_wrap=True, markup=False)
     ranks = join_ranks(command.settings)
-    config, directory, corpus, steps_before = ranks.together(lambda: _prepare(command))
+    config, directory, corpus, steps_before = ranks.together(lambda: _prepare(command, ranks))
     checkpoint = None
     if steps_before is not None:
         checkpoint = newest_checkpoint(directory, ranks, say, required=command.resume != AUTO)
@@ -88,7 +89,7 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
     )
 
 
-def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | None]:
+def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path, Corpus, int | None]:
     """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
     config, directory = command.settings, Path(command.resume or "")
     if command.resume in (None, AUTO):
@@ -97,9 +98,11 @@ def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | No
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)
+            try_options(config.optimizer, ranks)
             return config, directory, load_corpus(config.data), None
     elif command.out is not None or command.config is not None:
         raise UserError("--resume goes on in its own directory with its own settings: no --out or --config")
     before = flatten(as_plain(read_config(directory / CONFIG, TrainConfig)))
     refuse_differences(before, config, f"the run in {directory}")
+    try_options(config.optimizer, ranks)
     return config, directory, load_corpus(config.data), before["steps"]

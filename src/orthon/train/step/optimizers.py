@@ -83,10 +83,8 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks
         ranks: Who takes part.
 
     Raises:
-        UserError: The optimizer refuses one of `optimizer.options`, or there is nothing to compress.
+        UserError: The optimizer refuses one of `optimizer.options`.
     """
-    if config.compressed_sync and ranks.size(REPLICATE) == 1:
-        raise UserError("optimizer.compressed_sync is set, but mesh.dp_replicate is 1: there is nothing to compress")
     try:
         return _BUILDERS[config.name](model, settle(config), seed, ranks)
     except (TypeError, ValueError) as error:
