@@ -10,7 +10,7 @@ from orthon.train.settings.model import Shape
 from orthon.train.settings.optimizer import OptimizerConfig
 from orthon.train.step.optimizers import build_optimizers
 
-SHAPE = Shape(hidden_size=16, layers=1, heads=1, kv_heads=1, ffn=16, context=16)
+SHAPE = Shape(hidden_size=64, layers=1, heads=1, kv_heads=1, ffn=128, context=16)
 
 
 def try_options(config: OptimizerConfig, ranks: Processes) -> None:
@@ -26,6 +26,6 @@ def try_options(config: OptimizerConfig, ranks: Processes) -> None:
     if config.compressed_sync and ranks.size(REPLICATE) == 1:
         raise UserError("optimizer.compressed_sync is set, but mesh.dp_replicate is 1: there is nothing to compress")
     with torch.device("meta"), torch.random.fork_rng(devices=()):
-        model = LlamaForCausalLM(llama_config(SHAPE, vocab_size=16))
+        model = LlamaForCausalLM(llama_config(SHAPE, vocab_size=512))
     alone = Processes(torch.device("meta"))
     build_optimizers(model, config.model_copy(update={"compressed_sync": False}), 0, alone)
