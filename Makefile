@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Only errors are said: pip warns of many things that are as they should be here.
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: demo test test-all soak lint format bench docs clean
@@ -43,12 +45,11 @@ clean:
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Orthon needs Python 3.11 or later; call make PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing PyTorch into $(VENV) (once, about a minute) ..."
+	@echo "Installing PyTorch and what Orthon needs into $(VENV) (once, about a minute) ..."
 	@$(PIP) $(TORCH)
 	@touch $@
 
 $(VENV)/.train: $(VENV)/.torch pyproject.toml
-	@echo "Installing Orthon and what its trainer needs ..."
 	@$(PIP) --editable '.[train]'
 	@touch $@
 

@@ -59,7 +59,7 @@ def test_yaml_leaves_out_and_converts(tmp_path: Path) -> None:
         ("optimizer: {options: 3}", "optimizer.options must be a mapping but is 3"),
         ("steps: [", "is not YAML"),
         ("3", "the file must hold settings by name"),
-        ("&a [*a]", "must hold settings by name"),
+        ("&a [*a]", "it means more than 10000 values"),
         ("2026-01-01: 3", "must hold settings by name"),
     ],
 )
@@ -207,6 +207,12 @@ def test_sizes() -> None:
 
 def test_key_value_pairs() -> None:
     assert parse_pairs(["a=1", "b=1e-9", "c=true", "d=long"]) == {"a": 1, "b": 1e-9, "c": True, "d": "long"}
-    for word in ("a", "=1", "a=[1]", "a=["):
+    assert parse_pairs(["a-b=[0.9,0.99]", "c=(1/2, 3)", "d=1/8", "e=None"]) == {
+        "a_b": [0.9, 0.99],
+        "c": [0.5, 3],
+        "d": 0.125,
+        "e": None,
+    }
+    for word in ("a", "=1", "a=[x]", "a=[true]", "a=[[1]]", "a={b: 1}", "a=2026-01-01", "a=["):
         with pytest.raises(ValueError, match=r"optimizer\.options.*(KEY=VALUE|takes numbers|not a value)"):
             parse_pairs([word])

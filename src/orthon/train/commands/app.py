@@ -6,11 +6,16 @@ A command is imported only when it is called, so that the general help and error
 import importlib.metadata
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 from pydantic import ValidationError
 
 from orthon.train.errors import UserError
 from orthon.train.settings.base import in_words
+from orthon.train.settings.nearest import nearest
+from orthon.train.settings.shown import shown
+
+HELP = ("--help", "-h")
+HELP_ALL = "--help-all"
 
 app = App(
     name="orthon",
@@ -18,6 +23,7 @@ app = App(
     version=f"orthon {importlib.metadata.version('orthon')}",
     default_parameter=Parameter(allow_repeating=True),  # the last one counts
     help_format="markdown",
+    help_flags=(*HELP, HELP_ALL),
     exit_on_error=False,
     print_error=False,
     suppress_keyboard_interrupt=False,
@@ -57,13 +63,38 @@ def carry_out(words: Sequence[str]) -> None:
         UserError: The words are not a command with its settings, or the command refuses them.
         TrainingError: The training went wrong.
     """
+    if _asks_for_short_help(words):
+        return
     try:
         app(words)
     except UnusedCliTokensError as error:
-        unused = " ".join(error.unused_tokens or ())
-        raise UserError(f"{unused!r} belongs to no setting: write --NAME before it; --help lists the names") from error
+        unused = shown(" ".join(error.unused_tokens or ()))
+        raise UserError(f"{unused} belongs to no setting: write --NAME before it; --help lists the names") from error
+    except UnknownOptionError as error:
+        raise UserError(_unknown_option(error)) from error
     except CycloptsError as error:
         cause = error.__cause__
         if isinstance(cause, ValidationError) and error.argument is not None:
             raise UserError(in_words(cause, error.argument.hint)) from error
         raise UserError(str(error)) from error
+
+
+def _asks_for_short_help(words: Sequence[str]) -> bool:
+    """Print the short help if the words ask for it, and say whether they do."""
+    if HELP_ALL in words or not set(HELP) & set(words):
+        return False
+    from orthon.train.commands.short_help import SHORT  # here, as it imports torch
+
+    help_of = SHORT.get(words[0])
+    if help_of is None:
+        return False
+    print(help_of.text(words[0]))
+    return True
+
+
+def _unknown_option(error: UnknownOptionError) -> str:
+    """The option, and the one that was meant."""
+    word = error.token.keyword or error.token.value
+    name = word.partition("=")[0]
+    close = nearest(name, [one for argument in error.argument_collection for one in argument.names])
+    return f"Unknown option: {shown(name)[1:-1]}." + (f" Did you mean {close}?" if close is not None else "")

@@ -28,6 +28,7 @@ from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
 from orthon.train.settings.run import CompareConfig, TrainConfig
+from orthon.train.step.trial import try_options
 from orthon.train.text.corpus import load_corpus
 from orthon.train.text.tokens import Corpus
 
@@ -64,7 +65,7 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
 
 
 def _compare(command: CompareCommand, ranks: Processes, console: Console) -> None:
-    planned, corpus = ranks.together(lambda: (plan(command.settings, command.out), load_corpus(command.settings.data)))
+    planned, corpus = ranks.together(lambda: _prepare(command, ranks))
     done = ranks.on_main(lambda: [_summary(one, corpus) for one in planned])
     console.print(
         f"{len(planned)} runs, {len(planned) - done.count(None)} already done; text: {corpus.description}",
@@ -82,6 +83,14 @@ def _compare(command: CompareCommand, ranks: Processes, console: Console) -> Non
         records = ranks.on_main(lambda one=one: read_metrics(one.directory))  # type: ignore[misc]
         results.append(Result(one.label, one.lr, summary, records))
     ranks.on_main(lambda: _report(results, command, console))
+
+
+def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], Corpus]:
+    """The runs and their text."""
+    planned = plan(command.settings, command.out)
+    for one in planned:
+        try_options(one.config.optimizer, ranks)
+    return planned, load_corpus(command.settings.data)
 
 
 def _summary(one: Planned, corpus: Corpus) -> Summary | None:
@@ -144,7 +153,7 @@ def _report(results: list[Result], command: CompareCommand, console: Console) ->
     console.print(comparison_table(best, target))
     with named(command.out / TABLE):
         write_markdown(command.out / TABLE, best, target)
-    title = f"LLaMA {settings.model.size}, {settings.steps} steps of {settings.batch_size} sequences"
+    title = f"LLaMA {settings.model.name}, {settings.steps} steps of {settings.batch_size} sequences"
     with named(command.out / PICTURE):
         plot_comparison(command.out / PICTURE, title, {result.label: result.records for result in best})
     winner = min(best, key=lambda result: result.summary.val_loss)

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
 from orthon.train.errors import UserError
 from orthon.train.settings.base import check
+from orthon.train.settings.nearest import did_you_mean
+from orthon.train.settings.numbers import fraction as number_of
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
 from orthon.train.settings.run import CompareConfig, RunConfig, TrainConfig
+from orthon.train.settings.shown import shown
 from orthon.train.step.optimizers import full_lr, settle
 
 
@@ -54,21 +55,20 @@ def parse_optimizer(label: str, same: Mapping[str, Any]) -> OptimizerConfig:
         UserError: The label is neither, or the fraction is not allowed.
     """
     if "," in label:
-        raise UserError(f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {label!r}")
+        raise UserError(f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {shown(label)}")
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):
-        close = get_close_matches(name.lower(), get_args(OptimizerName), n=1)
         raise UserError(
-            f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {label!r}"
-            + (f"; did you mean {close[0]!r}?" if close else "")
+            f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {shown(label)}"
+            + did_you_mean(name, get_args(OptimizerName))
         )
     settings: dict[str, Any] = {"name": name, **same}
     if colon:
         setting = FRACTIONS.get(name)  # type: ignore[call-overload]  # checked above
         if setting is None:
-            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {label!r}")
+            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {shown(label)}")
         try:
-            settings[setting] = float(Fraction(fraction))
-        except (ValueError, ZeroDivisionError) as error:
-            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {label!r}") from error
+            settings[setting] = float(number_of(fraction))
+        except ValueError as error:
+            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {shown(label)}") from error
     return check(OptimizerConfig, settings, under="optimizer")

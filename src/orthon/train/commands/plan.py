@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import yaml
@@ -71,5 +72,5 @@ def _measured(path: Path, console: Console) -> Machine:
         machine = machines.measure(progress=lambda what, part: progress(round(100 * part), 100, what))
     if process_rank() == 0:
         replace_file(path, yaml.safe_dump(machines.plain_values(machine), sort_keys=False, allow_unicode=True))
-    console.print(f"measured this machine: {path}; plan for it again with --machine {path}", soft_wrap=True)
+    console.print(f"measured this machine: {path}; plan for it again with --machine {quote(str(path))}", soft_wrap=True)
     return machine

@@ -75,7 +75,7 @@ class Planner:
         self._optimizers = {word: _optimizer(word) for word in config.optimizers}
         model = model_on_meta(config)
         self.weights = weights_of_a_token(model)
-        self.name = f"LLaMA {config.model.size}" if config.config_json is None else type(model).__name__
+        self.name = f"LLaMA {config.model.name}" if config.config_json is None else type(model).__name__
         bytes_of_weights = sum(param.nbytes for param in model.parameters())
         # Weights and gradients alone. Embeddings and all else are divided, as far as it goes.
         self._bytes = 2 * bytes_of_weights

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -20,6 +21,7 @@ from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.optimizers import settle
+from orthon.train.step.trial import try_options
 from orthon.train.text.corpus import load_corpus
 from orthon.train.text.tokens import Corpus
 
@@ -30,7 +32,7 @@ class TrainCommand(Settings):
     """The words of `orthon train`."""
 
     out: Path | None = None
-    """Directory for the results, new or empty. Default: runs/OPTIMIZER-SIZE."""
+    """Directory for the results, new or empty. Default: runs/OPTIMIZER-MODEL, such as runs/dion-1M."""
     config: Path | None = None
     """YAML file with settings. Flags override it."""
     resume: str | None = None
@@ -63,7 +65,7 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
 
 
 def _train(command: TrainCommand, ranks: Processes, console: Console, say: Callable[[str], None]) -> None:
-    config, directory, corpus, steps_before = ranks.together(lambda: _prepare(command))
+    config, directory, corpus, steps_before = ranks.together(lambda: _prepare(command, ranks))
     checkpoint = None
     if steps_before is not None:
         checkpoint = newest_checkpoint(directory, ranks, say, required=command.resume != AUTO)
@@ -71,7 +73,7 @@ def _train(command: TrainCommand, ranks: Processes, console: Console, say: Calla
         done = checkpoint.manifest.step
         if config.steps < done or (config.steps == done and steps_before != done):
             raise UserError(f"steps must be above the {done} that are done in {directory} but is {config.steps}")
-        if command.resume == AUTO and done == config.steps and ranks.on_main(lambda: read_summary(directory)):
+        if command.resume is not None and done == config.steps and ranks.on_main(lambda: read_summary(directory)):
             say(f"the run in {directory} is complete: all of its {done} steps are done")
             return
     run = Run(config, directory, corpus, checkpoint, ranks)
@@ -81,7 +83,7 @@ def _train(command: TrainCommand, ranks: Processes, console: Console, say: Calla
     if summary is None:
         say(
             f"stopped after step {run.training.step} of {run.config.steps}; "
-            f"go on with: orthon train --resume {run.directory}"
+            f"go on with: orthon train --resume {quote(str(run.directory))}"
         )
         return
     if summary.sample:
@@ -99,10 +101,10 @@ def _directory(command: TrainCommand) -> Path:
     if command.resume is not None and command.resume != AUTO:
         return Path(command.resume)
     config = command.settings
-    return command.out or Path("runs") / f"{config.optimizer.name}-{config.model.size}"
+    return command.out or Path("runs") / f"{config.optimizer.name}-{config.model.name}"
 
 
-def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | None]:
+def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path, Corpus, int | None]:
     """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
     config, directory = command.settings, _directory(command)
     if command.resume in (None, AUTO):
@@ -110,9 +112,11 @@ def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | No
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)
+            try_options(config.optimizer, ranks)
             return config, directory, load_corpus(config.data), None
     elif command.out is not None or command.config is not None:
         raise UserError("--resume goes on in its own directory with its own settings: no --out or --config")
     before = flatten(as_plain(read_config(directory / CONFIG, TrainConfig)))
     refuse_differences(before, config, f"the run in {directory}")
+    try_options(config.optimizer, ranks)
     return config, directory, load_corpus(config.data), before["steps"]

@@ -56,7 +56,7 @@ def _read(path: Path) -> PretrainedConfig:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config_json must be a {FILE} or its folder, but {file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {error}") from error
     kind = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(kind, str):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 from orthon.train.errors import UserError
 
@@ -37,7 +38,8 @@ def refuse_existing(directory: Path) -> None:
         UserError: There is something in the directory, or it is a file.
     """
     if directory.is_dir() and not holds_nothing(directory):
-        raise UserError(f"{directory} is not empty; go on with its run by --resume {directory} or choose another --out")
+        run = quote(str(directory))
+        raise UserError(f"{directory} is not empty; go on with its run by --resume {run} or choose another --out")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
 

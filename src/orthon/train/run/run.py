@@ -73,7 +73,7 @@ class Run:
         config = self.config
         start = f" from step {self.training.step}" if self.training.step else ""
         return (
-            f"model      LLaMA {config.model.size}, {parameters / 1e6:.2f} M parameters, "
+            f"model      LLaMA {config.model.name}, {parameters / 1e6:.2f} M parameters with embeddings, "
             f"context {config.model.shape.context}\n"
             f"text       {self.corpus.description}\n"
             f"optimizer  {config.optimizer.name}, lr {full_lr(config.optimizer):g}; "
@@ -171,7 +171,7 @@ class Run:
         with named(self.directory / PLOT):
             plot_run(
                 self.directory / PLOT,
-                f"LLaMA {self.config.model.size}, {optimizer.name}, lr {full_lr(optimizer):g}",
+                f"LLaMA {self.config.model.name}, {optimizer.name}, lr {full_lr(optimizer):g}",
                 records,
             )
         summary = Summary(

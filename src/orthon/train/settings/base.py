@@ -1,18 +1,27 @@
 """What all settings share: pydantic checks them, and its errors become one line in our words."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from orthon.train.errors import UserError
+from orthon.train.settings.nearest import did_you_mean, nearest
+from orthon.train.settings.numbers import fraction, whole
+from orthon.train.settings.shown import shown
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
+LARGEST = 10**12  # of a count: more would take longer, or more memory, than anybody has
+
+Count = Annotated[int, BeforeValidator(whole), Field(ge=1, le=LARGEST)]
+CountOrZero = Annotated[int, BeforeValidator(whole), Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**63)]  # generators keep it in 64 bits
+Number = Annotated[float, BeforeValidator(fraction)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Fraction = Annotated[Number, Field(gt=0, le=1)]
+Momentum = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
@@ -54,18 +63,44 @@ def in_words(error: ValidationError, kind: type[BaseModel], under: str = "") -> 
     if path[:1] == ["settings"]:  # on the command line they are named without it
         path, kind = path[1:], kind.model_fields["settings"].annotation  # type: ignore[assignment]
     name = ".".join([*filter(None, [under]), *path])
+    given = shown(first["input"])
     match first["type"]:
         case "value_error":  # from a check of our own, which names the setting itself
             return str(first["ctx"]["error"])
         case "extra_forbidden":
-            return f"there is no setting {name}; there are {', '.join(_names(kind, path[:-1]))}"
+            return f"there is no setting {shown(name)[1:-1]}; {_others(name, kind, path[:-1])}"
         case "model_type":
-            return f"{name or 'the file'} must hold settings by name but is {first['input']!r}"
-    return f"{first['msg'].replace('Input should', f'{name} must', 1)} but is {first['input']!r}"
+            return f"{name or 'the file'} must hold settings by name but is {given}"
+        case "int_parsing_size":
+            return f"{name} must be less than or equal to {LARGEST} but is {given}"
+        case "literal_error":
+            allowed = re.findall("'([^']*)'", first["ctx"]["expected"])
+            return f"{_must(first, name)} but is {given}{did_you_mean(str(first['input']), allowed)}"
+    return f"{_must(first, name)} but is {given}"
 
 
-def _names(kind: Any, path: list[str]) -> list[str]:
-    """The names of the settings in a group, found by its path from `kind`."""
+def dotted_names(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The names of all settings, with dots between the names of groups and their own."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            yield from dotted_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _must(error: Any, name: str) -> str:
+    """What is allowed, in pydantic's words, which are about an input and not about a setting."""
+    message = str(error["msg"])
+    if message.startswith("Input should"):
+        return message.replace("Input should", f"{name} must", 1)
+    return f"{name}: {message[:1].lower()}{message[1:]}"
+
+
+def _others(name: str, kind: type[BaseModel], path: list[str]) -> str:
+    """What there is in place of a setting that there is not."""
+    close = nearest(name, dotted_names(kind))
+    if close is not None:
+        return f"did you mean {close}?"
     for part in path:
-        kind = kind.model_fields[part].annotation
-    return list(kind.model_fields)
+        kind = kind.model_fields[part].annotation  # type: ignore[assignment]
+    return f"there are {', '.join(kind.model_fields)}"

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from orthon.train.errors import UserError
 from orthon.train.results.directory import replace_file
 from orthon.train.settings.base import S, Settings, in_words
-from orthon.train.settings.run import TrainConfig
-from orthon.train.settings.yaml import parse_yaml
+from orthon.train.settings.run import CompareConfig, TrainConfig
+from orthon.train.settings.yaml import read_yaml
 
 
 def read_config(path: Path, kind: type[S]) -> S:
@@ -62,13 +62,35 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
+    """What a file says, with the names of settings as they are here: people also write dashes."""
+    content = read_yaml(path, "the settings in ")
     try:
-        content: Any = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the settings in {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return {} if content is None else content
+        return {} if content is None else _with_names(content, TrainConfig.model_fields | CompareConfig.model_fields)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _with_names(content: Any, fields: Mapping[str, Any]) -> Any:
+    """The same with underscores in place of dashes in names, and settings in place of sections that are empty.
+
+    Raises:
+        ValueError: A name is there in both ways.
+    """
+    if not isinstance(content, dict):
+        return content
+    named: dict[Any, Any] = {}
+    for key, value in content.items():
+        name = key.replace("-", "_") if isinstance(key, str) else key
+        if name in named:
+            raise ValueError(f"{name} is there twice, with a dash and with an underscore")
+        kind = fields[name].annotation if name in fields else None
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            named[name] = {} if value is None else _with_names(value, kind.model_fields)
+        elif name == "options":
+            named[name] = {} if value is None else _with_names(value, {})
+        else:
+            named[name] = value
+    return named
 
 
 def _checked(content: Any, path: Path, kind: type[S]) -> S:
@@ -77,7 +99,7 @@ def _checked(content: Any, path: Path, kind: type[S]) -> S:
         return kind.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
         raise UserError(f"{path}: {in_words(error, kind)}") from error
-    except (TypeError, ValueError) as error:  # YAML allows dates as keys, and lists that contain themselves
+    except (TypeError, ValueError) as error:  # YAML allows dates as keys
         raise UserError(f"{path} must hold settings by name: {error}") from error
 
 

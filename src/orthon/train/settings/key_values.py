@@ -1,47 +1,64 @@
 """`key=value` pairs as one setting: a mapping in YAML, words on the command line."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+import re
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import yaml
 from cyclopts import Parameter
 from pydantic import PlainSerializer, PlainValidator
 
+from orthon.train.settings.numbers import fraction
+from orthon.train.settings.shown import shown
 from orthon.train.settings.yaml import parse_yaml
 
 Scalar = int | float | bool | str | None
+Value = Scalar | list[int | float]
 
 # A setting that takes all words up to the next flag.
 WORDS = Parameter(consume_multiple=True, negative=())
 
 
-def parse_pairs(given: Any) -> dict[str, Scalar]:
+def parse_pairs(given: Any) -> dict[str, Value]:
     """Take a mapping, or read `key=value` words, whose values are written as in YAML.
 
+    As in Python, None is null, and numbers in round brackets are a list. 1/8 is a number.
+
     Raises:
-        ValueError: It is neither, or a value is no number, truth value, null or string.
+        ValueError: It is neither, or a value is no number, truth value, null, string or list of numbers.
     """
     if isinstance(given, list | tuple):
         given = dict(map(_parse_pair, given))
     if not isinstance(given, dict):
-        raise ValueError(f"optimizer.options must be a mapping but is {given!r}")
-    for key, value in given.items():
-        if not isinstance(value, Scalar):
-            raise ValueError(f"optimizer.options takes numbers, true, false, null and words but got {key}={value!r}")
-    return given
+        raise ValueError(f"optimizer.options must be a mapping but is {shown(given)}")
+    return {str(key): _value(str(key), value) for key, value in given.items()}
+
+
+def _value(key: str, value: Any) -> Value:
+    value = None if value == "None" else fraction(value)
+    if isinstance(value, list | tuple):
+        value = [fraction(one) for one in value]
+    numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
+    if not (numbers or isinstance(value, Scalar)):
+        raise ValueError(
+            f"optimizer.options takes numbers, lists of numbers, true, false, null and words but got "
+            f"{shown(key)[1:-1]}={shown(value)}"
+        )
+    return cast(Value, value)
 
 
 def _parse_pair(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not (key and equals):
-        raise ValueError(f"optimizer.options: KEY=VALUE expected but got {word!r}")
+        raise ValueError(f"optimizer.options: KEY=VALUE expected but got {shown(word)}")
     try:
-        return key, parse_yaml(text)
+        in_brackets = re.fullmatch(r"\((.*)\)", text.strip())
+        return key.replace("-", "_"), parse_yaml(f"[{in_brackets[1]}]" if in_brackets else text)
     except yaml.YAMLError as error:
-        raise ValueError(f"optimizer.options: {text!r} in {word!r} is not a value") from error
+        raise ValueError(f"optimizer.options: {shown(text)} in {shown(word)} is not a value") from error
 
 
 if TYPE_CHECKING:
-    KeyValues = dict[str, Scalar]
+    KeyValues = dict[str, Value]
 else:  # for the command line a list of words, of which pydantic makes a mapping
     KeyValues = Annotated[
         tuple[str, ...],

@@ -22,6 +22,14 @@ class Shape:
     context: int  # tokens in one training sequence
 
 
+    @property
+    def matrix_weights(self) -> int:
+        """Number of weights of the hidden matrices."""
+        head = self.hidden_size // self.heads
+        attention = 2 * self.hidden_size * head * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden_size * self.ffn)
+
+
 # A name counts the weights of the hidden matrices alone. Embedding and output head come on top: each has
 # vocabulary × hidden size.
 SIZES: dict[SizeName, Shape] = {
@@ -72,3 +80,17 @@ class ModelConfig(Settings):
         """The numbers of the named size, with the given ones in place of its own."""
         given = self.model_dump(exclude={"size"}, exclude_none=True)
         return replace(SIZES[self.size], **given)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: its size, or the weights of its hidden matrices if they are not those of the size.
+
+        The context is no part of the weights, and changes no name.
+        """
+        shape, named = self.shape, SIZES[self.size]
+        if replace(shape, context=named.context) == named:
+            return self.size
+        millions = shape.matrix_weights / 1e6
+        if millions < 1000:
+            return f"{millions:.2f}M" if millions < 10 else f"{millions:.0f}M"
+        return f"{millions / 1e3:.1f}B"

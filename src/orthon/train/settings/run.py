@@ -3,9 +3,19 @@
 from typing import Annotated, Literal, Self
 
 from cyclopts import Group, Parameter
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from orthon.train.settings.base import Count, Momentum, NotNegative, Positive, Settings, Share
+from orthon.train.settings.base import (
+    Count,
+    CountOrZero,
+    Momentum,
+    NotNegative,
+    Number,
+    Positive,
+    Seed,
+    Settings,
+    Share,
+)
 from orthon.train.settings.data import DataConfig
 from orthon.train.settings.key_values import WORDS
 from orthon.train.settings.mesh import MeshConfig
@@ -59,7 +69,7 @@ class RunConfig(Settings):
     qk_clip: Positive | None = None
     """QK-clip: after each step, scale down the queries and keys of attention heads whose logits exceed this number,
     such as 100."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the weights, the order of the text, the optimizer and the sample."""
     device: DeviceName = "auto"
     """Where to train. 'auto': on a GPU if there is one."""
@@ -75,7 +85,7 @@ class RunConfig(Settings):
     """Steps from one checkpoint to the next. The last step always has one."""
     keep_checkpoints: Count = 2
     """Number of newest checkpoints to keep."""
-    sample_tokens: Annotated[int, Field(ge=0)] = 200
+    sample_tokens: CountOrZero = 200
     """Length in tokens of the text that the model writes at the end. 0: none."""
     mesh: Annotated[MeshConfig, section("mesh", MeshConfig)] = MeshConfig()
     model: Annotated[ModelConfig, section("model", ModelConfig)] = ModelConfig()
@@ -122,7 +132,7 @@ class CompareConfig(RunConfig):
     """Decoupled weight decay, times the learning rate, the same for all."""
     momentum: Momentum = MOMENTUM
     """Momentum of the rules for matrices, and the first beta of AdamW and Lion, the same for all."""
-    target: float | None = None
+    target: Number | None = None
     """Loss for the column 'steps to', in nats per token. Default: AdamW's last validation loss, or the worst last one
     if there is no AdamW."""
 

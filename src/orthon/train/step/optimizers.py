@@ -83,10 +83,8 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks
         ranks: Who takes part.
 
     Raises:
-        UserError: The optimizer refuses one of `optimizer.options`, or there is nothing to compress.
+        UserError: The optimizer refuses one of `optimizer.options`.
     """
-    if config.compressed_sync and ranks.size(REPLICATE) == 1:
-        raise UserError("optimizer.compressed_sync is set, but mesh.dp_replicate is 1: there is nothing to compress")
     try:
         return _BUILDERS[config.name](model, settle(config), seed, ranks)
     except (TypeError, ValueError) as error:
@@ -117,7 +115,7 @@ def build_mixed(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Pro
     # PyTorch's AdamW again, but called by Orthon.
     groups = orthon.param_groups(model, "adamw", "adamw", **_rates(config))
     try:
-        return orthon.Dion(groups, **_adam_options(config) | {"seed": seed} | config.options)
+        return orthon.Dion(groups, **_adam_options(config) | {"seed": seed} | _arguments(config.options))
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
 
@@ -147,19 +145,19 @@ def _orthon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Process
     if ranks.mesh is not None and ranks.size(REPLICATE) > 1 and (plain or config.compressed_sync):
         replicas = ranks.mesh[REPLICATE].get_group()
         options |= {"replicas": replicas, "sync_gradients": config.compressed_sync}
-    optimizer = _CLASSES[config.name].for_model(model, **_rates(config), **options | _with_dtypes(config.options))
+    optimizer = _CLASSES[config.name].for_model(model, **_rates(config), **options | _arguments(config.options))
     return _collect(optimizer, unsynchronized=replicas if config.compressed_sync else None)
 
 
 def _lion(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:  # noqa: ARG001
     groups = orthon.param_groups(model, "lion", "adamw", **_rates(config))
-    options = _adam_options(config) | {"seed": seed} | config.options
+    options = _adam_options(config) | {"seed": seed} | _arguments(config.options)
     return _collect(orthon.Dion(groups, **options))
 
 
 def _adamw(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:  # noqa: ARG001
     groups = orthon.param_groups(model, "adamw", "adamw", **_rates(config))
-    options = _adam_options(config) | config.options
+    options = _adam_options(config) | _arguments(config.options)
     return _collect(torch.optim.AdamW(groups, **options))
 
 
@@ -168,7 +166,7 @@ def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Pro
     groups = orthon.param_groups(model, "muon", "adamw", **_rates(config))
     matrices = [group for group in groups if group["algorithm"] == "muon"]
     others = [group for group in groups if group["algorithm"] != "muon"]
-    options: dict[str, Any] = {"momentum": config.momentum} | config.options
+    options: dict[str, Any] = {"momentum": config.momentum} | _arguments(config.options)
     return _collect(
         torch.optim.Muon(matrices, **options),
         torch.optim.AdamW(others, **_adam_options(config)),
@@ -190,10 +188,16 @@ def _adam_options(config: OptimizerConfig) -> dict[str, Any]:
     return {"betas": (config.momentum, SECOND_BETA), "eps": EPS}
 
 
-def _with_dtypes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options, with dtypes in place of their names, as in product_dtype=bfloat16."""
-    named = {key: getattr(torch, str(value), None) for key, value in options.items() if key.endswith("_dtype")}
-    return {**options, **{key: value for key, value in named.items() if isinstance(value, torch.dtype)}}
+def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as a constructor takes them: dtypes in place of their names, tuples in place of lists."""
+    return {key: _argument(key, value) for key, value in options.items()}
+
+
+def _argument(key: str, value: Any) -> Any:
+    if key.endswith("_dtype"):  # bfloat16, or torch.bfloat16
+        dtype = getattr(torch, str(value).removeprefix("torch."), None)
+        return dtype if isinstance(dtype, torch.dtype) else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _rates(config: OptimizerConfig) -> dict[str, Any]:

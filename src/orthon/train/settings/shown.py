@@ -1,0 +1,17 @@
+"""Values in messages: never more than a line can hold, whatever the value is."""
+
+from reprlib import Repr
+
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 100
+_REPR.maxlong = 40
+_REPR.maxlevel = 3
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 10
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it. The middle of what is long is left out."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
