@@ -1,0 +1,5 @@
+"""The error of a file that is not read."""
+
+
+class RefusedError(ValueError):
+    """A file is damaged, or says what none of its kind does. The message is to follow "it cannot be read: "."""
