@@ -35,6 +35,11 @@ def one_line(text: str, *, limit: int = LINE) -> str:
     return plain if len(plain) <= limit and len(text) <= 8 * limit else f"{plain[: limit - 1]}…"
 
 
+def printable(text: str) -> str:
+    """Return a text of some lines, in which nothing but line ends and tabs moves the cursor or sets a color."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def _shown(value: object, levels: int) -> str:
     if isinstance(value, str):
         return repr(value if len(value) <= TEXT else f"{value[: TEXT - 1]}…")

@@ -3,3 +3,7 @@
 
 class RefusedError(ValueError):
     """A file is damaged, or says what none of its kind does. The message is to follow "it cannot be read: "."""
+
+
+class DamagedError(RefusedError):
+    """A file is not even of the kind that it should be, or has lost some of its bytes."""

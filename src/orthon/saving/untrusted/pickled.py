@@ -12,7 +12,7 @@ from typing import Any
 
 from orthon.saving.shown import one_line
 from orthon.saving.untrusted.bounded import check_bounded
-from orthon.saving.untrusted.errors import RefusedError
+from orthon.saving.untrusted.errors import DamagedError, RefusedError
 
 _STACK = 100_000  # values that wait to be put together; pickle writes lists and dicts in parts of 1000
 
@@ -79,7 +79,7 @@ def read_pickle(content: bytes, *, names: Container[tuple[str, str]], what: str)
     try:
         value = reader.read()
     except (IndexError, struct.error, UnicodeDecodeError) as error:
-        raise RefusedError("it is damaged") from error
+        raise DamagedError("it is damaged") from error
     check_bounded(value, children=parts, nodes=16 * len(content) + 1000)
     return value
 
@@ -104,9 +104,9 @@ class _Reader:
                 raise RefusedError(f"it has the instruction {bytes([code])!r}, which is in no {self.what}")
             act(self)
             if len(self.stack) > _STACK or len(self.below) > _STACK:
-                raise RefusedError("it is damaged")
+                raise DamagedError("it is damaged")
         if len(self.stack) != 1 or self.below or self.place != len(content):
-            raise RefusedError("it is damaged")
+            raise DamagedError("it is damaged")
         return self.stack[0]
 
     def number(self, form: str) -> Any:
@@ -118,7 +118,7 @@ class _Reader:
     def bytes(self, count: int) -> bytes:
         """Take some bytes."""
         if count > len(self.content) - self.place:
-            raise RefusedError("it is damaged")
+            raise DamagedError("it is damaged")
         self.place += count
         return self.content[self.place - count : self.place]
 
@@ -146,7 +146,7 @@ class _Reader:
 
     def tuple_of(self, count: int) -> None:
         if count > len(self.stack):
-            raise RefusedError("it is damaged")
+            raise DamagedError("it is damaged")
         self.stack[len(self.stack) - count :] = [tuple(self.stack[len(self.stack) - count :])]
 
     def put(self, index: int) -> None:
@@ -154,7 +154,7 @@ class _Reader:
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            raise RefusedError("it is damaged")
+            raise DamagedError("it is damaged")
         self.stack.append(self.memo[index])
 
     def append(self, values: list[Any]) -> None:
@@ -172,7 +172,7 @@ class _Reader:
 
     def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise RefusedError("it is damaged")
+            raise DamagedError("it is damaged")
         if (module, name) not in self.names:
             named = one_line(f"{module}.{name}", limit=120)
             raise RefusedError(f"it names {named}, which is no part of {self.what}")
@@ -183,7 +183,7 @@ class _Reader:
         for _ in range(2):
             end = self.content.find(b"\n", self.place, self.place + 1000)
             if end < 0:
-                raise RefusedError("it is damaged")
+                raise DamagedError("it is damaged")
             lines.append(str(self.content[self.place : end], "utf-8"))
             self.place = end + 1
         self.name(*lines)

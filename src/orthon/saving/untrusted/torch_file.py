@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from orthon.saving.shown import shown
-from orthon.saving.untrusted.errors import RefusedError
+from orthon.saving.untrusted.errors import DamagedError, RefusedError
 from orthon.saving.untrusted.pickled import Made, Named, Pairs, Stored, read_pickle
 
 WHAT = "a file of tensors and plain values"
@@ -72,7 +72,7 @@ def read_torch_file(file: io.BufferedIOBase | io.RawIOBase) -> Any:
         archive = _Archive(file)
         return _Builder(archive).built(read_pickle(archive.read("data.pkl"), names=NAMES, what=WHAT))
     except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OverflowError) as error:
-        raise RefusedError("it is damaged, or no file of torch.save") from error
+        raise DamagedError("it is damaged, or no file of torch.save") from error
 
 
 def read_torch_bytes(content: bytes) -> Any:
@@ -94,7 +94,7 @@ class _Archive:
         length = file.seek(0, io.SEEK_END)
         file.seek(0)
         if file.read(4) != b"PK\3\4":
-            raise RefusedError("it is no file of torch.save, or of a version before 1.6")
+            raise DamagedError("it is no file of torch.save, or of a version before 1.6")
         self.entries: dict[str, _Entry] = {}
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
@@ -105,7 +105,7 @@ class _Archive:
                     raise RefusedError(f"it has {shown(info.filename)} twice")
                 self.entries[name] = _Entry(self._start(info.header_offset), info.file_size)
         if any(entry.start + entry.bytes > length for entry in self.entries.values()):
-            raise RefusedError("it is damaged")
+            raise DamagedError("it is damaged")
         if sum(entry.bytes for entry in self.entries.values()) > length:
             raise RefusedError("its parts overlap")
 
@@ -124,7 +124,7 @@ class _Archive:
         while place:
             count = self.file.readinto(place)
             if not count:
-                raise RefusedError("it is damaged")
+                raise DamagedError("it is damaged")
             place = place[count:]
         return torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from orthon.saving.shown import one_line
 from orthon.train.errors import TrainingError, UserError
 from orthon.train.processes.launch import process_rank, processes, run_together
 
@@ -49,5 +50,5 @@ def _main(words: list[str]) -> int:
 
 def _complain(message: str, code: int) -> int:
     if process_rank() == 0:
-        print(f"orthon: {' '.join(message.split())}", file=sys.stderr)
+        print(f"orthon: {one_line(message, limit=4000)}", file=sys.stderr)
     return code

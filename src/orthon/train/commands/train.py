@@ -8,11 +8,13 @@ from cyclopts import Parameter
 from pydantic import model_validator
 from rich.console import Console
 
+from orthon.saving.shown import printable
 from orthon.train.checkpoints.newest import newest_checkpoint
 from orthon.train.checkpoints.restore import refuse_differences
 from orthon.train.errors import UserError
 from orthon.train.processes.ranks import join_ranks
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
+from orthon.train.results.strange_parts import refuse_strange_parts
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
@@ -42,6 +44,7 @@ class TrainCommand(Settings):
     def _read_file(cls, given: dict[str, Any]) -> dict[str, Any]:
         path, resume = given.get("config"), given.get("resume")
         if resume not in (None, AUTO):
+            refuse_strange_parts(Path(resume))
             path = Path(resume) / CONFIG
         return given if path is None else settings_over_file(given, Path(path), TrainConfig)
 
@@ -78,7 +81,7 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
         )
         return
     if summary.sample:
-        say(f"\n{summary.sample}\n")
+        say(f"\n{printable(summary.sample)}\n")
     say(
         f"held-out loss {summary.val_loss:.4f} nats per token after {summary.steps} steps\n"
         f"{summary.seconds:.1f} s of training, {summary.optimizer_share:.1%} of them in the optimizer, "
@@ -94,6 +97,8 @@ def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | No
         directory = command.out or Path("runs") / f"{config.optimizer.name}-{config.model.size}"
         # With every default filled in, so that a later version with other defaults does not change this run.
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})
+        if command.resume == AUTO:
+            refuse_strange_parts(directory)
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)
             return config, directory, load_corpus(config.data), None

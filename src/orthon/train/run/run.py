@@ -15,7 +15,7 @@ from orthon.train.model.build import build_model
 from orthon.train.model.parallelize import parallelize
 from orthon.train.model.sample import generate
 from orthon.train.processes.ranks import AXES, Processes
-from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, write_summary
+from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, replace_file, write_summary
 from orthon.train.results.metrics import MetricsLog, Record, read_metrics
 from orthon.train.results.progress import make_progress
 from orthon.train.run.loop import train
@@ -140,7 +140,7 @@ class Run:
         val_loss = records[-1].val_loss if records else None
         if val_loss is None:  # the last step always has one
             raise UserError(f"the metrics in {self.directory} lack the validation of step {self.config.steps}")
-        (self.directory / SAMPLE).write_text(sample + "\n", encoding="utf-8")
+        replace_file(self.directory / SAMPLE, sample + "\n")
         plot_run(
             self.directory / PLOT,
             f"LLaMA {self.config.model.size}, {optimizer.name}, lr {full_lr(optimizer):g}",

@@ -8,11 +8,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from orthon.saving.shown import one_line
+from orthon.saving.untrusted.bounded import check_bounded
+from orthon.saving.untrusted.errors import RefusedError
 from orthon.train.errors import UserError
 from orthon.train.results.directory import replace_file
 from orthon.train.settings.base import S, Settings, in_words
 from orthon.train.settings.run import TrainConfig
 from orthon.train.settings.yaml import parse_yaml
+
+LARGEST = 2**20  # bytes of a file
+MOST = 100_000  # values in it
 
 
 def read_config(path: Path, kind: type[S]) -> S:
@@ -63,11 +69,22 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        content: Any = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise UserError(f"{path} has more than {LARGEST:,} bytes, which is too much for settings")
+        content: Any = parse_yaml(text.decode())
+        check_bounded(content, nodes=MOST)
     except OSError as error:
         raise UserError(f"cannot read the settings in {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError(f"{path} is not YAML of settings: it is too deep") from error
+    except RefusedError as error:
+        raise UserError(f"{path} must hold settings by name: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # also a date that is none, or a number of many digits
+        raise UserError(f"{path} is not YAML: {one_line(str(error))}") from error
     return {} if content is None else content
 
 
