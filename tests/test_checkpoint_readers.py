@@ -132,7 +132,7 @@ def link(folder: Path) -> None:
     [
         (code_in_description, r"\.metadata cannot be read: it names posix.mkdir, which is no part of"),
         (code_instead_of_description, r"\.metadata cannot be read: it names posix.mkdir"),
-        (no_description, r"\.metadata is no description of a checkpoint"),
+        (no_description, r"\.metadata cannot be read: it is no description of a checkpoint"),
         (lost_description, r"there is no \.metadata; was it saved to its end"),
         (truncated_description, r"\.metadata cannot be read"),
         (empty_description, r"\.metadata cannot be read"),

@@ -227,7 +227,7 @@ def test_code_among_the_options(tmp_path: Path, tiny: list[str], fails, monkeypa
         assert main(["train", *tiny, "--steps=1", f"--out={tmp_path / 'run'}"]) == 0
     said = fails("train", f"--resume={tmp_path / 'run'}")
     assert "does not fit this model and optimizer" in said
-    assert "weights_only" in said or "Weights only" in said
+    assert "param_groups.0.lr' cannot be read: it names posix.mkdir, which is no part of" in said
     assert not (tmp_path / "executed").exists()
 
 

@@ -8,7 +8,6 @@ The options of the optimizer may have changed since the checkpoint was saved::
 """
 
 import io
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,37 +18,33 @@ from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner import LoadPlanner as DCPLoadPlanner
 from torch.distributed.tensor import DTensor, Replicate
+from torch.futures import Future
 
 from orthon.saving.chunks import check_covered
+from orthon.saving.files import Part, open_plain, read_plain
 from orthon.saving.options import BEFORE
+from orthon.saving.shown import shown
+from orthon.saving.untrusted.as_torch import torch_metadata
+from orthon.saving.untrusted.description import Description, read_description
+from orthon.saving.untrusted.errors import RefusedError
+from orthon.saving.untrusted.fits import check_places, check_tensors
+from orthon.saving.untrusted.torch_file import read_torch_bytes, read_torch_file
 from orthon.sharding import local
 
 _Path = tuple[str | int, ...]  # the keys that lead to a value in a nested state dict
 
-# The classes that the description of a checkpoint consists of, beside dtypes.
-_METADATA_CLASSES = {
-    ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "Metadata"),
-    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
-    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
-    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
-    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
-}
+LARGEST = 2**30  # bytes of a description
 
 
 class SafeReader(FileSystemReader):
     """A FileSystemReader for checkpoints from sources that you do not trust.
 
-    The description of a checkpoint is a pickle, and a pickle can name any code. This reader takes nothing but torch's
-    own classes of descriptions. It does not read files outside the checkpoint's folder.
+    The description of a checkpoint is a pickle, and a pickle can name any code. This reader reads it as data, checks
+    that data, and makes torch's objects anew. Tensors and other values are read in the same way: none of them takes
+    more memory than its file has bytes. No file outside the checkpoint's folder is read, and no link followed.
 
     Args:
         path: the folder of the checkpoint.
@@ -62,39 +57,78 @@ class SafeReader(FileSystemReader):
         """Return the description of the checkpoint.
 
         Raises:
-            ValueError: if it cannot be read, names anything else, or does not fit the files in the folder.
+            ValueError: if it cannot be read, says anything else, or does not fit the files in the folder.
         """
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         try:
-            with path.open("rb") as file:
-                metadata = _MetadataUnpickler(file).load()
+            description = read_description(read_plain(path, limit=LARGEST))
         except FileNotFoundError as error:
             raise ValueError(f"checkpoint {self.path}: there is no {path.name}; was it saved to its end?") from error
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"checkpoint {self.path}: {path.name} cannot be read: {error}") from error
-        if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-            raise ValueError(f"checkpoint {self.path}: {path.name} is no description of a checkpoint")
-        self._check_files(metadata)
-        if metadata.storage_meta is not None:
-            metadata.storage_meta.load_id = self.load_id
-        return metadata
+        try:
+            check_places(((key, place) for (key, _), place in description.places.items()), self._sizes(description))
+            check_tensors(description)
+        except RefusedError as error:
+            raise ValueError(f"checkpoint {self.path}: {error}") from error
+        return torch_metadata(description, folder=Path(self.path), load_id=self.load_id)
 
-    def _check_files(self, metadata: Metadata) -> None:
+    def read_data(self, plan: LoadPlan, planner: DCPLoadPlanner) -> Future[None]:
+        """Read what a plan asks for. Each value is made anew from what has been checked, whatever the planner does.
+
+        Raises:
+            ValueError: if a file is damaged, or has anything but tensors and plain values.
+        """
+        by_file: dict[str, list[ReadItem]] = {}
+        for item in plan.items:
+            by_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
+        for name, items in by_file.items():
+            with open_plain(Path(self.path, name)) as file:
+                for item in items:
+                    self._read(item, file, planner)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _read(self, item: ReadItem, file: io.BufferedReader, planner: DCPLoadPlanner) -> None:
+        key = item.storage_index.fqn
+        place = self.storage_data[item.storage_index]
+        part = Part(file, place.offset, place.length)
+        try:
+            value = read_torch_file(part)
+        except RefusedError as error:
+            raise ValueError(f"checkpoint {self.path}: {shown(key)} cannot be read: {error}") from error
+        if item.type == LoadItemType.BYTE_IO:
+            content = io.BytesIO()
+            torch.save(value, content)
+            content.seek(0)
+            planner.load_bytes(item, content)
+            return
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"checkpoint {self.path}: {shown(key)} should be a tensor, but is a {type(value).__name__}"
+            )
+        target = planner.resolve_tensor(item).detach()
+        ends = [start + length for start, length in zip(item.storage_offsets, item.lengths, strict=True)]
+        if value.ndim != len(ends) or any(end > length for end, length in zip(ends, value.shape, strict=True)):
+            raise ValueError(f"checkpoint {self.path}: {shown(key)} has a chunk of another shape than its description")
+        target.copy_(value[tuple(map(slice, item.storage_offsets, ends))])
+        planner.commit_tensor(item, target)
+
+    def _sizes(self, description: Description) -> dict[str, int]:
+        """Return the sizes of all files that a description names, which are plain ones in the folder."""
         sizes: dict[str, int] = {}
-        for index, place in metadata.storage_data.items():
-            name = str(place.relative_path)
-            if name not in sizes:
-                file = Path(self.path, name)
-                if name != file.name or file.is_symlink():
-                    raise ValueError(f"checkpoint {self.path}: {index.fqn!r} lies in {name!r}, outside its folder")
-                if not file.is_file():
-                    raise ValueError(f"checkpoint {self.path}: there is no {name}, where {index.fqn!r} lies")
-                sizes[name] = file.stat().st_size
-            if not 0 <= place.offset <= place.offset + place.length <= sizes[name]:
-                raise ValueError(
-                    f"checkpoint {self.path}: {index.fqn!r} lies at bytes {place.offset} to "
-                    f"{place.offset + place.length} of {name}, which has {sizes[name]}"
-                )
+        for (key, _), place in description.places.items():
+            name = place.file
+            if name in sizes:
+                continue
+            file = Path(self.path, name) if name.isprintable() and len(name) < 256 else None
+            if file is None or name != file.name or name in (".", "..") or file.is_symlink():
+                raise RefusedError(f"{shown(key)} lies in {shown(name)}, outside its folder")
+            if not file.is_file():
+                raise RefusedError(f"there is no {name}, where {shown(key)} lies")
+            sizes[name] = file.stat().st_size
+        return sizes
 
 
 class LoadPlanner(DefaultLoadPlanner):
@@ -136,7 +170,7 @@ class LoadPlanner(DefaultLoadPlanner):
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Take over a value that is no tensor, if it holds no code."""
-        content, key = torch.load(value, weights_only=True), read_item.dest_index.fqn
+        content, key = read_torch_bytes(value.read()), read_item.dest_index.fqn
         if self.flatten_state_dict:
             path = self.mappings[key]
             set_element(self.original_state_dict, path, content)
@@ -153,15 +187,6 @@ class LoadPlanner(DefaultLoadPlanner):
             above, name = min(self._anew, key=str)
             key = ".".join(map(str, (*above, "state", name)))
             raise ValueError(f"Missing key in checkpoint state_dict: {key}; it is in none of the saved param groups")
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _METADATA_CLASSES:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
-            return value
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a checkpoint's description")
 
 
 def _saved(metadata: Metadata) -> dict[str | int, Any]:

@@ -8,15 +8,18 @@ from torch import Tensor
 
 from orthon.algorithms import RULES
 from orthon.algorithms.options import SCHEDULER_KEYS
-from orthon.saving.convert.entries import converted_state, listed, type_of
+from orthon.saving.convert.entries import converted_state, type_of
 from orthon.saving.convert.formats import Format, NewGroup, Source
 from orthon.saving.convert.sources import SOURCES
+from orthon.saving.shown import listed, shown
+from orthon.saving.untrusted.bounded import check_bounded
 from orthon.step.names import plain_names
 
 __all__ = ["SOURCES", "Conversion", "ConvertedGroup", "convert_state", "convert_states"]
 
 # What orthon's optimizers keep in a param group beside options.
 _KEPT = {"param_names", "name", *SCHEDULER_KEYS}
+MOST = 10_000  # values in one option; a view of many blocks has hundreds
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,9 @@ def convert_states(given: Iterable[tuple[Mapping[str, Any], str]]) -> Conversion
             of_group = f"{where}: param group {index}"
             ids, named = _members(group, of_group)
             if twice := names.intersection(plain := plain_names(named)):
-                raise ValueError(f"{of_group}: parameter {min(twice)!r} is in another group, too")
+                raise ValueError(f"{of_group}: parameter {shown(min(twice))} is in another group, too")
             names.update(plain)
-            labels = [f"parameter {label!r}" for label in named or ids]
+            labels = [f"parameter {shown(label)}" for label in named or ids]
             for new in _split(source, group, [state_dict["state"].get(i, {}) for i in ids], of_group):
                 format = source.formats[new.format]
                 options, known, dropped = _options(format, new, of_group)
@@ -128,12 +131,16 @@ def convert_states(given: Iterable[tuple[Mapping[str, Any], str]]) -> Conversion
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise ValueError(f"source should be one of {', '.join(map(repr, SOURCES))}, but is {name!r}")
+        raise ValueError(f"source should be one of {', '.join(map(repr, SOURCES))}, but is {shown(name)}")
     return SOURCES[name]
 
 
 def _check_form(state_dict: object, where: str) -> None:
     """Raise a ValueError unless this is what an optimizer's state_dict() returns."""
+    try:
+        check_bounded(state_dict)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if not (isinstance(state_dict, Mapping) and {"state", "param_groups"} <= state_dict.keys()):
         found = f"a dict with {listed(state_dict)}" if isinstance(state_dict, Mapping) else f"a {type_of(state_dict)}"
         raise ValueError(
@@ -148,7 +155,7 @@ def _check_form(state_dict: object, where: str) -> None:
         raise ValueError(f"{where}: 'param_groups' should be a list of dicts, each with a list 'params'")
     ids = {i for group in groups for i in group["params"]}
     if strangers := [key for key in state if key not in ids]:
-        raise ValueError(f"{where}: has a state of parameter {strangers[0]!r}, which is in no group")
+        raise ValueError(f"{where}: has a state of parameter {shown(strangers[0])}, which is in no group")
 
 
 def _members(group: Mapping[str, Any], where: str) -> tuple[list[Any], list[str]]:
@@ -178,13 +185,18 @@ def _options(format: Format, new: NewGroup, where: str) -> tuple[dict[str, Any],
             continue
         if key not in format.keys:
             raise ValueError(
-                f"{where}: {key!r} is {value!r}, and orthon does not know what it means for {new.format!r} (known: "
-                f"{listed(sorted(format.keys))}); take it out of the group if it does not change updates"
+                f"{where}: {shown(key)} is {shown(value)}, and orthon does not know what it means for "
+                f"{new.format!r} (known: {listed(sorted(format.keys))}); take it out of the group "
+                "if it does not change updates"
             )
+        try:
+            check_bounded(value, nodes=MOST)
+        except ValueError as error:
+            raise ValueError(f"{where}: {shown(key)}: {error}") from error
         meaning = format.keys[key]
         if isinstance(value, Tensor) and value.numel() == 1 and meaning.option != "lr":  # as CUDA graphs want it
             value = value.item()
-        read = meaning.read(value, f"{where}: {key!r}")
+        read = meaning.read(value, f"{where}: {shown(key)}")
         if meaning.option is None:
             dropped.append(key)
         else:

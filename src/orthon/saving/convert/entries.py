@@ -1,6 +1,6 @@
 """The state of one parameter of another package → its state for orthon."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from orthon.algorithms import RULES
 from orthon.algorithms.state import Counter
 from orthon.saving.convert.formats import Format
+from orthon.saving.shown import listed, shown
 from orthon.sharding import is_dtensor
 from orthon.sharding.matrix_view import MatrixView, Reading
 
@@ -43,7 +44,7 @@ def converted_state(
     state = {}
     for name, entry in entries.items():
         key, value = theirs[name], given[theirs[name]]
-        what = f"{where}: {key!r}"
+        what = f"{where}: {shown(key)}"
         if isinstance(entry, Counter):
             state[name] = _counter(value, what)
             continue
@@ -77,14 +78,14 @@ def _reading(options: Mapping[str, Any], shape: tuple[int, ...], where: str) -> 
 def _counter(value: object, where: str) -> Tensor:
     """Return a number of steps as torch's AdamW keeps it."""
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(number, bool) or not isinstance(number, int | float) or number < 0 or number != int(number):
-        raise ValueError(f"{where}: should be a number of steps, but is {value!r}")
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int | float)
+        or not 0 <= number < 2**53
+        or number != int(number)
+    ):
+        raise ValueError(f"{where}: should be a number of steps, but is {shown(value)}")
     return torch.tensor(float(number), dtype=torch.float32, device="cpu")
-
-
-def listed(keys: Iterable[Any]) -> str:
-    """Return names as a list in words, for errors."""
-    return ", ".join(map(repr, keys)) or "nothing"
 
 
 def type_of(value: object) -> str:

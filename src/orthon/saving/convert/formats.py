@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orthon.saving.shown import shown
+
 
 @dataclass(frozen=True)
 class Key:
@@ -33,9 +35,14 @@ class Key:
         try:
             if self.allowed(value):
                 return value if self.values is None else self.values[value]
-        except (TypeError, KeyError):  # a value of another type, or one that has no counterpart
+        except (
+            TypeError,
+            KeyError,
+            ValueError,
+            RuntimeError,
+        ):  # a value of another type, or one that has no counterpart
             pass
-        raise ValueError(f"{where} is {value!r}, which {self.reason}")
+        raise ValueError(f"{where} is {shown(value)}, which {self.reason}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from orthon.algorithms.dion import PAPER
 from orthon.saving.convert.formats import NO_EFFECT, NORM_EPS, Format, Key, NewGroup, Source, States, same
+from orthon.saving.shown import shown
 from orthon.sharding.matrix_view import MatrixView
 
 _EVERYWHERE = {
@@ -143,9 +144,9 @@ _FORMATS = {
 def _split(group: Mapping[str, Any], states: States) -> list[NewGroup]:
     """Return one group, or two if Q lies on different sides."""
     algorithm = group.get("algorithm")
-    if algorithm not in _FORMATS:
+    if not isinstance(algorithm, str) or algorithm not in _FORMATS:
         allowed = ", ".join(map(repr, _FORMATS))
-        raise ValueError(f"algorithm is {algorithm!r}, which orthon does not have (allowed: {allowed})")
+        raise ValueError(f"algorithm is {shown(algorithm)}, which orthon does not have (allowed: {allowed})")
     group = dict(group)
     if "beta1" in group and "beta2" in group:
         group["betas"] = (group.pop("beta1"), group.pop("beta2"))

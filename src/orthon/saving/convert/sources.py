@@ -19,6 +19,7 @@ from orthon.saving.convert.formats import (
     whole,
 )
 from orthon.saving.convert.microsoft import MICROSOFT_DION
+from orthon.saving.shown import listed
 from orthon.sharding.matrix_view import MatrixView
 
 _IN_BFLOAT16 = "their Newton-Schulz iteration runs in bfloat16, orthon's in polar_dtype"
@@ -162,7 +163,7 @@ def _split_moonlight(group: Mapping[str, Any], states: States) -> list[NewGroup]
     for position, state in enumerate(states):
         if not isinstance(state.get("use_muon"), bool):
             raise ValueError(
-                f"the state of parameter {position} should have 'use_muon' True or False, but has {sorted(state)}"
+                f"the state of parameter {position} should have 'use_muon' True or False, but has {listed(state)}"
             )
         kinds[state["use_muon"]][position] = {key: value for key, value in state.items() if key != "use_muon"}
     names = {True: "muon", False: "adamw"}

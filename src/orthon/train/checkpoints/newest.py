@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orthon.saving import SafeReader
+from orthon.saving.shown import one_line
 from orthon.train.checkpoints.manifest import NAME, Digest, Manifest
 from orthon.train.errors import UserError
 from orthon.train.processes.ranks import Processes
@@ -29,8 +30,10 @@ def folder(directory: Path, step: int) -> Path:
 
 def checkpoints(directory: Path) -> list[Path]:
     """The folders in the directory of a run whose names are those of checkpoints, oldest first."""
-    found = (directory / "checkpoints").glob("step-*")
-    named = [path for path in found if re.fullmatch(r"step-\d{8,}", path.name)]
+    folder = directory / "checkpoints"
+    if folder.is_symlink():  # to another run, or to anywhere
+        raise UserError(f"{folder} is a link, and should be a folder of this run")
+    named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]{8,20}", path.name)]
     return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
 
 
@@ -77,7 +80,7 @@ def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
             raise ValueError("it is not a folder")
         for entry in sorted(path.iterdir()):
             if not stat.S_ISREG(entry.lstat().st_mode):
-                raise ValueError(f"{entry.name} in it is not a plain file")
+                raise ValueError(f"{_shown_name(entry)} in it is not a plain file")
         manifest = Manifest.read(path / NAME)
         if path != folder(path.parent.parent, manifest.step):
             raise ValueError(f"its {NAME} is of step {manifest.step}")
@@ -91,10 +94,15 @@ def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
             raise ValueError(f"its {METADATA} has changed since it was written")
         SafeReader(path).read_metadata()
     except FileNotFoundError as error:
-        return None, f"it has no {Path(error.filename).name}"
+        return None, f"it has no {_shown_name(Path(error.filename))}"
     except Exception as error:  # damaged bytes can raise anything
-        return None, " ".join(str(error).removeprefix(f"checkpoint {path}: ").split())
+        return None, one_line(str(error).removeprefix(f"checkpoint {path}: "))
     return manifest, None
+
+
+def _shown_name(path: Path) -> str:
+    """The name of a file, whatever it is, for a message."""
+    return one_line(path.name, limit=120)
 
 
 def _first_changed(path: Path, manifest: Manifest, names: list[str]) -> str | None:
@@ -105,4 +113,6 @@ def _first_changed(path: Path, manifest: Manifest, names: list[str]) -> str | No
                 return f"its {name} has changed since it was written"
         except OSError as error:
             return f"its {name} cannot be read: {error.strerror}"
+        except ValueError as error:  # it has become a link
+            return one_line(str(error))
     return None

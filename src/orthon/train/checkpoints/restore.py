@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from orthon.saving.shown import one_line, shown
 from orthon.train.checkpoints.newest import Checkpoint
 from orthon.train.checkpoints.state import load_run_state
 from orthon.train.errors import UserError
@@ -44,7 +45,8 @@ def refuse_differences(before: dict[str, Any], config: TrainConfig, whose: str) 
     now = flatten(as_plain(config))
     for name in sorted(before.keys() | now.keys()):
         if name not in CHANGEABLE and before.get(name) != now.get(name):
-            raise UserError(f"{whose} has {name} {before.get(name)}, which cannot become {now.get(name)}")
+            old, new = _said(before.get(name)), _said(now.get(name))
+            raise UserError(f"{whose} has {one_line(name, limit=120)} {old}, which cannot become {new}")
 
 
 def restore(checkpoint: Checkpoint, training: Training, config: TrainConfig, corpus: str) -> None:
@@ -66,7 +68,11 @@ def restore(checkpoint: Checkpoint, training: Training, config: TrainConfig, cor
     try:
         load_run_state(path, training)
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint {path} does not fit this model and optimizer: {reason}") from error
+        raise UserError(f"checkpoint {path} does not fit this model and optimizer: {one_line(str(error))}") from error
     training.step = manifest.step
     training.clock.seconds = manifest.seconds
+
+
+def _said(value: object) -> str:
+    """A setting for a message: a word without quotes, as people write it."""
+    return one_line(value, limit=120) if isinstance(value, str) else shown(value)

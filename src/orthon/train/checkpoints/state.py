@@ -58,15 +58,18 @@ def load_run_state(path: Path, training: Training) -> None:
         )
         set_model_state_dict(training.model, state["model"])
         set_optimizer_state_dict(training.model, optimizers.each, state["optimizer"])
+        for name, value in state["rng"].items():
+            _set_rng(name, value, ranks)
     except CheckpointException as error:
-        raise ValueError(first_failure(error)) from error
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(str(error)) from error
-    for name, value in state["rng"].items():
-        if name == "cpu":
-            torch.set_rng_state(value)
-        else:
-            torch.cuda.set_rng_state(value, ranks.device)
+        raise ValueError(_said(first_failure(error))) from error
+    except Exception as error:  # what others have saved can break torch's loading in many ways
+        raise ValueError(_said(error)) from error
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, with its kind where that tells more."""
+    text = str(error)
+    return text if isinstance(error, ValueError | RuntimeError) and text else f"{type(error).__name__}: {text}"
 
 
 def first_failure(error: CheckpointException) -> BaseException:
@@ -78,6 +81,13 @@ def first_failure(error: CheckpointException) -> BaseException:
 def _of_all_ranks(training: Training) -> dict[str, Any]:
     model, optimizers = training.model, training.optimizers
     return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizers.each)}
+
+
+def _set_rng(name: str, value: torch.Tensor, ranks: Processes) -> None:
+    if name == "cpu":
+        torch.set_rng_state(value)
+    else:
+        torch.cuda.set_rng_state(value, ranks.device)
 
 
 def _rng(ranks: Processes) -> dict[str, torch.Tensor]:

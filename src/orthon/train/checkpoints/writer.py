@@ -1,7 +1,9 @@
 """Write the files of one checkpoint from many ranks. The checkpoint gets its name when all files are whole."""
 
 import os
+import re
 import shutil
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +16,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 from torch.utils._pytree import tree_map_only
 
+from orthon.saving.files import PART, make_folder
 from orthon.train.checkpoints.manifest import NAME, Digest, Manifest
+from orthon.train.checkpoints.new_files import NewFiles
 from orthon.train.checkpoints.newest import METADATA, checkpoints, folder
-from orthon.train.results.directory import PART
+
+LEFT = re.compile(r"step-[0-9]{8,20}(\.old)?\.part")  # what a killed run leaves
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Written(WriteResult):
 class CheckpointWriter(FileSystemWriter):
     """Writes into the folder `step-….part`, and renames it when every rank has written its file.
 
+    The folder is a new one, and so is every file in it. Nothing is written or deleted through a link.
+
     Args:
         directory: Of the run.
         manifest: Complete but for its `files`.
@@ -39,6 +46,7 @@ class CheckpointWriter(FileSystemWriter):
         self.target = folder(directory, manifest.step)
         self.part = self.target.with_name(f"{self.target.name}{PART}")
         super().__init__(self.part)
+        self.fs = NewFiles()
         self.directory, self.manifest, self.keep = directory, manifest, keep
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -50,9 +58,12 @@ class CheckpointWriter(FileSystemWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Delete what killed runs have left. This is called on one rank, before any rank writes."""
-        for left in list(self.part.parent.glob(f"step-*{PART}")):
-            remove(left)
+        """Delete what killed runs have left, and make the folder. Called on one rank, before any rank writes."""
+        make_folder(self.part.parent)
+        for left in list(self.part.parent.iterdir()):
+            if LEFT.fullmatch(left.name):
+                remove(left)
+        self.part.mkdir()  # an error if anything is there
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -60,7 +71,6 @@ class CheckpointWriter(FileSystemWriter):
         future: Future[list[WriteResult]] = Future()
         results: list[WriteResult] = []
         if plan.items:  # without them, PyTorch would write an empty file
-            self.part.mkdir(parents=True, exist_ok=True)
             results = super().write_data(plan, planner).wait()
         digests = {name: Digest.of(self.part / name) for name in {_file(result) for result in results}}
         future.set_result(
@@ -85,13 +95,17 @@ class CheckpointWriter(FileSystemWriter):
 
 
 def remove(path: Path) -> None:
-    """Delete a folder if it is there. Of a link, delete the link and not what it points to.
+    """Delete a folder, or whatever is there. Of a link, delete the link and not what it points to.
 
     A checkpoint first loses its name, so that a half deleted folder does not look like a checkpoint.
     """
-    if path.is_symlink() or path.is_file():
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(kind):
         path.unlink()
-    elif path.exists():
+    else:
         shutil.rmtree(path if path.suffix == PART else path.rename(path.with_name(f"{path.name}.old{PART}")))
 
 

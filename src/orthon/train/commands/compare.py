@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from pydantic import model_validator
 from rich.console import Console
 
+from orthon.saving.shown import printable
 from orthon.train.checkpoints.newest import newest_checkpoint
 from orthon.train.commands.comparison import Planned, plan
 from orthon.train.commands.comparison_report import (
@@ -24,6 +25,7 @@ from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, Summary, holds_nothing, named, read_summary, write_summary
 from orthon.train.results.metrics import read_metrics
+from orthon.train.results.strange_parts import refuse_strange_parts
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
@@ -99,6 +101,7 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
     Raises:
         UserError: Its directory holds another run, or files that belong to no run.
     """
+    refuse_strange_parts(one.directory)
     if not one.directory.exists() or holds_nothing(one.directory):
         return None
     if not (one.directory / CONFIG).exists():
@@ -158,5 +161,7 @@ def _report(results: list[Result], command: CompareCommand, console: Console) ->
         plot_comparison(command.out / PICTURE, title, {result.label: result.records for result in best})
     winner = min(best, key=lambda result: result.summary.val_loss)
     if winner.summary.sample:
-        console.print(f"\n{winner.label} writes (after ▮):\n{winner.summary.sample}\n", markup=False, soft_wrap=True)
+        console.print(
+            f"\n{winner.label} writes (after ▮):\n{printable(winner.summary.sample)}\n", markup=False, soft_wrap=True
+        )
     console.print(f"results in {command.out}: {PICTURE}, {TABLE}, and a directory for each run", soft_wrap=True)

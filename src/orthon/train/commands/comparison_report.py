@@ -8,7 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from orthon.train.results.directory import Summary
+from orthon.train.results.directory import Summary, replace_file
 from orthon.train.results.metrics import Record
 
 
@@ -75,7 +75,7 @@ def write_markdown(path: Path, best: Sequence[Result], target: float) -> None:
     headings = _headings(target)
     ruler = ["---", *["---:"] * (len(headings) - 1)]
     lines = [f"| {' | '.join(cells)} |" for cells in (headings, ruler, *_rows(best, target))]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace_file(path, "\n".join(lines) + "\n")
 
 
 def _headings(target: float) -> list[str]:

@@ -1,7 +1,6 @@
 """`orthon convert`: saved states of other packages' optimizers, as one state for orthon."""
 
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from orthon.saving.convert import SOURCES, Conversion, ConvertedGroup, convert_states
+from orthon.saving.files import new_file
+from orthon.saving.shown import one_line, shown
+from orthon.saving.untrusted.errors import DamagedError, RefusedError
+from orthon.saving.untrusted.torch_file import read_torch_file
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import processes
 
@@ -39,13 +42,14 @@ def convert(
         raise UserError("convert works in one process; call it without torchrun")
     if not inputs:
         raise UserError("convert needs one or more files: orthon convert IN.pt --source NAME --out OUT.pt")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists; choose another --out")
     given = [(_read(path, key), name) for path, name in zip(inputs, _one_for_each(source, len(inputs)), strict=True)]
     try:
         conversion = convert_states(given)
-    except (TypeError, ValueError) as error:
-        raise UserError(_with_paths(str(error), inputs)) from error
+    except Exception as error:  # values of strangers can break comparisons and tensors in many ways
+        reason = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {error}"
+        raise UserError(_with_paths(one_line(reason), inputs)) from error
     _write(out, conversion.state_dict)
     _report(conversion, inputs, out)
 
@@ -66,16 +70,15 @@ def _one_for_each(sources: tuple[str, ...], number: int) -> tuple[str, ...]:
 def _read(path: Path, key: str | None) -> Any:
     """What a file holds, or the part of it under a key. Only tensors and plain values are loaded, never code."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            content = read_torch_file(file)
+    except RefusedError as error:
+        if isinstance(error, DamagedError):
+            raise UserError(f"{path} is damaged, or no file of torch.save: {error}") from error
         raise UserError(
             f"{path} is refused: it is no file of torch.save with tensors and plain values alone, and loading anything "
-            "else could run code; save optimizer.state_dict() by itself"
+            f"else could run code ({error}); save optimizer.state_dict() by itself"
         ) from error
-    except OSError:
-        raise
-    except Exception as error:  # a file that is no pickle breaks the reader in many ways
-        raise UserError(f"{path} is damaged, or no file of torch.save") from error
     if key is None:
         if isinstance(content, Mapping) and not {"state", "param_groups"} <= content.keys():
             raise UserError(
@@ -83,7 +86,7 @@ def _read(path: Path, key: str | None) -> Any:
             )
         return content
     if not isinstance(content, Mapping) or key not in content:
-        raise UserError(f"{path} has no key {key!r}; it has {_keys(content)}")
+        raise UserError(f"{path} has no key {shown(key)}; it has {_keys(content)}")
     return content[key]
 
 
@@ -91,7 +94,7 @@ def _keys(content: object) -> str:
     """The first keys of a dict, for an error message."""
     if not isinstance(content, Mapping):
         return f"none, but is a {type(content).__name__}"
-    named = ", ".join(map(str, list(content)[:10]))
+    named = ", ".join(one_line(name, limit=40) if isinstance(name, str) else shown(name) for name in [*content][:10])
     return f"{named} and {len(content) - 10} more" if len(content) > 10 else named or "none"
 
 
@@ -106,14 +109,12 @@ def _with_paths(message: str, inputs: Sequence[Path]) -> str:
 
 def _write(out: Path, state_dict: dict[str, Any]) -> None:
     """Write a file. It gets its name only when it is whole."""
-    part = out.with_name(f"{out.name}.part")
     try:
-        torch.save(state_dict, part)
-        os.replace(part, out)
-    except RuntimeError as error:  # what torch raises for a directory that does not exist
-        raise UserError(f"{out} cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        with new_file(out) as file:
+            torch.save(state_dict, file)
+    except (OSError, RuntimeError) as error:  # torch's, as on a full disk
+        reason = error.strerror if isinstance(error, OSError) else one_line(str(error))
+        raise UserError(f"{out} cannot be written: {reason}") from error
 
 
 def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
@@ -138,4 +139,9 @@ def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
 def _options(group: ConvertedGroup) -> str:
     """The options that come from the source, as `name=value`."""
     values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in group.options.items()}
-    return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
+    return " ".join(f"{name}={_as_said(value)}" for name, value in sorted(values.items()))
+
+
+def _as_said(value: object) -> str:
+    """A value without quotes."""
+    return one_line(value, limit=120) if isinstance(value, str) else shown(value)

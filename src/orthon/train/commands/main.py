@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from orthon.saving.shown import one_line
 from orthon.train.commands.streams import LastingStream, lasting_streams
 from orthon.train.errors import TrainingError, UserError
 from orthon.train.processes.launch import process_rank, processes, run_together
@@ -72,7 +73,7 @@ def _with_output(out: LastingStream | None, words: list[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    line = f"orthon: {' '.join(message.split())}"
+    line = f"orthon: {one_line(message, limit=4000)}"
     if process_rank() == 0:
         print(line, file=sys.stderr)
     report(line)

@@ -10,12 +10,14 @@ from cyclopts import Parameter
 from pydantic import model_validator
 from rich.console import Console
 
+from orthon.saving.shown import printable
 from orthon.train.checkpoints.newest import newest_checkpoint
 from orthon.train.checkpoints.restore import refuse_differences
 from orthon.train.errors import UserError
 from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
+from orthon.train.results.strange_parts import refuse_strange_parts
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
@@ -46,6 +48,7 @@ class TrainCommand(Settings):
     def _read_file(cls, given: dict[str, Any]) -> dict[str, Any]:
         path, resume = given.get("config"), given.get("resume")
         if resume not in (None, AUTO):
+            refuse_strange_parts(Path(resume))
             path = Path(resume) / CONFIG
         return given if path is None else settings_over_file(given, Path(path), TrainConfig)
 
@@ -87,7 +90,7 @@ def _train(command: TrainCommand, ranks: Processes, console: Console, say: Calla
         )
         return
     if summary.sample:
-        say(f"\n{summary.sample}\n")
+        say(f"\n{printable(summary.sample)}\n")
     say(
         f"held-out loss {summary.val_loss:.4f} nats per token after {summary.steps} steps\n"
         f"{summary.seconds:.1f} s of training, {summary.optimizer_share:.1%} of them in the optimizer, "
@@ -110,6 +113,8 @@ def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path
     if command.resume in (None, AUTO):
         # With every default filled in, so that a later version with other defaults does not change this run.
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})
+        if command.resume == AUTO:
+            refuse_strange_parts(directory)
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)
             try_options(config.optimizer, ranks)

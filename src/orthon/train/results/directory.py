@@ -1,13 +1,13 @@
 """The files in the directory of a run: their names, and how they are written without damage."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 
+from orthon.saving.files import PART, new_file, read_plain
 from orthon.train.errors import UserError
 
 CONFIG = "config.yaml"
@@ -15,7 +15,7 @@ SAMPLE = "sample.txt"
 PLOT = "loss.png"
 SUMMARY = "summary.json"
 LOCK = "run.lock"  # who works in the directory
-PART = ".part"  # suffix of a file or folder that is being written
+LARGEST = 2**24  # bytes of a summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,16 @@ class Summary:
     state_bytes: int  # memory of the optimizers' state
     corpus: str  # fingerprint of the text
     sample: str  # what the model wrote
+
+    def has_right_kinds(self) -> bool:
+        """Whether the values are of the kinds that are declared."""
+        counts, numbers = (self.steps, self.state_bytes), (self.val_loss, self.seconds, self.optimizer_share)
+        return (
+            all(type(count) is int and 0 <= count < 2**62 for count in counts)
+            and all(type(number) is float or (type(number) is int and abs(number) < 2**62) for number in numbers)
+            and isinstance(self.corpus, str)
+            and isinstance(self.sample, str)
+        )
 
 
 def refuse_existing(directory: Path) -> None:
@@ -62,10 +72,8 @@ def named(path: Path) -> Iterator[None]:
 
 def replace_file(path: Path, content: str) -> None:
     """Write a file at once: it has the old content or the new, even if this process is killed on the way."""
-    part = path.with_suffix(PART)
-    with named(path):
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
+    with named(path), new_file(path) as file:
+        file.write(content.encode())
 
 
 def write_summary(directory: Path, summary: Summary) -> None:
@@ -83,6 +91,9 @@ def read_summary(directory: Path) -> Summary | None:
     if not path.exists():
         return None
     try:
-        return Summary(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        summary = Summary(**json.loads(read_plain(path, limit=LARGEST)))
+        if not summary.has_right_kinds():
+            raise ValueError("it has entries of another kind")
+        return summary
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged; delete it and resume the run") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
+from orthon.saving.files import make_folder
 from orthon.train.results.appended_file import AppendedFile
 
 _numbers = count()  # of files that one process begins in one second
@@ -31,7 +32,7 @@ class EventFile:
         from tensorboard.compat.proto import event_pb2  # here, as it takes long to import; rank 0 alone logs
 
         self._kinds: Any = event_pb2
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         name = f"events.out.tfevents.{int(time.time()):010d}.{gethostname()}.{os.getpid()}.{next(_numbers)}"
         self._file = AppendedFile(folder / name, say)
         self._add(file_version="brain.Event:2")

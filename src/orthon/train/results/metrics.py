@@ -1,16 +1,20 @@
 """The metrics of a run, as lines of JSON and for TensorBoard."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orthon.saving.files import read_plain
 from orthon.train.errors import UserError
 from orthon.train.results.appended_file import AppendedFile
 from orthon.train.results.directory import replace_file
 from orthon.train.results.events import EventFile
 
 FILE = "metrics.jsonl"
+
+LARGEST = 2**30  # bytes of a file that is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,18 @@ class Record:
     tokens_per_second: float  # since the last record
     optimizer_share: float  # of the step's time
     seconds: float  # of training so far
+
+    def has_right_kinds(self) -> bool:
+        """Whether the values are numbers such as a run has."""
+        optional = (self.val_loss, self.max_logit)
+        needed = (self.loss, self.lr, self.grad_norm, self.tokens_per_second, self.optimizer_share, self.seconds)
+        numbers = (*needed, *(number for number in optional if number is not None))
+        return (
+            type(self.step) is int
+            and 0 < self.step < 2**62
+            and all(type(number) is float or (type(number) is int and abs(number) < 2**62) for number in numbers)
+            and 0 < self.tokens_per_second < math.inf
+        )
 
 
 class MetricsLog:
@@ -75,12 +91,18 @@ def read_metrics(directory: Path) -> list[Record]:
     path = directory / FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = read_plain(path, limit=LARGEST).decode().splitlines()
+    except ValueError as error:
+        raise UserError(f"{path} is damaged") from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(Record(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            record = Record(**json.loads(line))
+            if not record.has_right_kinds():
+                raise ValueError("it has entries of another kind")
+            records.append(record)
+        except (ValueError, TypeError, RecursionError) as error:
             if number < len(lines):
                 raise UserError(f"line {number} of {path} is damaged") from error
     return records

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from orthon.train.results.plots import COLORS, STYLE
+from orthon.train.results.plots import COLORS, STYLE, save
 
 
 class Timed(Protocol):
@@ -50,7 +50,7 @@ def plot_plan(
         _on_logarithms(left, "over the rank fraction", "rank fraction", {f: str(Fraction(f)) for f in fractions})
         _on_logarithms(right, "over the number of GPUs", "GPUs", {count: f"{count:,}" for count in ranks})
         left.set_ylabel("time of an optimizer step (ms)")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _over_fractions(axes: Axes, by_fraction: Mapping[str, Mapping[float, Timed]], colors: Mapping[str, str]) -> None:

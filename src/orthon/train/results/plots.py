@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from orthon.saving.files import new_file
 from orthon.train.results.metrics import Record
 
 COLORS = ("#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#7b4b94", "#555555", "#d985b8", "#2bb3c0")
@@ -35,7 +36,7 @@ def plot_run(path: Path, title: str, records: Sequence[Record]) -> None:
         axes.plot(*zip(*measured, strict=True), color=COLORS[1], marker="o", markersize=4, label="held out")
         axes.set(title=title, xlabel="step", ylabel=LOSS)
         axes.legend(loc="upper right")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def plot_comparison(path: Path, title: str, runs: dict[str, Sequence[Record]]) -> None:
@@ -57,7 +58,13 @@ def plot_comparison(path: Path, title: str, runs: dict[str, Sequence[Record]]) -
         by_time.set(title="over time", xlabel="training time (s)")
         _from_second_validation(by_step, runs)
         by_step.legend(loc="upper right")
-        figure.savefig(path)
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture at once, in the format of the file's suffix."""
+    with new_file(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".") or "png")
 
 
 def smooth(values: Sequence[float]) -> list[float]:

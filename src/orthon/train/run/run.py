@@ -16,7 +16,7 @@ from orthon.train.model.build import build_model
 from orthon.train.model.parallelize import parallelize
 from orthon.train.model.sample import generate
 from orthon.train.processes.ranks import AXES, Processes
-from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, named, write_summary
+from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY, Summary, named, replace_file, write_summary
 from orthon.train.results.metrics import MetricsLog, Record, read_metrics
 from orthon.train.results.progress import make_progress
 from orthon.train.run.loop import train
@@ -166,8 +166,7 @@ class Run:
         from orthon.train.results.plots import plot_run  # here: matplotlib takes long to import, and rank 0 alone plots
 
         records, optimizer = read_metrics(self.directory), self.config.optimizer
-        with named(self.directory / SAMPLE):
-            (self.directory / SAMPLE).write_text(sample + "\n", encoding="utf-8")
+        replace_file(self.directory / SAMPLE, sample + "\n")
         with named(self.directory / PLOT):
             plot_run(
                 self.directory / PLOT,

@@ -21,7 +21,6 @@ class Shape:
     ffn: int  # inner width of the feed-forward blocks
     context: int  # tokens in one training sequence
 
-
     @property
     def matrix_weights(self) -> int:
         """Number of weights of the hidden matrices."""

@@ -8,6 +8,7 @@ import yaml
 
 from orthon.train.errors import UserError
 
+LARGEST = 2**20  # bytes of a file
 DEEPEST = 20  # levels; the settings have three
 MOST = 10_000  # values, in which one that is named again counts again
 
@@ -64,7 +65,11 @@ def read_yaml(path: Path, what: str = "") -> Any:
         UserError: The file cannot be read, or is not YAML.
     """
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise UserError(f"{path} has more than {LARGEST:,} bytes, which is too much for settings")
+        return parse_yaml(text.decode())
     except OSError as error:
         raise UserError(f"cannot read {what}{path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or a null in the path
