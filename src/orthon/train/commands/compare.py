@@ -58,7 +58,9 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
     """
     console = Console(highlight=False)
     ranks = join_ranks(command.settings)
-    planned, corpus = ranks.together(lambda: (plan(command.settings, command.out), load_corpus(command.settings.data)))
+    planned, corpus = ranks.together(
+        lambda: (plan(command.settings, command.out), load_corpus(command.settings.data, beside=command.out))
+    )
     done = ranks.on_main(lambda: [_summary(one, corpus) for one in planned])
     console.print(
         f"{len(planned)} runs, {len(planned) - done.count(None)} already done; text: {corpus.description}",

@@ -96,9 +96,9 @@ def _prepare(command: TrainCommand) -> tuple[TrainConfig, Path, Corpus, int | No
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)
-            return config, directory, load_corpus(config.data), None
+            return config, directory, load_corpus(config.data, beside=directory.parent), None
     elif command.out is not None or command.config is not None:
         raise UserError("--resume goes on in its own directory with its own settings: no --out or --config")
     before = flatten(as_plain(read_config(directory / CONFIG, TrainConfig)))
     refuse_differences(before, config, f"the run in {directory}")
-    return config, directory, load_corpus(config.data), before["steps"]
+    return config, directory, load_corpus(config.data, beside=directory.parent), before["steps"]

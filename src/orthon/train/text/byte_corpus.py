@@ -11,7 +11,9 @@ from orthon.train.text.split import FEWEST_TO_SPLIT_BY_DOCUMENT, HELD_OUT_SHARE,
 from orthon.train.text.tokens import Corpus, Piece, bytes_as_text
 
 
-def byte_corpus(source: str, documents: Iterable[Document], held_out_documents: Iterable[Document] | None = None) -> Corpus:
+def byte_corpus(
+    source: str, documents: Iterable[Document], held_out_documents: Iterable[Document] | None = None
+) -> Corpus:
     """Join documents to a training text and a held-out text. A NUL byte follows each document.
 
     Whether a document is held out depends on its name alone, so other documents do not change it. If there are only

@@ -21,6 +21,12 @@ class Named:
     setting: str = "data.paths"
     without: Collection[Path] = ()
 
+    def resolved(self) -> set[Path]:
+        """Every named path, and every file in a named directory, without links on the way."""
+        paths = [Path(path) for path in self.paths]
+        inside = [file for path in paths if path.is_dir() for file in path.rglob("*")]
+        return {path.resolve() for path in paths + inside}
+
 
 def find_files(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
     """Files that are named, and files in a named directory that match the pattern; each with its name for the corpus.

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from orthon.train.errors import UserError
 
@@ -23,7 +24,9 @@ def hub() -> Iterator[str | None]:
     """
     from huggingface_hub import constants
 
-    places = [constants, *filter(None, [sys.modules.get("datasets.config")])]
+    places: list[Any] = [constants]  # each has the switch
+    if (config := sys.modules.get("datasets.config")) is not None:
+        places.append(config)
     loggers = [logging.getLogger(name) for name in CHATTER]
     before = [place.HF_HUB_OFFLINE for place in places], [logger.level for logger in loggers]
     unreachable = _unreachable()

@@ -7,6 +7,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from orthon.train.errors import UserError
 from orthon.train.text.shard_format import HEADER_BYTES, ShardFormat, header
 
 
@@ -25,6 +26,9 @@ class ShardWriter:
         vocab_size: Size of the vocabulary, for the header.
         per_shard: Tokens in each but the last.
         written: Tokens that are in them already. What lies behind these is dropped.
+
+    Raises:
+        UserError: The last shard does not have these tokens.
     """
 
     def __init__(
@@ -38,7 +42,10 @@ class ShardWriter:
                 path.unlink()
         if self._in_shard:
             self._file = self._open("r+b")
-            self._file.truncate(HEADER_BYTES + self._in_shard * form.token.itemsize)
+            length = HEADER_BYTES + self._in_shard * form.token.itemsize
+            if self._file.seek(0, os.SEEK_END) < length:
+                raise UserError(f"{self._file.name} is shorter than it was; delete {folder}")
+            self._file.truncate(length)
             self._file.seek(0, os.SEEK_END)
 
     @property

@@ -58,10 +58,10 @@ def shard_corpus(
         held_out = [shard for shard in shards if "val" in shard.path.name]
         rule, held_out_rule = " without 'val' in its name", " with 'val' in its name"
     else:
-        own = [path for path, _ in find_files(Named(held_out_paths, "data.held_out_paths"), "*.bin")]
-        without = {path.resolve() for path in own}
-        train = [open_shard(path, bits) for path, _ in find_files(Named(paths, without=without), "*.bin")]
-        held_out = [open_shard(path, bits) for path in own]
+        own = Named(held_out_paths, "data.held_out_paths")
+        held_out = [open_shard(path, bits) for path, _ in find_files(own, "*.bin")]
+        others = Named(paths, without=own.resolved())
+        train = [open_shard(path, bits) for path, _ in find_files(others, "*.bin")]
         shards, rule, held_out_rule = train + held_out, "", ""
     if not train:
         raise UserError(f"data.paths hold no training shard: no .bin file{rule} in {', '.join(paths)}")

@@ -121,9 +121,7 @@ def hf_source(name: str, subset: str | None, split: str, column: str) -> Source:
 
 def _rows(table: Any, column: str, prefix: str, where: str) -> Iterator[Passage]:
     for number, text in enumerate(table[column]):
-        yield from row_passages(
-            f"{prefix}{number}", text, f"{where} must hold text, but row {number}", column, read=1
-        )
+        yield from row_passages(f"{prefix}{number}", text, f"{where} must hold text, but row {number}", column, read=1)
 
 
 def _import_datasets(source: str) -> Any:
