@@ -65,7 +65,7 @@ class DataConfig(Settings):
     @field_validator("tokenizer")
     @classmethod
     def _make_tokenizer_absolute(cls, tokenizer: str | None) -> str | None:
-        if tokenizer is None or not is_path(tokenizer):
+        if not tokenizer or not is_path(tokenizer):
             return tokenizer
         return str(Path(tokenizer).expanduser().absolute())
 
