@@ -41,7 +41,10 @@ def test_errors_are_one_line(fails, words: str, expected: str) -> None:
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "orthon", "fly"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == 'orthon: Unknown command "fly". Available commands: train, compare, convert, explain, plan.\n'
+    assert (
+        done.stderr
+        == 'orthon: Unknown command "fly". Available commands: train, compare, tokenize, convert, explain, plan.\n'
+    )
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, fails) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from orthon.train.errors import UserError
 from orthon.train.settings.data import DataConfig
+from orthon.train.text import hub
 from orthon.train.text.byte_corpus import byte_corpus, is_held_out
 from orthon.train.text.corpus import load_corpus
 from orthon.train.text.tokens import Corpus, Piece
@@ -90,11 +91,17 @@ def test_shard_errors(tmp_path: Path) -> None:
         load()
 
 
+@pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for a network."""
+    monkeypatch.setattr(hub, "_unreachable", lambda: None)
+
+
 class FakeRows(dict):
     column_names = ("body", "id")
 
 
-def test_a_hugging_face_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hugging_face_data_set(monkeypatch: pytest.MonkeyPatch, reachable) -> None:
     asked = []
 
     def load_dataset(*args: object, **options: object) -> FakeRows:
@@ -113,7 +120,7 @@ def test_a_hugging_face_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         load_corpus(DataConfig(source="hf", name="some/set", text_column="id"))
 
 
-def test_hugging_face_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_errors(monkeypatch: pytest.MonkeyPatch, reachable) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'orthon\[datasets\]'"):
         load_corpus(DataConfig(source="hf", name="some/set"))

@@ -158,7 +158,7 @@ def test_yaml_errors(tmp_path: Path, text: str, message: str) -> None:
         (TrainConfig, {"schedule": {"warmup": 1.5}}, "schedule.warmup must be less than or equal to 1 but is 1.5"),
         (TrainConfig, {"schedule": {"decay": "constant", "final": 0.1}}, "schedule.decay constant does not decay"),
         (TrainConfig, {"data": {"source": "text"}}, "data.paths must name files or directories"),
-        (TrainConfig, {"data": {"paths": ("x",)}}, "only data.source text or shards uses it"),
+        (TrainConfig, {"data": {"paths": ("x",)}}, "only data.source text, jsonl, parquet, saved or shards uses it"),
         (
             TrainConfig,
             {"data": {"source": "text", "paths": ("x",), "vocab_size": 9}},

@@ -40,6 +40,11 @@ app.command(
     help="Train with several optimizers on the same text: a table and a picture. Called again, it goes on.",
 )
 app.command(
+    "orthon.train.commands.tokenize:tokenize",
+    name="tokenize",
+    help="Make tokens of a large text once, for many runs. Called again after an interruption, it goes on.",
+)
+app.command(
     "orthon.train.commands.convert:convert",
     name="convert",
     help="Convert states of other packages' optimizers to one that orthon's optimizers load.",

@@ -92,7 +92,7 @@ def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], 
     planned = plan(command.settings, command.out)
     for one in planned:
         try_options(one.config.optimizer, ranks)
-    return planned, load_corpus(command.settings.data)
+    return planned, load_corpus(command.settings.data, beside=command.out)
 
 
 def _summary(one: Planned, corpus: Corpus) -> Summary | None:

@@ -118,10 +118,10 @@ def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)
             try_options(config.optimizer, ranks)
-            return config, directory, load_corpus(config.data), None
+            return config, directory, load_corpus(config.data, beside=directory.parent), None
     elif command.out is not None or command.config is not None:
         raise UserError("--resume goes on in its own directory with its own settings: no --out or --config")
     before = flatten(as_plain(read_config(directory / CONFIG, TrainConfig)))
     refuse_differences(before, config, f"the run in {directory}")
     try_options(config.optimizer, ranks)
-    return config, directory, load_corpus(config.data), before["steps"]
+    return config, directory, load_corpus(config.data, beside=directory.parent), before["steps"]

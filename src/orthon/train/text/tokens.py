@@ -1,12 +1,22 @@
 """The kinds that every source of text returns: pieces of tokens, and a corpus of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens = NDArray[np.uint8] | NDArray[np.uint16]
+Tokens = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
+
+
+def as_numbers(tokens: Sequence[int]) -> str:
+    """Tokens whose text is not known, as numbers."""
+    return " ".join(map(str, tokens))
+
+
+def bytes_as_text(tokens: Sequence[int]) -> str:
+    """Tokens that are bytes, as text."""
+    return bytes(tokens).replace(b"\0", b"\n").decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -25,14 +35,8 @@ class Corpus:
     train: tuple[Piece, ...]
     held_out: tuple[Piece, ...]
     vocab_size: int
-    is_bytes: bool  # each token is a byte, so tokens can be shown as text
     fingerprint: str  # of the content; a run continues only with the text that it began with
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The tokens as text; or as numbers, if the corpus does not know the text of a token."""
-        if self.is_bytes:
-            return bytes(tokens).replace(b"\0", b"\n").decode("utf-8", errors="replace")
-        return " ".join(map(str, tokens))
+    decode: Callable[[Sequence[int]], str] = as_numbers  # tokens as text
 
 
 def count(pieces: Sequence[Piece]) -> int:

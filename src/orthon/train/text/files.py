@@ -1,0 +1,50 @@
+"""Find the files that a setting names."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orthon.train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Named:
+    """Paths in a setting.
+
+    Attributes:
+        paths: files or directories.
+        setting: the setting that names them, for errors.
+        without: resolved paths that are left out, as they are held out.
+    """
+
+    paths: Sequence[str]
+    setting: str = "data.paths"
+    without: Collection[Path] = ()
+
+    def resolved(self) -> set[Path]:
+        """Every named path, and every file in a named directory, without links on the way."""
+        paths = [Path(path) for path in self.paths]
+        inside = [file for path in paths if path.is_dir() for file in path.rglob("*")]
+        return {path.resolve() for path in paths + inside}
+
+
+def find_files(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
+    """Files that are named, and files in a named directory that match the pattern; each with its name for the corpus.
+
+    The name is the path from the named directory on, so it does not depend on the machine. Hidden files in a directory
+    are left out.
+
+    Raises:
+        UserError: A path does not exist.
+    """
+    for given in map(Path, named.paths):
+        if given.is_dir():
+            for path in sorted(given.rglob(pattern)):
+                relative = path.relative_to(given)
+                hidden = any(part.startswith(".") for part in relative.parts)
+                if path.is_file() and not hidden and path.resolve() not in named.without:
+                    yield path, relative.as_posix()
+        elif not given.exists():
+            raise UserError(f"{named.setting}: there is no file or directory {given}")
+        elif given.resolve() not in named.without:
+            yield given, given.name

@@ -1,0 +1,38 @@
+"""Documents that are rows: one text in each, under a name that all rows share."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from orthon.train.errors import UserError
+from orthon.train.text.passages import Passage, in_blocks, passages
+
+
+def row_passages(name: str, text: Any, where: str, column: str, *, read: int) -> Iterator[Passage]:
+    """The passages of one row.
+
+    Args:
+        name: Of the document.
+        text: What the row holds in the column.
+        where: The row, for errors.
+        column: Its name.
+        read: How much of the source's total the row is.
+
+    Raises:
+        UserError: It is not text.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"data.text_column {column!r} of {where} does not")
+    # JSON can hold halves of characters, which no encoding knows.
+    return passages(name, in_blocks(text.encode(errors="replace")), read=read)
+
+
+def require_column(column: str, columns: Any, where: str = "") -> None:
+    """Refuse a column that is not there.
+
+    Raises:
+        UserError: It names those that are.
+    """
+    names = [str(name) for name in columns]
+    if column not in names:
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        raise UserError(f"{where}data.text_column must be one of {shown} but is {column!r}")

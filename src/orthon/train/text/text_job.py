@@ -1,0 +1,80 @@
+"""What to make tokens of, and under which key the result is known."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from orthon.train.settings.data import DataConfig
+from orthon.train.text.documents import stdlib_source, text_source
+from orthon.train.text.files import Named
+from orthon.train.text.jsonl import jsonl_source
+from orthon.train.text.passages import LONGEST, Passage
+from orthon.train.text.source import Source
+from orthon.train.text.split import split
+from orthon.train.text.tables import hf_source, parquet_source, saved_source
+from orthon.train.text.tokenizer import open_tokenizer
+from orthon.train.text.tokenizing import Job
+
+RULES = 1  # number of the rules by which passages, splits and tokens are made
+
+
+def open_source(data: DataConfig) -> tuple[Source, Source | None]:
+    """The source that the settings name, and the one to hold out if they name that, too.
+
+    Raises:
+        UserError: A path is missing or cannot be read.
+    """
+    if data.source == "stdlib":
+        return stdlib_source(), None
+    if data.source == "hf":
+        assert data.name is not None
+        return hf_source(data.name, data.subset, data.split, data.text_column), None
+    if data.held_out_paths is None:
+        return _of_paths(data, Named(data.paths)), None
+    own = Named(data.held_out_paths, "data.held_out_paths")
+    others = Named(data.paths, without=own.resolved())
+    return _of_paths(data, others), _of_paths(data, own)
+
+
+def text_job(data: DataConfig, *, per_shard: int) -> Job:
+    """The job of making tokens of the text that the settings name.
+
+    Args:
+        data: Settings, with a tokenizer.
+        per_shard: Tokens in a shard.
+
+    Raises:
+        UserError: The text or the tokenizer cannot be read.
+    """
+    assert data.tokenizer is not None
+    tokenizer = open_tokenizer(data.tokenizer, data.document_end)
+    source, held_out = open_source(data)
+
+    def parts() -> Iterator[tuple[Passage, bool]]:
+        if held_out is None:
+            yield from split(source.passages)
+            return
+        yield from ((passage, True) for passage in held_out.passages())
+        yield from ((passage, False) for passage in source.passages())
+
+    names: list[Any] = [RULES, LONGEST, tokenizer.digest, per_shard, data.source, data.split, data.text_column]
+    marks = [source.mark, None if held_out is None else held_out.mark]
+    return Job(
+        key=hashlib.blake2b(json.dumps([names, marks]).encode(), digest_size=16).hexdigest(),
+        source=source.description,
+        total=source.total + (0 if held_out is None else held_out.total),
+        parts=parts,
+        tokenizer=tokenizer,
+        per_shard=per_shard,
+    )
+
+
+def _of_paths(data: DataConfig, named: Named) -> Source:
+    if data.source == "jsonl":
+        return jsonl_source(named, data.text_column)
+    if data.source == "parquet":
+        return parquet_source(named, data.text_column)
+    if data.source == "saved":
+        return saved_source(named, data.text_column, data.split)
+    return text_source(named)

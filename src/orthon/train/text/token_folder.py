@@ -1,0 +1,126 @@
+"""A folder of token shards with a note that it is whole. It gets its name only then."""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orthon.train.errors import UserError
+from orthon.train.results.directory import PART, replace_file
+from orthon.train.text.shard_writer import shard_name
+from orthon.train.text.shards import Shard, open_shard
+from orthon.train.text.tokenizer import FILE
+from orthon.train.text.tokenizing import STATE, Job, read_state, write_tokens
+from orthon.train.text.writers_lock import LOCK, locked
+
+NOTE = "tokens.json"
+
+# From the job, what makes a progress display: a `with` block that gives a function to call with what has been read.
+Progress = Callable[[Job], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a folder holds."""
+
+    key: str  # of the job
+    fingerprint: str  # of the tokens
+    train: int  # tokens
+    held_out: int
+    per_shard: int
+
+
+def make_token_folder(folder: Path, job: Job, progress: Progress, *, wait: bool) -> Note:
+    """Do a job, unless its folder is there. What an interrupted process has begun is ended.
+
+    All is written to a folder with the suffix `.part` beside it, which is then renamed.
+
+    Args:
+        folder: For the shards.
+        job: What to make.
+        progress: Shows how far it is.
+        wait: Whether to wait for another process that makes the same folder.
+
+    Raises:
+        UserError: The folder holds something else, or the text cannot be read.
+    """
+    if (note := read_note(folder, job.key)) is not None:
+        return note
+    part = folder.with_name(folder.name + PART)
+    with locked(part, wait=wait):
+        if (note := read_note(folder, job.key)) is not None:  # made while this process waited
+            (part / LOCK).unlink()
+            part.rmdir()
+            return note
+        state = read_state(part, job.key)
+        if not state.passages and (strangers := [path.name for path in part.iterdir() if not _is_ours(path)]):
+            raise UserError(f"{part} holds other files ({strangers[0]}); move them, or choose another --out")
+        with progress(job) as advance:
+            state = write_tokens(part, job, state, advance)
+        note = Note(
+            key=job.key,
+            fingerprint=state.digest,
+            train=state.train,
+            held_out=state.held_out,
+            per_shard=job.per_shard,
+        )
+        replace_file(part / FILE, job.tokenizer.content)
+        replace_file(part / NOTE, json.dumps(asdict(note), indent=2) + "\n")
+        (part / STATE).unlink()
+        (part / LOCK).unlink()
+        os.rename(part, folder)
+    return note
+
+
+def read_note(folder: Path, key: str) -> Note | None:
+    """What a folder holds; None if there is no such folder.
+
+    Raises:
+        UserError: It is a file, a link, not whole, or was made by another job.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} must be a folder but is a file or a symbolic link")
+    if not folder.exists():
+        return None
+    try:
+        note = Note(**json.loads((folder / NOTE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder} is there, but holds no tokens that are whole; move it away") from error
+    if note.key != key:
+        raise UserError(f"{folder} holds other tokens, of another text or tokenizer; choose another --out")
+    numbers = (note.train, note.held_out, note.per_shard)
+    if not all(type(number) is int and number > 0 for number in numbers) or not isinstance(note.fingerprint, str):
+        raise UserError(f"{folder / NOTE} is damaged; delete {folder}")
+    return note
+
+
+def shards_of(folder: Path, note: Note) -> tuple[list[Shard], list[Shard]]:
+    """The shards to train on, and those that are held out.
+
+    Raises:
+        UserError: One is missing, a link, or not as long as the note says.
+    """
+    return _shards(folder, "train", note.train, note), _shards(folder, "val", note.held_out, note)
+
+
+def _shards(folder: Path, part: str, tokens: int, note: Note) -> list[Shard]:
+    shards: list[Shard] = []
+    held = 0
+    while held < tokens:
+        path = folder / shard_name(part, len(shards))
+        if path.is_symlink():
+            raise UserError(f"{path} must be a file but is a symbolic link")
+        shard = open_shard(path)
+        if not shard.has_header or len(shard.tokens) != min(note.per_shard, tokens - held):
+            raise UserError(f"{path} has not the tokens that {NOTE} tells; delete {folder}")
+        shards.append(shard)
+        held += len(shard.tokens)
+    return shards
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in (LOCK, STATE, STATE.replace(".json", PART)) or (
+        path.suffix == ".bin" and path.name.startswith(("train_", "val_"))
+    )

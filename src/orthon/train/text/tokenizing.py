@@ -1,0 +1,153 @@
+"""Make tokens of a text and write them to shards. After an interruption it goes on where it was."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from orthon.train.errors import UserError
+from orthon.train.results.directory import replace_file
+from orthon.train.text.passages import Passage
+from orthon.train.text.shard_format import OF_BITS, ShardFormat
+from orthon.train.text.shard_writer import ShardWriter
+from orthon.train.text.tokenizer import Tokenizer
+
+STATE = "state.json"
+BATCH_BYTES = 2**22  # of text that the tokenizer gets at once, to divide it among its threads
+SAVE_EVERY = 2**24  # tokens from one state on the disk to the next
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """How far it is. Shards are right up to these numbers of tokens."""
+
+    key: str  # of what is made
+    passages: int = 0  # that are done
+    train: int = 0  # tokens
+    held_out: int = 0
+    digest: str = ""  # of the tokens so far
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made.
+
+    Attributes:
+        key: equal for jobs that make the same shards.
+        source: in words.
+        total: what all passages have read together.
+        parts: reads all passages from the beginning, each with whether it is held out.
+        tokenizer: makes the tokens.
+        per_shard: tokens in a shard.
+    """
+
+    key: str
+    source: str
+    total: int
+    parts: Callable[[], Iterator[tuple[Passage, bool]]]
+    tokenizer: Tokenizer
+    per_shard: int
+
+    @property
+    def form(self) -> ShardFormat:
+        """The format of the shards: the shortest tokens that the vocabulary allows."""
+        return OF_BITS[16 if self.tokenizer.vocab_size <= 2**16 else 32]
+
+
+def read_state(folder: Path, key: str) -> State:
+    """How far a job is in a folder; a new state if it has not begun.
+
+    Raises:
+        UserError: The folder holds the beginning of another job, or what is no state.
+    """
+    path = folder / STATE
+    try:
+        state = State(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return State(key=key)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged; delete {folder}") from error
+    if state.key != key:
+        raise UserError(f"{folder} holds the beginning of other tokens; delete it, or choose another --out")
+    counts = (state.passages, state.train, state.held_out)
+    if not all(type(number) is int and number >= 0 for number in counts) or not isinstance(state.digest, str):
+        raise UserError(f"{path} is damaged; delete {folder}")
+    return state
+
+
+def write_tokens(folder: Path, job: Job, state: State, advance: Callable[[int], None]) -> State:
+    """Write all shards of a job.
+
+    Args:
+        folder: Where they are, with what an interrupted process has left.
+        job: What to make.
+        state: How far it is, from `read_state`.
+        advance: Called with what has been read, in the unit of the job's total.
+
+    Returns:
+        The last state.
+
+    Raises:
+        UserError: The text cannot be read, or one of the two parts is empty.
+    """
+    writers = [
+        ShardWriter(
+            folder,
+            part,
+            form=job.form,
+            vocab_size=job.tokenizer.vocab_size,
+            per_shard=job.per_shard,
+            written=written,
+        )
+        for part, written in (("train", state.train), ("val", state.held_out))
+    ]
+    done, digest, saved = state.passages, bytes.fromhex(state.digest), state.train + state.held_out
+
+    def save() -> State:
+        for writer in writers:
+            writer.save()
+        train, held_out = (writer.written for writer in writers)
+        now = State(key=job.key, passages=done, train=train, held_out=held_out, digest=digest.hex())
+        replace_file(folder / STATE, json.dumps(asdict(now)) + "\n")
+        return now
+
+    parts = job.parts()
+    for passage, _ in islice(parts, done):
+        advance(passage.read)
+    for batch in _batches(parts):
+        encoded = job.tokenizer.encode([passage.content for passage, _ in batch])
+        for (passage, held_out), tokens in zip(batch, encoded, strict=True):
+            if passage.ends and job.tokenizer.end is not None:
+                tokens = np.append(tokens, np.uint32(job.tokenizer.end))
+            writers[held_out].append(tokens)
+            # As a chain, which can go on after an interruption.
+            digest = hashlib.blake2b(digest + bytes([held_out]) + tokens.tobytes(), digest_size=16).digest()
+            advance(passage.read)
+        done += len(batch)
+        if sum(writer.written for writer in writers) - saved >= SAVE_EVERY:
+            now = save()
+            saved = now.train + now.held_out
+    last = save()
+    for writer in writers:
+        writer.close()
+    for part, number in (("training", last.train), ("held-out", last.held_out)):
+        if not number:
+            raise UserError(f"there is no {part} text in {job.source}")
+    return last
+
+
+def _batches(parts: Iterator[tuple[Passage, bool]]) -> Iterator[list[tuple[Passage, bool]]]:
+    batch: list[tuple[Passage, bool]] = []
+    size = 0
+    for passage, held_out in parts:
+        batch.append((passage, held_out))
+        size += len(passage.content)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,22 @@
+"""The size of the vocabulary that a model is built for."""
+
+from orthon.train.errors import UserError
+from orthon.train.text.tokenizer import Tokenizer
+
+MULTIPLE = 64  # the size of the tiles that GPUs multiply by
+
+
+def vocabulary(given: int | None, tokenizer: Tokenizer | None) -> int | None:
+    """The size that the settings give; else that of the tokenizer, rounded up; None if there is neither.
+
+    Raises:
+        UserError: The size that is given is too small for the tokenizer.
+    """
+    if tokenizer is None:
+        return given
+    if given is not None and given < tokenizer.vocab_size:
+        raise UserError(
+            f"data.vocab_size must be at least the {tokenizer.vocab_size} of data.tokenizer {tokenizer.name} "
+            f"but is {given}"
+        )
+    return given or -(-tokenizer.vocab_size // MULTIPLE) * MULTIPLE

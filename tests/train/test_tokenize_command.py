@@ -1,0 +1,157 @@
+"""`orthon tokenize`: in real processes that are killed, on folders that hold something else, and then trained on."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orthon.train.commands.main import main
+from orthon.train.results.text_progress import text_progress
+from orthon.train.settings.data import DataConfig
+from orthon.train.text import tokenizing
+from orthon.train.text.corpus import load_corpus
+from orthon.train.text.tokenizer import Tokenizer
+from tests.train.support.texts import lines, write_jsonl, write_text, write_tokenizer
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A command without --out."""
+    tokenizer = write_tokenizer(tmp_path / "tokenizer.json")
+    text = write_jsonl(tmp_path / "rows.jsonl", lines(500))
+    return ["tokenize", "--data.source=jsonl", f"--data.paths={text}", f"--data.tokenizer={tokenizer}"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_to_train_on(
+    tmp_path: Path, words: list[str], tiny: list[str], capsys: pytest.CaptureFixture[str], snapshot
+) -> None:
+    out = tmp_path / "my tokens"
+    assert main([*words, f"--out={out}", "--shard-tokens=2000"]) == 0
+    said = capsys.readouterr().out
+    assert f"orthon train --data.source shards --data.paths '{out}' --data.tokenizer '{out}/tokenizer.json'" in said
+    assert not out.with_name("my tokens.part").exists()
+    data = DataConfig(source="shards", paths=(str(out),), tokenizer=str(out / "tokenizer.json"))
+    corpus = load_corpus(data)
+    assert [len(piece.tokens) for piece in corpus.train[:-1]] == [2000] * (len(corpus.train) - 1)
+    assert len(corpus.train) > 3
+    assert corpus.vocab_size == 320
+    assert load_corpus(DataConfig(source="shards", paths=(str(out),))).vocab_size == 300  # from the headers
+    assert "the cat" in corpus.decode(corpus.train[0].tokens.tolist())
+    run = ["train", *tiny[:-2], "--data.source=shards", f"--data.paths={out}", "--steps=2"]
+    assert main([*run, f"--data.tokenizer={out / 'tokenizer.json'}", f"--out={tmp_path / 'run'}"]) == 0
+    before = snapshot(out)
+    assert main([*words, f"--out={out}", "--shard-tokens=2000"]) == 0  # it is there already
+    assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("per_shard", [7, 1000, 10**8])
+@pytest.mark.parametrize("batches", [1, 2, 5])
+def test_an_interrupted_command_goes_on(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, per_shard: int, batches: int
+) -> None:
+    monkeypatch.setattr(tokenizing, "BATCH_BYTES", 9000)
+    monkeypatch.setattr(tokenizing, "SAVE_EVERY", 3000)
+    words = [*words, f"--shard-tokens={per_shard}"]
+    assert main([*words, f"--out={tmp_path / 'whole'}"]) == 0
+    calls = 0
+    encode = Tokenizer.encode
+
+    def interrupted(self: Tokenizer, contents: list[bytes]) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == batches + 1:
+            raise KeyboardInterrupt
+        return encode(self, contents)
+
+    monkeypatch.setattr(Tokenizer, "encode", interrupted)
+    assert main([*words, f"--out={tmp_path / 'parts'}"]) == 130
+    assert not (tmp_path / "parts").exists()
+    assert main([*words, f"--out={tmp_path / 'parts'}"]) == 0
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_a_killed_process_goes_on(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer.json")
+    text = write_jsonl(tmp_path / "rows.jsonl", [row * 50 for row in lines(3000)])
+    words = ["tokenize", "--data.source=jsonl", f"--data.paths={text}", f"--data.tokenizer={tokenizer}"]
+    assert main([*words, f"--out={tmp_path / 'whole'}"]) == 0
+    code = "from orthon.train.text import tokenizing as t; t.BATCH_BYTES, t.SAVE_EVERY = 20000, 100000; "
+    code += "from orthon.train.commands.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *words, f"--out={tmp_path / 'parts'}"]
+    state = tmp_path / "parts.part" / "state.json"
+    process = subprocess.Popen(command, env={**os.environ, "RAYON_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    other = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert other.returncode == 2
+    assert other.stderr == f"orthon: another process is writing {tmp_path / 'parts.part'}\n" or process.poll() == 0
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main([*words, f"--out={tmp_path / 'parts'}"]) == 0
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_nothing_else_is_touched(tmp_path: Path, words: list[str], fails, snapshot) -> None:
+    mine = write_text(tmp_path / "mine", ["mine"])
+    write_text(tmp_path / "begun.part", ["mine"])
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(mine)
+    (tmp_path / "linked.part").symlink_to(mine)
+    for name in ("bad", "wrong"):
+        (tmp_path / f"{name}.part").mkdir()
+    (tmp_path / "bad.part" / "state.json").write_text("[" * 100_000)
+    (tmp_path / "wrong.part" / "state.json").write_text('{"key": "other"}')
+    before = snapshot(tmp_path)
+    for name, message in {
+        "mine": "holds no tokens that are whole",
+        "begun": "holds other files",
+        "file": "must be a folder but is a file",
+        "link": "must be a folder but is a file or a symbolic link",
+        "linked": "must be a folder but is a symbolic link",
+        "bad": "is damaged",
+        "wrong": "holds the beginning of other tokens",
+    }.items():
+        assert message in fails(*words, "--out", tmp_path / name), name
+    now = {name: file for name, file in snapshot(tmp_path).items() if not name.endswith("/lock")}
+    assert now == before
+
+
+def test_other_text_needs_another_folder(tmp_path: Path, words: list[str], fails) -> None:
+    assert main([*words, f"--out={tmp_path / 'out'}"]) == 0
+    assert "holds other tokens" in fails(*words, "--shard-tokens=99", "--out", tmp_path / "out")
+
+
+def test_errors(tmp_path: Path, words: list[str], fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "tokenize needs --data.tokenizer" in fails(*words[:-1], "--out", tmp_path / "out")
+    assert "and not shards" in fails("tokenize", "--data.source=shards", "--data.paths=x", "--out", tmp_path / "out")
+    assert "shard_tokens must be" in fails(*words, "--shard-tokens=0", "--out", tmp_path / "out")
+    (tmp_path / "rows.jsonl").write_text("\n")
+    assert "there is no training text in JSONL files" in fails(*words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 10_000, 2))
+    monkeypatch.setattr("orthon.train.results.text_progress.time.monotonic", lambda: float(next(now)))
+    file = io.StringIO()
+    with text_progress("tokenizing [it]", 1000, Console(file=file, force_terminal=False)) as advance:
+        for _ in range(100):
+            advance(10)
+    said = file.getvalue().splitlines()
+    assert said[0] == "tokenizing [it]: 10 %, 180 s left"
+    assert len(said) == 10
+    file = io.StringIO()
+    with text_progress("tokenizing [it]", 100, Console(file=file, force_terminal=True, width=90)) as advance:
+        advance(40)
+    assert "tokenizing [it]" in file.getvalue()
