@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orthon.saving.files import PART
 from orthon.train.errors import UserError
-from orthon.train.results.directory import PART, replace_file
+from orthon.train.results.directory import replace_file
 from orthon.train.text.shard_writer import shard_name
 from orthon.train.text.shards import Shard, open_shard
 from orthon.train.text.tokenizer import FILE
