@@ -23,6 +23,7 @@ from orthon.train.errors import DivergedError, UserError
 from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, Summary, read_summary, write_summary
 from orthon.train.results.metrics import read_metrics
+from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
@@ -81,6 +82,7 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
 
 def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], Corpus]:
     """The runs and their text."""
+    refuse_giants(command.settings, ranks)
     planned = plan(command.settings, command.out)
     for one in planned:
         try_options(one.config.optimizer, ranks)

@@ -14,6 +14,7 @@ from orthon.train.checkpoints.restore import refuse_differences
 from orthon.train.errors import UserError
 from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
+from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
@@ -92,6 +93,7 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
 def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path, Corpus, int | None]:
     """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
     config, directory = command.settings, Path(command.resume or "")
+    refuse_giants(config, ranks)
     if command.resume in (None, AUTO):
         directory = command.out or Path("runs") / f"{config.optimizer.name}-{config.model.name}"
         # With every default filled in, so that a later version with other defaults does not change this run.

@@ -1,13 +1,16 @@
 """The settings of the model: LLaMA shapes by size, in the proportions of LLaMA 3."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from orthon.train.settings.base import Count, Settings
+from orthon.train.settings.numbers import whole
 
 SizeName = Literal["1M", "4M", "20M", "120M", "350M", "1B", "3B", "8B", "70B", "405B"]
+
+Layers = Annotated[int, BeforeValidator(whole), Field(ge=1, le=10_000)]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,6 @@ class Shape:
     kv_heads: int  # key and value heads; several query heads share one
     ffn: int  # inner width of the feed-forward blocks
     context: int  # tokens in one training sequence
-
 
     @property
     def matrix_weights(self) -> int:
@@ -53,7 +55,7 @@ class ModelConfig(Settings):
     """Named shape. The name counts the weights of the hidden matrices."""
     hidden_size: Count | None = None
     """Width of the residual stream."""
-    layers: Count | None = None
+    layers: Layers | None = None
     """Number of layers."""
     heads: Count | None = None
     """Number of attention heads. It must divide the hidden size."""
@@ -91,4 +93,6 @@ class ModelConfig(Settings):
         if replace(shape, context=named.context) == named:
             return self.size
         millions = shape.matrix_weights / 1e6
-        return f"{millions:.2f}M" if millions < 10 else f"{millions:.0f}M" if millions < 1000 else f"{millions / 1e3:.1f}B"
+        return (
+            f"{millions:.2f}M" if millions < 10 else f"{millions:.0f}M" if millions < 1000 else f"{millions / 1e3:.1f}B"
+        )
