@@ -26,6 +26,7 @@ from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, Summary, holds_nothing, named, read_summary, write_summary
 from orthon.train.results.metrics import read_metrics
 from orthon.train.results.strange_parts import refuse_strange_parts
+from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
@@ -89,6 +90,7 @@ def _compare(command: CompareCommand, ranks: Processes, console: Console) -> Non
 
 def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], Corpus]:
     """The runs and their text."""
+    refuse_giants(command.settings, ranks)
     planned = plan(command.settings, command.out)
     for one in planned:
         try_options(one.config.optimizer, ranks)

@@ -18,6 +18,7 @@ from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
 from orthon.train.results.strange_parts import refuse_strange_parts
+from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
@@ -110,6 +111,7 @@ def _directory(command: TrainCommand) -> Path:
 def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path, Corpus, int | None]:
     """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
     config, directory = command.settings, _directory(command)
+    refuse_giants(config, ranks)
     if command.resume in (None, AUTO):
         # With every default filled in, so that a later version with other defaults does not change this run.
         config = config.model_copy(update={"optimizer": settle(config.optimizer)})

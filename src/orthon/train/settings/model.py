@@ -1,13 +1,16 @@
 """The settings of the model: LLaMA shapes by size, in the proportions of LLaMA 3."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from orthon.train.settings.base import Count, Settings
+from orthon.train.settings.numbers import whole
 
 SizeName = Literal["1M", "4M", "20M", "120M", "350M", "1B", "3B", "8B", "70B", "405B"]
+
+Layers = Annotated[int, BeforeValidator(whole), Field(ge=1, le=10_000)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class ModelConfig(Settings):
     """Named shape. The name counts the weights of the hidden matrices."""
     hidden_size: Count | None = None
     """Width of the residual stream."""
-    layers: Count | None = None
+    layers: Layers | None = None
     """Number of layers."""
     heads: Count | None = None
     """Number of attention heads. It must divide the hidden size."""

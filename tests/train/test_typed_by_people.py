@@ -1,0 +1,184 @@
+"""What people type: short helps, the nearest names, numbers as they write them, and no traceback whatever it is."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from orthon.train.commands.main import main
+from orthon.train.commands.short_help import SHORT
+from orthon.train.settings.base import dotted_names
+from orthon.train.settings.file import read_config
+from orthon.train.settings.model import SIZES, ModelConfig
+from orthon.train.settings.numbers import fraction, whole
+from orthon.train.settings.run import CompareConfig, TrainConfig
+
+HELPS = Path(__file__).parent / "help"
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_short_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([command, "--help"], [command, "-h"], [command, "--steps", "3", "--help"]):
+        assert main(words) == 0
+        said = capsys.readouterr().out
+        assert said == (HELPS / f"{command}.txt").read_text()
+    lines = said.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert len(SHORT[command].options) == 10
+    assert len(SHORT[command].examples) == 3
+    assert main([command, "--help-all"]) == 0
+    everything = capsys.readouterr().out
+    for kind in (TrainConfig,) if command == "train" else (CompareConfig,):
+        for name in dotted_names(kind):
+            assert f"--{name.replace('_', '-')}" in everything
+    for option, _ in SHORT[command].options:
+        assert option.split()[0] in everything
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", 'Unknown command "trian". Did you mean "train"?'),
+        ("train --stepz 3", "Unknown option: --stepz. Did you mean --steps?"),
+        ("train -steps 3", "Did you mean --steps?"),
+        ("train --stepz=3", "Unknown option: --stepz. Did you mean --steps?"),
+        ("train --lr 3", "Did you mean --optimizer.lr?"),
+        ("train --rank-fractoin 3", "Did you mean --optimizer.rank-fraction?"),
+        ("train --hidden_size 3", "Did you mean --model.hidden-size?"),
+        ("train --no-clip-matrics", "Did you mean --no-clip-matrices?"),
+        ("compare --optimizer dion", "Did you mean --optimizers?"),
+        ("train --optimizer.name dionn", "but is 'dionn'; did you mean 'dion'?"),
+        ("train --model.size 4m", "but is '4m'; did you mean '4M'?"),
+        ("compare --optimizers Dion", "did you mean 'dion'?"),
+        ("train --optimizer.options polar_step=3", "did you mean 'polar_steps'?"),
+    ],
+)
+def test_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, words: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", "there is no setting stepz; did you mean steps?"),
+        ("lr: 3", "there is no setting lr; did you mean optimizer.lr?"),
+        ("optimizer: {rank-fractoin: 3}", "did you mean optimizer.rank_fraction?"),
+        ("model: {sise: 4M}", "did you mean model.size?"),
+        ("zzz: 4M", "there is no setting zzz; there are steps, "),
+        ("steps: 3\nsteps: 4", "'steps' is there twice"),
+        ("batch-size: 3\nbatch_size: 4", "batch_size is there twice, with a dash and with an underscore"),
+        ("steps: 2026-99-99", "is not YAML: a value in it cannot be read"),
+        ("steps: !!int x", "is not YAML: a value in it cannot be read"),
+        ("steps: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: &a {<<: *a}", "is not YAML"),
+        ("steps: " + 5000 * "9", "is not YAML"),
+        ("model: " + 5000 * "[" + 5000 * "]", "nested more than 20 levels deep"),
+        ("a:\n" + "".join(" " * level + "a:\n" for level in range(1, 900)), "nested more than 20 levels deep"),
+        ("a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+            f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(9 * ['*' + chr(97 + n)])}]" for n in range(9)
+        ), "it means more than 10000 values"),
+        ("steps:", "steps must be a valid integer but is None"),
+    ],
+)  # fmt: skip
+def test_files_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, text: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(text)
+    said = fails("train", "--config", "run.yaml")
+    assert "run.yaml" in said
+    assert message in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --optimizer.options a=[1", "optimizer.options: '[1' in 'a=[1' is not a value"),
+        ("train --seed 99999999999999999999999", "seed must be less than 9223372036854775808"),
+        ("train --seed 18446744073709551615", "seed must be less than 9223372036854775808"),
+        ("train --steps 99999999999999999999999", "steps must be less than or equal to 1000000000000"),
+        ("train --steps " + 5000 * "9", "steps must be less than or equal to 1000000000000"),
+        ("train --steps 1e30", "steps must be less than or equal to 1000000000000"),
+        ("train --steps 1e999", "steps must be a valid integer"),
+        ("train --steps 1/3", "steps must be a valid integer"),
+        ("train --optimizer.rank-fraction 1/0", "optimizer.rank_fraction must be a valid number"),
+        ("train --model.hidden-size 1e12", "the weights of model"),
+        ("train --batch-size 1e12", "the tokens of a batch of batch_size 1000000000000 take"),
+        ("train --model.layers 1e12", "model.layers must be less than or equal to 10000"),
+        ("train --optimizer.options betas=[0.9]", "betas should be two numbers"),
+        ("train --optimizer.options state_dtype=torch.int7", "state_dtype should be None or one of torch.float64"),
+        ("train --optimizer.name torch-muon --optimizer.options ns_steps=x", "optimizer torch-muon: "),
+        ("train --optimizer.name adamw --optimizer.options betas=3", "optimizer adamw: "),
+        ("compare --optimizers dion:1e999999999", "optimizer.rank_fraction must be a finite number"),
+        ("compare --sweep 1/0", "sweep.0 must be a valid number"),
+        ("plan --machine deep.yaml", "machine: deep.yaml is not YAML: it is nested more than 20 levels deep"),
+        ("plan --config-json deep.yaml", "deep.yaml is not JSON"),
+    ],
+)
+def test_one_line_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, snapshot, words: str, message: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("text is loaded")
+
+    for command in ("train", "compare"):
+        __import__(f"orthon.train.commands.{command}")
+        monkeypatch.setattr(sys.modules[f"orthon.train.commands.{command}"], "load_corpus", refuse)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep.yaml").write_text("[" * 100_000)
+    before = snapshot(tmp_path)
+    said = fails(*words.split())
+    assert message in said
+    assert len(said) < 500
+    assert snapshot(tmp_path) == before
+
+
+def test_numbers() -> None:
+    assert [fraction(word) for word in ("1/8", " 3/4 ", "-1/2", "x", "1/0", 2)] == [0.125, 0.75, -0.5, "x", "1/0", 2]
+    assert [whole(word) for word in ("1e3", "8/2", 1000.0, "1.5e1", "1/3", 2.5)] == [1000, 4, 1000, 15, "1/3", 2.5]
+    assert whole(True) is True
+
+
+def test_files_mean_what_they_say(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "steps: 1e3\nbatch-size: 4\nmodel:\nschedule: {}\n"
+        "optimizer:\n  rank-fraction: 1/8\n  options:\n    right-factor: polar\n    betas: [0.9, 0.99]\n"
+    )
+    config = read_config(path, TrainConfig)
+    assert (config.steps, config.batch_size, config.model) == (1000, 4, ModelConfig())
+    assert config.optimizer.rank_fraction == 0.125
+    assert config.optimizer.options == {"right_factor": "polar", "betas": [0.9, 0.99]}
+
+
+def test_names_of_models() -> None:
+    for size in SIZES:
+        assert ModelConfig(size=size).name == ModelConfig(size=size, context=64).name == size
+    small = ModelConfig(hidden_size=32, layers=2, heads=2, kv_heads=1, ffn=64)
+    assert small.name == "0.02M"
+    assert ModelConfig(size="1B", layers=32).name == "1.9B"
+    assert ModelConfig(layers=4).name == "1M"
+
+
+def test_a_run_with_lists_and_dtypes_is_named_goes_on_and_is_complete(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: list[str],
+    fails,
+    snapshot,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "my runs"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    words = ["train", *tiny, "--steps=2", "--optimizer.rank-fraction=1/8"]
+    words += ["--optimizer.options", "betas=[0.9,0.99]", "state_dtype=torch.bfloat16"]
+    assert main(words) == 0
+    assert "LLaMA 0.02M, 0.03 M parameters" in capsys.readouterr().out
+    run = place / "runs" / "dion-0.02M"
+    assert f"--resume '{run}'" in fails("train", *tiny, f"--out={run}")
+    before = snapshot(place)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "is complete: all of its 2 steps are done" in capsys.readouterr().out.replace("\n", " ")
+    assert snapshot(place) == before
