@@ -141,7 +141,7 @@ def tensor(
 
 def saved(value: object, **more: object) -> bytes:
     file = io.BytesIO()
-    torch.save(value, file, **more)  # type: ignore[arg-type]
+    torch.save(value, file, **more)
     return file.getvalue()
 
 
@@ -150,7 +150,7 @@ def _sparse() -> bytes:
 
 
 FILES: dict[str, Callable[[], bytes]] = {
-    **{f"file that {name}": lambda content=content: archive(content) for name, content in STREAMS.items()},  # type: ignore[misc]
+    **{f"file that {name}": lambda content=content: archive(content) for name, content in STREAMS.items()},
     "bytearray": lambda: archive(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R."),
     "bytearray of builtins": lambda: archive(b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R."),
     "Tensor of terabytes": lambda: archive(b"\x80\x02ctorch\nTensor\n\x8a\x06\x00\x00\x00\x00\x00\x02\x85R."),

@@ -1,191 +1,36 @@
-"""Directories of runs as a stranger may hand them over: each function spoils one part of a good one.
-
-A stranger can write manifests, so that the digests fit whatever is spoiled.
-"""
+"""Directories of runs as a stranger may hand them over, by what is wrong with each."""
 
 import json
 import os
-import pickle
-import random
-import shutil
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from orthon.train.checkpoints.manifest import Digest
+from tests.train.support.spoiling import (
+    DATA,
+    Liar,
+    Spoil,
+    change_manifest,
+    checkpoint,
+    description,
+    elsewhere,
+    first_tensor,
+    flipped,
+    in_checkpoint,
+    linked,
+    manifest_text,
+    metadata,
+    one_metric,
+    path_of_first,
+    places,
+    rename,
+    replaced,
+    resize,
+    value,
+    written,
+)
 from tests.train.support.strange_pickles import FILES, STREAMS, saved
-
-Spoil = Callable[[Path], Any]  # takes the directory of the run
-DATA = "__0_0.distcp"
-
-
-def checkpoint(run: Path) -> Path:
-    [path] = (run / "checkpoints").iterdir()
-    return path
-
-
-def change_manifest(run: Path, **changes: object) -> None:
-    path = checkpoint(run) / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def admit(run: Path, *names: str) -> None:
-    files = json.loads((checkpoint(run) / "manifest.json").read_text())["files"]
-    for name in names:
-        digest = Digest.of(checkpoint(run) / name)
-        files[name] = {"bytes": digest.bytes, "sha256": digest.sha256}
-    change_manifest(run, files=files)
-
-
-def description(content: Callable[[bytes], bytes]) -> Spoil:
-    def spoil(run: Path) -> None:
-        path = checkpoint(run) / ".metadata"
-        path.write_bytes(content(path.read_bytes()))
-        admit(run, ".metadata")
-
-    return spoil
-
-
-def metadata(change: Callable[[Any], Any]) -> Spoil:
-    """Change torch's own objects, and write them as torch does."""
-
-    def content(before: bytes) -> bytes:
-        found = pickle.loads(before)
-        change(found)
-        return pickle.dumps(found)
-
-    return description(content)
-
-
-def flipped(seed: int) -> Callable[[bytes], bytes]:
-    def flip(content: bytes) -> bytes:
-        draw, result = random.Random(seed), bytearray(content)
-        for _ in range(1 + seed % 4):
-            result[draw.randrange(len(result))] ^= 1 << draw.randrange(8)
-        return bytes(result)
-
-    return flip
-
-
-class Liar(PurePosixPath):
-    """Says one thing as a text, and another as parts."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PurePosixPath, ("..", "..", "..", "outside", "secret"), {"_str": DATA, "_drv": "", "_root": ""}
-
-
-def elsewhere(place: object) -> Spoil:
-    def change(found: Any) -> None:
-        for value in found.storage_data.values():
-            value.relative_path = place
-
-    return metadata(change)
-
-
-def places(**changes: object) -> Spoil:
-    def change(found: Any) -> None:
-        for key, value in changes.items():
-            setattr(next(iter(found.storage_data.values())), key, value)
-
-    return metadata(change)
-
-
-def first_tensor(change: Callable[[Any], Any]) -> Spoil:
-    return metadata(lambda found: change(next(v for v in found.state_dict_metadata.values() if hasattr(v, "chunks"))))
-
-
-def resize(size: tuple[int, ...]) -> Spoil:
-    def change(entry: Any) -> None:
-        entry.size = torch.Size(size)
-        entry.chunks = [ChunkStorageMetadata(torch.Size([0] * len(size)), torch.Size(size))]
-
-    return first_tensor(change)
-
-
-def rename(name: object) -> Spoil:
-    def change(found: Any) -> None:
-        first, *_ = found.state_dict_metadata
-        for named in (found.state_dict_metadata, found.planner_data):
-            named[name] = named.pop(first)
-
-    return metadata(change)
-
-
-def path_of_first(path: object) -> Spoil:
-    return metadata(lambda found: found.planner_data.update({next(iter(found.planner_data)): path}))
-
-
-def value(key: str, content: Callable[[], bytes]) -> Spoil:
-    """Let one tensor or value be any bytes, at the end of the file."""
-
-    def spoil(run: Path) -> None:
-        path, new = checkpoint(run) / DATA, content()
-        start = path.stat().st_size
-        with path.open("ab") as file:
-            file.write(new)
-
-        def change(found: Any) -> None:
-            index = next(index for index in found.storage_data if key in index.fqn)
-            place = found.storage_data[index]
-            place.offset, place.length = start, max(len(new), 1)
-
-        metadata(change)(run)
-        admit(run, DATA)
-
-    return spoil
-
-
-def linked(name: str, *, folder: bool = False) -> Spoil:
-    def spoil(run: Path) -> None:
-        path = run / name
-        target = run.parent / "outside" / ("folder" if folder else "secret")
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, target, dirs_exist_ok=True)
-            shutil.rmtree(path)
-        elif path.exists():
-            target.write_bytes(path.read_bytes())
-            path.unlink()
-        path.symlink_to(target)
-
-    return spoil
-
-
-def replaced(name: str, make: Callable[[Path], Any]) -> Spoil:
-    def spoil(run: Path) -> None:
-        path = run / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        make(path)
-
-    return spoil
-
-
-def written(name: str, content: str | bytes) -> Spoil:
-    return lambda run: (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def manifest_text(content: str | bytes) -> Spoil:
-    return lambda run: written(f"checkpoints/{checkpoint(run).name}/manifest.json", content)(run)
-
-
-def in_checkpoint(make: Callable[[Path], Any], name: str = DATA) -> Spoil:
-    def spoil(run: Path) -> None:
-        (checkpoint(run) / name).unlink(missing_ok=True)
-        make(checkpoint(run) / name)
-
-    return spoil
-
-
-def one_metric(**changes: object) -> Spoil:
-    def spoil(run: Path) -> None:
-        path = run / "metrics.jsonl"
-        first, *rest = path.read_text().splitlines(keepends=True)
-        path.write_text(json.dumps({**json.loads(first), **changes}) + "\n" + "".join(rest))
-
-    return spoil
-
 
 LAUGHS = "a0: &a0 [x,x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1},*a{i - 1}]\n" for i in range(1, 60))
 DEEP = '{"a":' * 900 + "1" + "}" * 900
@@ -210,8 +55,13 @@ OPTIONS: dict[str, object] = {
 PARTS = ("config.yaml", "summary.json", "metrics.jsonl", "sample.txt", "loss.png")
 
 RUNS: dict[str, Spoil] = {
-    **{f"description that {name}": description(lambda _, content=content: content) for name, content in STREAMS.items()},  # type: ignore[misc]
-    **{f"description cut to {part}/8": description(lambda all, part=part: all[: len(all) * part // 8]) for part in range(8)},  # type: ignore[misc]
+    **{
+        f"description that {name}": description(lambda _, content=content: content) for name, content in STREAMS.items()
+    },
+    **{
+        f"description cut to {part}/8": description(lambda all, part=part: all[: len(all) * part // 8])
+        for part in range(8)
+    },
     **{f"description flipped {seed}": description(flipped(seed)) for seed in range(16)},
     **{f"place {place!r:.20}": elsewhere(place) for place in PLACES},
     **{f"place from {offset}": places(offset=offset) for offset in (-1, 10**9, 2**63, 2**100, 1.5, None, True)},
@@ -219,7 +69,9 @@ RUNS: dict[str, Spoil] = {
     "place of two": metadata(lambda m: [setattr(v, "offset", 0) for v in m.storage_data.values()]),
     "extensions": places(transform_descriptors=["stream.zstd"]),
     "no place": metadata(lambda m: m.storage_data.popitem()),
-    "one place more": metadata(lambda m: m.storage_data.update({MetadataIndex("x"): next(iter(m.storage_data.values()))})),
+    "one place more": metadata(
+        lambda m: m.storage_data.update({MetadataIndex("x"): next(iter(m.storage_data.values()))})
+    ),
     "no places": metadata(lambda m: setattr(m, "storage_data", None)),
     "places in a list": metadata(lambda m: setattr(m, "storage_data", [])),
     "no entries": metadata(lambda m: setattr(m, "state_dict_metadata", {})),
@@ -246,26 +98,45 @@ RUNS: dict[str, Spoil] = {
     "path of nothing": path_of_first(()),
     **{f"weights: {name}": value("model.", content) for name, content in FILES.items()},
     **{f"lr: {name}": value(".lr", content) for name, content in FILES.items() if not name.startswith("file that")},
-    **{f"lr is {name}": value(".lr", lambda of=of: saved(of)) for name, of in OPTIONS.items()},  # type: ignore[misc]
-    **{f"params are {name}": value(".params", lambda of=of: saved(of)) for name, of in OPTIONS.items()},  # type: ignore[misc]
+    **{f"lr is {name}": value(".lr", lambda of=of: saved(of)) for name, of in OPTIONS.items()},
+    **{f"params are {name}": value(".params", lambda of=of: saved(of)) for name, of in OPTIONS.items()},
     "weights of another shape": value("model.", lambda: saved(torch.zeros(3, 3, 3))),
     "weights in a text": value("model.", lambda: saved("weights")),
     "random numbers": value("rng.cpu", lambda: saved(torch.zeros(5056, dtype=torch.uint8))),
     "random numbers of another kind": value("rng.cpu", lambda: saved(torch.zeros(5, 5))),
-    **{f"manifest: file {name!r:.20}": lambda run, name=name: change_manifest(run, files={name: {"bytes": 1, "sha256": ""}}) for name in NAMES},  # type: ignore[misc]
-    **{f"manifest: step {step!r:.20}": lambda run, step=step: change_manifest(run, step=step) for step in (True, -1, 10**30, 40.0, "40", None, [40])},  # type: ignore[misc]
-    **{f"manifest: {text!r:.20}": manifest_text(text) for text in ("", "[" * 100_000, DEEP, "9" * 5000, "NaN", b"\xff\xfe", '{"a":1,' * 1000)},
+    **{
+        f"manifest: file {name!r:.20}": lambda run, name=name: change_manifest(
+            run, files={name: {"bytes": 1, "sha256": ""}}
+        )
+        for name in NAMES
+    },
+    **{
+        f"manifest: step {step!r:.20}": lambda run, step=step: change_manifest(run, step=step)
+        for step in (True, -1, 10**30, 40.0, "40", None, [40])
+    },
+    **{
+        f"manifest: {text!r:.20}": manifest_text(text)
+        for text in ("", "[" * 100_000, DEEP, "9" * 5000, "NaN", b"\xff\xfe", '{"a":1,' * 1000)
+    },
     "manifest: seconds": lambda run: change_manifest(run, seconds="long"),
     "manifest: settings": lambda run: change_manifest(run, config=[1]),
     "manifest: deep settings": lambda run: change_manifest(run, config={"seed": json.loads("[" * 200 + "]" * 200)}),
     "manifest: colors": lambda run: change_manifest(run, config={"\x1b[31m": "\x1b]0;x\x07" * 9999}),
     "manifest: digest": lambda run: change_manifest(run, files={".metadata": {"bytes": "many", "sha256": 3}}),
-    **{f"checkpoint: {name} is a pipe": in_checkpoint(os.mkfifo, name) for name in (DATA, ".metadata", "manifest.json", "more")},
     **{
-        f"checkpoint: {name} is a link": in_checkpoint(lambda path: path.symlink_to(path.parents[3] / "outside" / "secret"), name)
+        f"checkpoint: {name} is a pipe": in_checkpoint(os.mkfifo, name)
         for name in (DATA, ".metadata", "manifest.json", "more")
     },
-    **{f"checkpoint: {name} is a folder": in_checkpoint(os.mkdir, name) for name in (DATA, ".metadata", "manifest.json")},
+    **{
+        f"checkpoint: {name} is a link": in_checkpoint(
+            lambda path: path.symlink_to(path.parents[3] / "outside" / "secret"), name
+        )
+        for name in (DATA, ".metadata", "manifest.json", "more")
+    },
+    **{
+        f"checkpoint: {name} is a folder": in_checkpoint(os.mkdir, name)
+        for name in (DATA, ".metadata", "manifest.json")
+    },
     **{f"{name} is a link": linked(name) for name in PARTS},
     **{f"{name} is a link to nothing": replaced(name, lambda path: path.symlink_to("/nowhere/x")) for name in PARTS},
     **{f"{name} is a pipe": replaced(name, os.mkfifo) for name in (*PARTS, "checkpoints", "tensorboard")},
@@ -284,7 +155,18 @@ RUNS: dict[str, Spoil] = {
     "settings: zeros": written("config.yaml", bytes(10**7)),
     "settings: long": written("config.yaml", "steps: 1 #" + "x" * 10**7),
     "settings: colors": written("config.yaml", 'steps: "\\e[31m"'),
-    **{f"metrics: {key} {of!r:.20}": one_metric(**{key: of}) for key, of in (("step", "1"), ("step", None), ("loss", "x"), ("loss", [1]), ("tokens_per_second", 0), ("seconds", 10**400), ("more", 1))},  # type: ignore[arg-type]
+    **{
+        f"metrics: {key} {of!r:.20}": one_metric(**{key: of})
+        for key, of in (
+            ("step", "1"),
+            ("step", None),
+            ("loss", "x"),
+            ("loss", [1]),
+            ("tokens_per_second", 0),
+            ("seconds", 10**400),
+            ("more", 1),
+        )
+    },
     "metrics: deep": written("metrics.jsonl", "[" * 100_000 + "\n1\n"),
     "metrics: bytes": written("metrics.jsonl", b"\xff\xfe\n\n"),
-}  # fmt: skip
+}
