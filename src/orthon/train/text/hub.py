@@ -49,17 +49,20 @@ def hub_file(name: str, file: str) -> Path:
     Raises:
         UserError: It is not in the cache, and cannot be downloaded.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     try:
-        return Path(hf_hub_download(name, file, local_files_only=True))
-    except Exception:  # not in the cache, or no name of a model; the download tells which
-        with hub() as unreachable:
-            try:
-                return Path(hf_hub_download(name, file))
-            except Exception as error:  # network and hub errors of many kinds
-                reason = unreachable or " ".join(str(error).split())
-                raise UserError(f"cannot get {file} of {name}: {reason}") from error
+        cached = try_to_load_from_cache(name, file)
+    except ValueError as error:  # what the library calls an invalid name
+        raise UserError(f"{name!r} is no name of a model on the hub: {' '.join(str(error).split())}") from error
+    if isinstance(cached, str):
+        return Path(cached)
+    with hub() as unreachable:
+        try:
+            return Path(hf_hub_download(name, file))
+        except Exception as error:  # network and hub errors of many kinds
+            reason = unreachable or " ".join(str(error).split())
+            raise UserError(f"cannot get {file} of {name}: {reason}") from error
 
 
 def _unreachable() -> str | None:

@@ -72,9 +72,9 @@ class ShardWriter:
             self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
-        """Save, and close the last file."""
+        """Close the last file, as it is."""
         if self._file is not None:
-            self._close(self._in_shard)
+            self._file.close()
 
     def _close(self, tokens: int) -> None:
         assert self._file is not None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -115,25 +116,26 @@ def write_tokens(folder: Path, job: Job, state: State, advance: Callable[[int], 
         replace_file(folder / STATE, json.dumps(asdict(now)) + "\n")
         return now
 
-    parts = job.parts()
-    for passage, _ in islice(parts, done):
-        advance(passage.read)
-    for batch in _batches(parts):
-        encoded = job.tokenizer.encode([passage.content for passage, _ in batch])
-        for (passage, held_out), tokens in zip(batch, encoded, strict=True):
-            if passage.ends and job.tokenizer.end is not None:
-                tokens = np.append(tokens, np.uint32(job.tokenizer.end))
-            writers[held_out].append(tokens)
-            # As a chain, which can go on after an interruption.
-            digest = hashlib.blake2b(digest + bytes([held_out]) + tokens.tobytes(), digest_size=16).digest()
+    with ExitStack() as stack:
+        for writer in writers:
+            stack.callback(writer.close)
+        parts = job.parts()
+        for passage, _ in islice(parts, done):
             advance(passage.read)
-        done += len(batch)
-        if sum(writer.written for writer in writers) - saved >= SAVE_EVERY:
-            now = save()
-            saved = now.train + now.held_out
-    last = save()
-    for writer in writers:
-        writer.close()
+        for batch in _batches(parts):
+            encoded = job.tokenizer.encode([passage.content for passage, _ in batch])
+            for (passage, held_out), tokens in zip(batch, encoded, strict=True):
+                if passage.ends and job.tokenizer.end is not None:
+                    tokens = np.append(tokens, np.uint32(job.tokenizer.end))
+                writers[held_out].append(tokens)
+                # As a chain, which can go on after an interruption.
+                digest = hashlib.blake2b(digest + bytes([held_out]) + tokens.tobytes(), digest_size=16).digest()
+                advance(passage.read)
+            done += len(batch)
+            if sum(writer.written for writer in writers) - saved >= SAVE_EVERY:
+                now = save()
+                saved = now.train + now.held_out
+        last = save()
     for part, number in (("training", last.train), ("held-out", last.held_out)):
         if not number:
             raise UserError(f"there is no {part} text in {job.source}")
