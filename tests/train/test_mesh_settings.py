@@ -49,7 +49,10 @@ def test_bad_settings(tmp_path: Path, words: list[str], flags: str, message: str
             "--mesh.tp=2 --mesh.dp-shard=2",
             "(1 × 2 × 2) takes 4 processes, but this is the only one: torchrun --nproc-per-node 4 -m orthon",
         ),
-        ("--optimizer.compressed-sync --optimizer.options tail=0", "mesh.dp_replicate is 1: there is nothing to compress"),
+        (
+            "--optimizer.compressed-sync --optimizer.options tail=0",
+            "mesh.dp_replicate is 1: there is nothing to compress",
+        ),
         ("--optimizer.compressed-sync", "the tail of dion's update needs all gradients in the momentum unless"),
         ("--optimizer.compressed-sync --optimizer.name=lion", "only dion, dion2 and dion3 have it"),
         ("--optimizer.compressed-sync --optimizer.name=dion2", "dion2 needs all gradients to choose its rows"),
