@@ -104,8 +104,7 @@ def test_the_curve_of_one_process_with_compressed_synchronization(
     tmp_path: Path, words: list[str], alone, numbers, layout: str, optimizer: str
 ) -> None:
     more = [f"--optimizer.name={optimizer}"]
-    if optimizer != "dion":
-        more += ["--optimizer.options", "selection=random", "polar=svd"]
+    more += ["--optimizer.options", *(["tail=0"] if optimizer == "dion" else ["selection=random", "polar=svd"])]
     compressed = [*more, "--optimizer.compressed-sync", *mesh(LAYOUTS[layout])]
     torchrun(4, "train", *words, *compressed, f"--out={tmp_path / 'run'}")
     many, one = numbers(tmp_path / "run"), numbers(alone(*more))
@@ -178,7 +177,7 @@ def test_from_one_process_to_many_and_back(
 @pytest.mark.long
 @pytest.mark.parametrize("layout", ["DDP", "TP and replicas"])
 def test_compressed_state_is_consolidated(tmp_path: Path, words: list[str], alone, numbers, layout: str) -> None:
-    more = ["--schedule.decay=constant", "--schedule.warmup=0"]
+    more = ["--schedule.decay=constant", "--schedule.warmup=0", "--optimizer.options", "tail=0"]
     run, compressed = tmp_path / "run", ["--optimizer.compressed-sync", *mesh(LAYOUTS[layout])]
     torchrun(4, "train", *words, *more, "--steps=20", "--save-every=5", *compressed, f"--out={run}")
     torchrun(4, "train", f"--resume={run}", "--steps=30")
