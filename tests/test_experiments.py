@@ -25,7 +25,7 @@ MUON = Contender(name="Muon", optimizer="muon", lr=0.04)
 DION = Contender(name="Dion", optimizer="dion", lr=0.04, fraction=0.25)
 PLAIN = Setting(name="plain", steps=100)
 SET = Experiment(name="made-up", question="Which?", entries=crossed((MUON, DION), (PLAIN,)), target="Muon")
-WHERE = {"machine": {"processor": "x"}, "commit": "c", "date": "d", "versions": {}}
+WHERE = {"device": "cpu", "machine": {"processor": "x"}, "commit": "c", "date": "d", "versions": {}}
 
 
 def book(folder: Path, name: str = SET.name, corpus: str = "text") -> Book:
@@ -245,12 +245,12 @@ def test_the_page_shows_differences_over_settings_and_in_pairs(tmp_path: Path) -
     wide = replace(PLAIN, name="wide", batch=16, seeds=(0,))
     experiment = replace(SET, entries=crossed((MUON, DION), (PLAIN, wide)), pairs=(("Muon", "Dion"),))
     sitting(tmp_path, made_up(0.04, above=0.25), experiment)
-    text = page(experiment, by_key(read(tmp_path / "made-up.jsonl")))
+    text = page(experiment, by_key(read(tmp_path / "made-up.jsonl")), [])
     assert "| optimizer | plain | wide |" in text
     assert "| Muon | 1.100 | 1.000 |" in text
     assert "| Dion | +0.250 ± 0.000 | +0.250 (one seed) |" in text
     assert "| Muon | Dion | -0.250 ± 0.000 | -0.250 (one seed) |" in text
-    assert "plain: LLaMA 1M, 100 steps of 2048 tokens, momentum 0.8, 3 seeds" in text
+    assert "## Plain\n\nLLaMA 1M, 100 steps of 2048 tokens, momentum 0.8, 3 seeds:" in text
     assert "| Dion | 0.04 | 0.04 | 1.350 | +0.250 ± 0.000 |  | 10% |" in text
 
 

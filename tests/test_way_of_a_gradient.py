@@ -13,11 +13,16 @@ from torch import nn
 import orthon
 
 
-@pytest.mark.parametrize(("options", "functions", "most"), [(orthon.Dion.PAPER, 68, 18), ({}, 76, 22)])
-def test_the_way_from_a_step_to_the_weight_is_short(options: dict[str, Any], functions: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("options", "functions", "most", "changes"), [(orthon.Dion.PAPER, 68, 18, 68), ({}, 76, 22, 100)]
+)
+def test_the_way_from_a_step_to_the_weight_is_short(
+    options: dict[str, Any], functions: int, most: int, changes: int
+) -> None:
     """One process, a later step of Dion, of the paper's and with a tail.
 
-    The paper's was 101 functions in 28 files with 102 changes of file.
+    The paper's was 101 functions in 28 files with 102 changes of file. The tail's goes through the files of an
+    orthonormalization twice, as it orthonormalizes both factors.
     """
     param = nn.Parameter(torch.randn(8, 12))
     optimizer = orthon.Dion([param], **options)
@@ -37,4 +42,4 @@ def test_the_way_from_a_step_to_the_weight_is_short(options: dict[str, Any], fun
     files = [file for file, _ in calls]
     assert len(set(calls)) <= functions
     assert len(set(files)) <= most
-    assert sum(one != other for one, other in pairwise(files)) <= functions
+    assert sum(one != other for one, other in pairwise(files)) <= changes

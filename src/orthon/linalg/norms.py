@@ -22,8 +22,12 @@ def frobenius_norm(U: Tensor, ranks: RowRanks) -> Computation[Tensor]:
     wide = factor_dtype(U.dtype)
     size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1)).to(wide)  # a dtype given to it would be slow
     # A sum in float64 is slow on CPUs. On GPUs it is slow to find out whether it is needed.
-    if not is_readable(size) or not bool(((size > 1e-15) & (size < 1e15)).all()):
+    if not is_readable(size):
         size = _double_norm(U)
+    elif not bool(((size > 1e-15) & (size < 1e15)).all()):
+        size = _double_norm(U)
+        if U.dtype == torch.bfloat16:  # as coarse as `size` is on a CPU: matrices of any scale are divided alike
+            size = size.to(U.dtype).to(wide)
     if ranks.size > 1:
         size = yield from norm_over_ranks(size.double(), U.dtype, ranks)
     return size
@@ -107,6 +111,22 @@ def divide_by_norm(U: Tensor, size: Tensor, out: Tensor) -> Tensor:
     power = powers_of_two(-exponent)
     torch.mul(U, power[:, None, None].to(U.dtype), out=out)
     return out.mul_(inverse_norm(torch.where(power == 1, size, size.double() * power)).to(out.dtype))
+
+
+def to_unit_scale(U: Tensor, size: Tensor, out: Tensor) -> Tensor:
+    """Write each matrix times a power of two, so that its norm is in [1/2, 1), into `out`, and return that.
+
+    This rounds no number that the dtype of the result can hold. So matrices that differ by a power of two become the
+    same matrix. Of the smallest subnormal numbers the norm is smaller.
+
+    Args:
+        U: (b, m, n), in any floating dtype.
+        size: their norms, (b,).
+        out: (b, m, n). It may be U.
+    """
+    most = 126 if U.dtype != torch.float64 else 1022
+    power = powers_of_two(-torch.frexp(size).exponent.clamp(-most, most))
+    return torch.mul(U, power[:, None, None].to(U.dtype), out=out)
 
 
 def powers_of_two(exponents: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from orthon.linalg.device import is_readable
 from orthon.linalg.gram import symmetric_gram
 from orthon.linalg.kernels import symmetric_product
-from orthon.linalg.norms import divide_by_norm, frobenius_norm, inverse_norm
+from orthon.linalg.norms import divide_by_norm, frobenius_norm, inverse_norm, to_unit_scale
 from orthon.linalg.polynomials import SAFETY, Polynomial
 from orthon.linalg.precision import factor_dtype, full_precision
 from orthon.linalg.row_ranks import Computation, RowRanks
@@ -35,7 +35,10 @@ def iterate(
     if gram is None or not _is_moderate(gram):
         gram, X = None, buffers[(last + 1) % 2]
         size = yield from frobenius_norm(U, ranks)
-        divide_by_norm(U, size, X)
+        if tighten:
+            to_unit_scale(U, size, X)
+        else:
+            divide_by_norm(U, size, X)
     for i, segment in enumerate(segments):
         if gram is None:
             gram = yield from symmetric_gram(X, ranks, of_rows=of_rows)

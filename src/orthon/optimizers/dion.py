@@ -46,8 +46,8 @@ class Dion(NamedOptimizer):
     D R). Of a tall matrix, rows and columns change places (`orthonormal_side`).
 
     `Dion(params, **Dion.PAPER)` is the Dion of the paper: no tail, error feedback, unit columns. In our runs it ends
-    behind Dion with a tail in every setting, and at the same rank nearly as far behind Muon as AdamW does. A state that
-    was saved before there was a tail goes on without one, with its own right factor.
+    behind Dion with a tail in every setting (docs/low_rank.md). A state that was saved before there was a tail goes on
+    without one, with its own right factor.
 
     A model has more than matrices: `Dion.for_model(model)` sends each parameter to the right algorithm. A param group
     chooses its algorithm by name: {"params": ..., "algorithm": "adamw"}.
