@@ -5,6 +5,7 @@ that nobody can know, is made under that name only if nothing is there, and is r
 replaces a link, and not what it leads to.
 """
 
+import errno
 import io
 import os
 import secrets
@@ -83,7 +84,9 @@ def make_folder(path: Path) -> None:
         path.mkdir()
     except FileExistsError:
         if not is_folder(path):
-            raise NotADirectoryError(20, "it is a link or a file, and should be a folder", str(path)) from None
+            raise NotADirectoryError(
+                errno.ENOTDIR, "it is a link or a file, and should be a folder", str(path)
+            ) from None
 
 
 def is_folder(path: Path) -> bool:
@@ -115,7 +118,7 @@ class Part(io.RawIOBase):
         """Go to a place: from the start, from where it is, or from the end."""
         place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
         if place < 0:
-            raise OSError(22, "a place before the start")
+            raise OSError(errno.EINVAL, "a place before the start")
         self._place = place
         return place
 

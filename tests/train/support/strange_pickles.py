@@ -168,6 +168,8 @@ FILES: dict[str, Callable[[], bytes]] = {
     "packed numbers": lambda: archive(b"\x80\x02N.", {"data/0": bytes(100_000_000)}, packed=True),
     "no pickle": lambda: archive(b"").replace(b"data.pkl", b"data.txt"),
     "another archive": lambda: saved([1])[:-22] + archive(b"N.")[-22:],
+    "a name that is no text": lambda: saved([1]).replace(b"data.pkl", b"\xff\xfe\xff\xfe.pkl"),
+    "a name in UTF-8 that is none": lambda: archive(b"\x80\x02N.", {"\u00e9": b""}).replace(b"\xc3\xa9", b"\xff\xff"),
     "cut archive": lambda: saved(torch.zeros(100))[:-50],
     "cut archive of a tensor": lambda: saved(torch.zeros(100))[100:],
     "old format": lambda: saved(torch.zeros(2), _use_new_zipfile_serialization=False),

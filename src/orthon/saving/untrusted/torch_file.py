@@ -5,6 +5,7 @@ code with `weights_only=True`. But it lets a small file ask for any amount of me
 of a tensor in its storage as they are given.
 """
 
+import errno
 import io
 import struct
 import sys
@@ -71,8 +72,14 @@ def read_torch_file(file: io.BufferedIOBase | io.RawIOBase) -> Any:
     try:
         archive = _Archive(file)
         return _Builder(archive).built(read_pickle(archive.read("data.pkl"), names=NAMES, what=WHAT))
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OverflowError) as error:
-        raise DamagedError("it is damaged, or no file of torch.save") from error
+    except RefusedError:
+        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the disk's fault, and not that of a place before the start
+            raise
+        raise DamagedError("it is damaged") from error
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, LookupError, ArithmeticError, EOFError) as error:
+        raise DamagedError("it is damaged") from error
 
 
 def read_torch_bytes(content: bytes) -> Any:
