@@ -17,7 +17,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "compare" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("orthon 0")
-    assert main(["train", "--help"]) == main(["compare", "--help"]) == 0
+    assert main(["train", "--help-all"]) == main(["compare", "--help-all"]) == 0
     said = capsys.readouterr().out
     assert "--optimizer.rank-fraction" in said
     assert "--optimizer.fraction" in said
