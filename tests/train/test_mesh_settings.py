@@ -31,7 +31,7 @@ def test_bad_settings_are_told_once(tmp_path: Path, words: list[str]) -> None:
         ("--accumulation=8", "(2 × 1 × 8) but is 8"),
         ("--steps=0", "steps must be greater than or equal to 1 but is '0'"),
         (
-            "--optimizer.name=dion --optimizer.compressed-sync --mesh.dp-shard=2",
+            "--optimizer.compressed-sync --optimizer.options tail=0 --mesh.dp-shard=2",
             "optimizer.compressed_sync is set, but mesh.dp_replicate is 1: there is nothing to compress",
         ),
     ],
@@ -49,7 +49,10 @@ def test_bad_settings(tmp_path: Path, words: list[str], flags: str, message: str
             "--mesh.tp=2 --mesh.dp-shard=2",
             "(1 × 2 × 2) takes 4 processes, but this is the only one: torchrun --nproc-per-node 4 -m orthon",
         ),
-        ("--optimizer.compressed-sync", "mesh.dp_replicate is 1: there is nothing to compress"),
+        (
+            "--optimizer.compressed-sync --optimizer.options tail=0",
+            "mesh.dp_replicate is 1: there is nothing to compress",
+        ),
         ("--optimizer.compressed-sync --optimizer.name=lion", "only dion, dion2 and dion3 have it"),
         ("--optimizer.compressed-sync --optimizer.name=dion2", "dion2 needs all gradients to choose its rows"),
         (

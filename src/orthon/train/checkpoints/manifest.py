@@ -11,6 +11,7 @@ from typing import Any
 NAME = "manifest.json"
 FORMAT = "orthon checkpoint"
 VERSION = 1
+LONGEST = 1e12  # seconds of a training: 30,000 years
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,9 @@ class Manifest:
             manifest = cls(**content, files=files)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"its {NAME} lacks entries or has others") from error
-        if not (isinstance(manifest.step, int) and isinstance(manifest.config, dict)):
+        counts = type(manifest.step) is int and type(manifest.sequences) is int
+        seconds = type(manifest.seconds) in (int, float) and 0 <= manifest.seconds < LONGEST
+        if not (counts and seconds and isinstance(manifest.config, dict) and isinstance(manifest.corpus, str)):
             raise ValueError(f"its {NAME} has entries of another kind")
         for name in files:
             if name in ("", ".", "..", NAME) or set(name) & set("/\\\0"):

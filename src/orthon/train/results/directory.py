@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from orthon.train.errors import UserError
+from orthon.train.results.records import STRICT, record_of
 
 CONFIG = "config.yaml"
 SAMPLE = "sample.txt"
@@ -18,6 +19,8 @@ PART = ".part"  # suffix of a file or folder that is being written
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """The results of a complete run."""
+
+    __pydantic_config__ = STRICT
 
     steps: int
     val_loss: float  # on the held-out text, after the last step, in nats per token; infinite if training failed
@@ -63,6 +66,6 @@ def read_summary(directory: Path) -> Summary | None:
     if not path.exists():
         return None
     try:
-        return Summary(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return record_of(Summary, path.read_bytes())
+    except ValueError as error:
         raise UserError(f"{path} is damaged; delete it and resume the run") from error

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from orthon.train.errors import UserError
 from orthon.train.results.directory import replace_file
+from orthon.train.results.records import STRICT, record_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """The metrics of one step. Losses are in nats per token."""
+
+    __pydantic_config__ = STRICT
 
     step: int
     loss: float
@@ -74,12 +77,12 @@ def read_metrics(directory: Path) -> list[Record]:
     path = directory / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(Record(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            records.append(record_of(Record, line))
+        except ValueError as error:
             if number < len(lines):
                 raise UserError(f"line {number} of {path} is damaged") from error
     return records
