@@ -36,7 +36,7 @@ def entries() -> Iterator[tuple[str, str, Any]]:
                     yield file, name, value
 
 
-@pytest.mark.parametrize(("file", "name", "value"), entries())
+@pytest.mark.parametrize(("file", "name", "value"), list(entries()))
 def test_odd_entry(tmp_path: Path, run: Path, fails, file: str, name: str, value: Any) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
