@@ -262,7 +262,7 @@ def test_auto_by_default(tmp_path: Path, tiny: list[str], monkeypatch: pytest.Mo
     (tmp_path / "run.yaml").write_text("optimizer: {name: adamw}\n")
     for steps in (1, 2):
         assert main(["train", *tiny, f"--steps={steps}", "--config=run.yaml", "--resume=auto"]) == 0
-    assert [record["step"] for record in numbers(tmp_path / "runs" / "adamw-1M")] == [1, 2]
+    assert [record["step"] for record in numbers(tmp_path / "runs" / "adamw-0.02M")] == [1, 2]
 
 
 @pytest.mark.parametrize("fractions", [("0.25", "0.5"), ("0.5", "0.25")])

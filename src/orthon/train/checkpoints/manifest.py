@@ -18,6 +18,7 @@ NAME = "manifest.json"
 FORMAT = "orthon checkpoint"
 VERSION = 1
 LARGEST = 2**26  # bytes
+LONGEST = 1e12  # seconds of a training: 30,000 years
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Manifest:
             type(self.step) is type(self.sequences) is int
             and 0 <= self.step < 10**15
             and type(self.seconds) in (int, float)
-            and 0 <= self.seconds < math.inf
+            and 0 <= self.seconds < LONGEST
             and isinstance(self.corpus, str)
             and isinstance(self.config, dict)
         )

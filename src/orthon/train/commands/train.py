@@ -70,17 +70,22 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
 
 def _train(command: TrainCommand, ranks: Processes, console: Console, say: Callable[[str], None]) -> None:
     config, directory, corpus, steps_before = ranks.together(lambda: _prepare(command, ranks))
-    checkpoint = None
+    checkpoint, complete = None, ""
     if steps_before is not None:
         checkpoint = newest_checkpoint(directory, ranks, say, required=command.resume != AUTO)
     if checkpoint is not None:
         done = checkpoint.manifest.step
         if config.steps < done or (config.steps == done and steps_before != done):
             raise UserError(f"steps must be above the {done} that are done in {directory} but is {config.steps}")
-        if command.resume is not None and done == config.steps and ranks.on_main(lambda: read_summary(directory)):
-            say(f"the run in {directory} is complete: all of its {done} steps are done")
-            return
-    run = Run(config, directory, corpus, checkpoint, ranks)
+        if done == config.steps and ranks.on_main(lambda: read_summary(directory)):
+            complete = f"the run in {directory} is complete: all of its {done} steps are done"
+    if complete and command.resume == AUTO:  # a job queue calls again and again, and need not wait for the model
+        say(complete)
+        return
+    run = Run(config, directory, corpus, checkpoint, ranks)  # refuses a checkpoint that does not fit
+    if complete:
+        say(complete)
+        return
 
     say(run.describe())
     summary = run.train(console)

@@ -9,6 +9,7 @@ from shlex import quote
 
 from orthon.saving.files import PART, new_file, read_plain
 from orthon.train.errors import UserError
+from orthon.train.results.records import STRICT, Count, record_of
 
 CONFIG = "config.yaml"
 SAMPLE = "sample.txt"
@@ -22,23 +23,15 @@ LARGEST = 2**24  # bytes of a summary
 class Summary:
     """The results of a complete run."""
 
-    steps: int
+    __pydantic_config__ = STRICT
+
+    steps: Count
     val_loss: float  # on the held-out text, after the last step, in nats per token; infinite if training failed
     seconds: float  # of training
     optimizer_share: float  # of that time
-    state_bytes: int  # memory of the optimizers' state
+    state_bytes: Count  # memory of the optimizers' state
     corpus: str  # fingerprint of the text
     sample: str  # what the model wrote
-
-    def has_right_kinds(self) -> bool:
-        """Whether the values are of the kinds that are declared."""
-        counts, numbers = (self.steps, self.state_bytes), (self.val_loss, self.seconds, self.optimizer_share)
-        return (
-            all(type(count) is int and 0 <= count < 2**62 for count in counts)
-            and all(type(number) is float or (type(number) is int and abs(number) < 2**62) for number in numbers)
-            and isinstance(self.corpus, str)
-            and isinstance(self.sample, str)
-        )
 
 
 def refuse_existing(directory: Path) -> None:
@@ -91,9 +84,6 @@ def read_summary(directory: Path) -> Summary | None:
     if not path.exists():
         return None
     try:
-        summary = Summary(**json.loads(read_plain(path, limit=LARGEST)))
-        if not summary.has_right_kinds():
-            raise ValueError("it has entries of another kind")
-        return summary
-    except (ValueError, TypeError, RecursionError) as error:
+        return record_of(Summary, read_plain(path, limit=LARGEST))
+    except ValueError as error:
         raise UserError(f"{path} is damaged; delete it and resume the run") from error

@@ -5,12 +5,16 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from orthon.saving.files import read_plain
 from orthon.train.errors import UserError
 from orthon.train.results.appended_file import AppendedFile
 from orthon.train.results.directory import replace_file
 from orthon.train.results.events import EventFile
+from orthon.train.results.records import STRICT, Count, record_of
 
 FILE = "metrics.jsonl"
 
@@ -21,27 +25,17 @@ LARGEST = 2**30  # bytes of a file that is read
 class Record:
     """The metrics of one step. Losses are in nats per token."""
 
-    step: int
+    __pydantic_config__ = STRICT
+
+    step: Count
     loss: float
     val_loss: float | None = None  # on the held-out text, after the step
     lr: float  # of the hidden matrices
     grad_norm: float  # of all parameters, before clipping
     max_logit: float | None = None  # of attention, over all heads and layers, before QK-clip; None without QK-clip
-    tokens_per_second: float  # since the last record
+    tokens_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # since the last record
     optimizer_share: float  # of the step's time
     seconds: float  # of training so far
-
-    def has_right_kinds(self) -> bool:
-        """Whether the values are numbers such as a run has."""
-        optional = (self.val_loss, self.max_logit)
-        needed = (self.loss, self.lr, self.grad_norm, self.tokens_per_second, self.optimizer_share, self.seconds)
-        numbers = (*needed, *(number for number in optional if number is not None))
-        return (
-            type(self.step) is int
-            and 0 < self.step < 2**62
-            and all(type(number) is float or (type(number) is int and abs(number) < 2**62) for number in numbers)
-            and 0 < self.tokens_per_second < math.inf
-        )
 
 
 class MetricsLog:
@@ -92,17 +86,14 @@ def read_metrics(directory: Path) -> list[Record]:
     if not path.exists():
         return []
     try:
-        lines = read_plain(path, limit=LARGEST).decode().splitlines()
+        lines = read_plain(path, limit=LARGEST).splitlines()
     except ValueError as error:
         raise UserError(f"{path} is damaged") from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = Record(**json.loads(line))
-            if not record.has_right_kinds():
-                raise ValueError("it has entries of another kind")
-            records.append(record)
-        except (ValueError, TypeError, RecursionError) as error:
+            records.append(record_of(Record, line))
+        except ValueError as error:
             if number < len(lines):
                 raise UserError(f"line {number} of {path} is damaged") from error
     return records

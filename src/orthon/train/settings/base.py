@@ -15,7 +15,7 @@ LARGEST = 10**12  # of a count: more would take longer, or more memory, than any
 
 Count = Annotated[int, BeforeValidator(whole), Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[int, BeforeValidator(whole), Field(ge=0, le=LARGEST)]
-Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**63)]  # generators keep it in 64 bits
+Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, le=10**18)]  # generators keep it in 64 bits
 Number = Annotated[float, BeforeValidator(fraction)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]

@@ -93,6 +93,6 @@ class ModelConfig(Settings):
         if replace(shape, context=named.context) == named:
             return self.size
         millions = shape.matrix_weights / 1e6
-        if millions < 1000:
-            return f"{millions:.2f}M" if millions < 10 else f"{millions:.0f}M"
-        return f"{millions / 1e3:.1f}B"
+        if millions >= 1000:
+            return f"{millions / 1e3:.1f}B"
+        return f"{millions:.0f}M" if millions >= 10 else f"{millions:.2f}M"
