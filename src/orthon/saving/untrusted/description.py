@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from orthon.saving.shown import shown
 from orthon.saving.untrusted.errors import RefusedError
@@ -17,6 +17,7 @@ LONGEST_NAME = 10_000  # characters
 
 Path = tuple[str | int, ...]  # the keys that lead to a value in a nested state dict
 Numbers = tuple[int, ...]
+K = TypeVar("K", str, tuple[str, tuple[int, ...] | None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +100,15 @@ def read_description(content: bytes) -> Description:
     fields = _fields(
         value, _DESCRIPTION, {"state_dict_metadata", "storage_data"}, {"planner_data", "storage_meta", "version"}
     )
-    entries = {_key(key): _entry(key, entry) for key, entry in _pairs(fields["state_dict_metadata"])}
+    entries = {key: _entry(key, entry) for key, entry in _items(fields["state_dict_metadata"], _key)}
     paths = fields.get("planner_data")
     version = fields.get("version")
     if version is not None and not (isinstance(version, str) and re.fullmatch(r"[0-9.]{1,20}", version)):
         raise RefusedError(f"its version is {shown(version)}")
     return Description(
         entries,
-        None if paths is None else {_key(key): _path(key, path, len(entries)) for key, path in _pairs(paths)},
-        {_index(index): _place(place) for index, place in _pairs(fields["storage_data"], indices=True)},
+        None if paths is None else {key: _path(key, path, len(entries)) for key, path in _items(paths, _key)},
+        {index: _place(place) for index, place in _items(fields["storage_data"], _index)},
         version,
     )
 
@@ -211,11 +212,14 @@ def _fields(value: Any, of: Named, needed: set[str], more: set[str] | frozenset[
     return fields
 
 
-def _pairs(value: Any, *, indices: bool = False) -> Pairs:
-    """Return the items of a dict, in which no key is twice."""
+def _items(value: Any, key_of: Callable[[Any], K]) -> Iterator[tuple[K, Any]]:
+    """Yield the items of a dict with what its keys mean. No key may be there twice."""
     if not isinstance(value, Pairs):
         raise RefusedError("it has something else where a dict should be")
-    keys = [_index(key) if indices else _key(key) for key, _ in value]
-    if len(set(keys)) < len(keys):
-        raise RefusedError("it has a key twice")
-    return value
+    seen: set[K] = set()
+    for key, item in value:
+        known = key_of(key)
+        if known in seen:
+            raise RefusedError("it has a key twice")
+        seen.add(known)
+        yield known, item

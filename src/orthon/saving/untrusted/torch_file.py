@@ -78,7 +78,15 @@ def read_torch_file(file: io.BufferedIOBase | io.RawIOBase) -> Any:
         if error.errno != errno.EINVAL:  # the disk's fault, and not that of a place before the start
             raise
         raise DamagedError("it is damaged") from error
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, LookupError, ArithmeticError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        struct.error,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        EOFError,
+    ) as error:
         raise DamagedError("it is damaged") from error
 
 
