@@ -167,6 +167,7 @@ def sources(folder: Path, tokenizer: Path) -> dict[str, list[str]]:
         "shards": ["--data.source=shards", f"--data.paths={shards}", "--data.vocab-size=3000"],
     }
     try:
+        flags["hf"] = ["--data.source=hf", "--data.name=some/set"]
         flags["parquet"] = ["--data.source=parquet", f"--data.paths={write_parquet(folder / 'p.parquet', TEXTS)}"]
         flags["saved"] = ["--data.source=saved", f"--data.paths={write_saved(folder / 'saved', TEXTS)}"]
     except ImportError:
@@ -181,7 +182,7 @@ def sources(folder: Path, tokenizer: Path) -> dict[str, list[str]]:
     return flags | with_tokenizer
 
 
-KINDS = ["stdlib", "text", "jsonl", "parquet", "saved", "held-out", "shards"]
+KINDS = ["stdlib", "text", "jsonl", "parquet", "saved", "hf", "held-out", "shards"]
 KINDS += [f"{name}, tokenizer" for name in KINDS[1:-1]]
 
 
@@ -190,8 +191,10 @@ def test_resume_equals_an_uninterrupted_run(
     tmp_path: Path, tiny: list[str], tokenizer: Path, numbers, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     flags = sources(tmp_path, tokenizer)
-    if kind not in flags:
-        pytest.skip("datasets is not installed")
+    if kind.startswith(("parquet", "saved", "hf")):
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": TEXTS}))
+        monkeypatch.setattr("orthon.train.text.hub._unreachable", lambda: None)
     words = [*tiny[:-2], "--batch-size=2", "--steps=8", "--save-every=4", "--validate-every=4", *flags[kind]]
     whole, parts = tmp_path / "runs" / "whole", tmp_path / "elsewhere" / "parts"
     assert main(["train", *words, f"--out={whole}"]) == 0

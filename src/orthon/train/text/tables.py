@@ -1,5 +1,6 @@
 """Documents from tables: Parquet files, folders of `save_to_disk`, and data sets of the Hugging Face hub."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -110,18 +111,26 @@ def hf_source(name: str, subset: str | None, split: str, column: str) -> Source:
             reason = unreachable or " ".join(str(error).split())
             raise UserError(f"cannot load the data set {name}: {reason}") from error
     require_column(column, rows.column_names)
-    files = [Path(entry["filename"]) for entry in getattr(rows, "cache_files", [])]
-    mark = [name, subset, split, [mark_of(path, path.name) for path in files]]
 
     def read() -> Iterator[Passage]:
         return _rows(rows, column, "row ", name)
 
-    return Source(name, len(rows[column]), read, mark)
+    files = [Path(entry["filename"]) for entry in getattr(rows, "cache_files", [])]
+    marks = [mark_of(path, path.name) for path in files] or _digest(read())
+    return Source(name, len(rows[column]), read, [name, subset, split, marks])
 
 
 def _rows(table: Any, column: str, prefix: str, where: str) -> Iterator[Passage]:
     for number, text in enumerate(table[column]):
         yield from row_passages(f"{prefix}{number}", text, f"{where} must hold text, but row {number}", column, read=1)
+
+
+def _digest(passages: Iterator[Passage]) -> str:
+    """Of rows that no file holds, but memory alone."""
+    digest = hashlib.blake2b(digest_size=16)
+    for passage in passages:
+        digest.update(hashlib.blake2b(passage.content).digest() + bytes([passage.ends]))
+    return digest.hexdigest()
 
 
 def _import_datasets(source: str) -> Any:
