@@ -1,7 +1,6 @@
 """The metrics of a run, as lines of JSON and for TensorBoard."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path

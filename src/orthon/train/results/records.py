@@ -1,7 +1,8 @@
 """Lines of JSON as frozen records, with every value of the kind that the record says."""
 
+from collections.abc import Hashable
 from functools import cache
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -22,9 +23,10 @@ def record_of(kind: type[R], text: bytes) -> R:
     Raises:
         ValueError: It is no JSON, or lacks values, or has others, or has values of another kind.
     """
-    return _adapter(kind).validate_json(text)
+    record: R = _adapter(kind).validate_json(text)
+    return record
 
 
 @cache
-def _adapter(kind: type[R]) -> TypeAdapter[R]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(kind)  # takes a thousand times as long as a line
