@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -150,7 +151,12 @@ def test_an_error_names_its_file(tmp_path: Path) -> None:
     ):
         full.write("x")
     assert caught.value.filename == str(tmp_path / "file")
-    (tmp_path / "config.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as caught:
-        replace_file(tmp_path / "config.yaml", "x" * 100_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            replace_file(tmp_path / "config.yaml", "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.filename == str(tmp_path / "config.yaml")
+    assert not any(tmp_path.iterdir())

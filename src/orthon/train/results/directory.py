@@ -9,7 +9,7 @@ from shlex import quote
 
 from orthon.saving.files import PART, new_file, read_plain
 from orthon.train.errors import UserError
-from orthon.train.results.records import STRICT, Count, record_of
+from orthon.train.results.records import STRICT, Count, Seconds, record_of
 
 CONFIG = "config.yaml"
 SAMPLE = "sample.txt"
@@ -27,7 +27,7 @@ class Summary:
 
     steps: Count
     val_loss: float  # on the held-out text, after the last step, in nats per token; infinite if training failed
-    seconds: float  # of training
+    seconds: Seconds  # of training
     optimizer_share: float  # of that time
     state_bytes: Count  # memory of the optimizers' state
     corpus: str  # fingerprint of the text

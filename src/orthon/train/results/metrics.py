@@ -13,7 +13,7 @@ from orthon.train.errors import UserError
 from orthon.train.results.appended_file import AppendedFile
 from orthon.train.results.directory import replace_file
 from orthon.train.results.events import EventFile
-from orthon.train.results.records import STRICT, Count, record_of
+from orthon.train.results.records import STRICT, Count, Seconds, record_of
 
 FILE = "metrics.jsonl"
 
@@ -34,7 +34,7 @@ class Record:
     max_logit: float | None = None  # of attention, over all heads and layers, before QK-clip; None without QK-clip
     tokens_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # since the last record
     optimizer_share: float  # of the step's time
-    seconds: float  # of training so far
+    seconds: Seconds  # of training so far
 
 
 class MetricsLog:
