@@ -1,13 +1,14 @@
 # Two commands: `make demo` trains, `make test` checks. Both build .venv where it is missing.
 PYTHON ?= python3
 VENV := .venv
+INTEGRATIONS := .venv-integrations
 BIN := $(VENV)/bin
 # Only errors are said: pip warns of many things that are as they should be here.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
 	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all soak lint format bench docs clean
+.PHONY: demo test test-all test-integrations soak lint format bench docs clean
 
 demo: $(VENV)/.train
 	$(BIN)/orthon compare --out runs/demo
@@ -17,6 +18,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -m ''
+
+test-integrations: $(INTEGRATIONS)/.ready
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations
 
 STEPS ?= 2000
 soak: $(VENV)/.dev
@@ -39,7 +43,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(INTEGRATIONS) build runs
 
 # torch comes first and pinned: resolved on its own, pip may take another build with gigabytes of extras.
 $(VENV)/.torch: constraints.txt
@@ -56,6 +60,15 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.train
 	@echo "Installing the development tools ..."
 	@$(PIP) --editable '.[train,dev]'
+	@touch $@
+
+# Other people's packages, with pins of their own: they need not fit the ones above.
+$(INTEGRATIONS)/.ready: constraints-integrations.txt pyproject.toml
+	@test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
+	@echo "Installing the packages that Orthon is tried with into $(INTEGRATIONS) (once, about two minutes) ..."
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(INTEGRATIONS)/bin/python -m pip install --quiet $(TORCH)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(INTEGRATIONS)/bin/python -m pip install --quiet \
+		--constraint constraints-integrations.txt --editable '.[integrations]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml

@@ -1,0 +1,1 @@
+"""Orthon with other people's packages: `make test-integrations`."""
