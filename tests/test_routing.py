@@ -21,15 +21,22 @@ def routes(model: nn.Module) -> dict[str, tuple[str, str]]:
     }
 
 
-def llama(**kwargs: bool) -> LlamaForCausalLM:
+def llama(vocab_size: int = 96, **kwargs: bool) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, **kwargs
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        **kwargs,
     )
     return LlamaForCausalLM(config)
 
 
-def test_llama() -> None:
-    found = routes(llama())
+@pytest.mark.parametrize("vocab_size", [96, 64, 32])
+def test_llama(vocab_size: int) -> None:
+    """Also with as many tokens as the layers have numbers."""
+    found = routes(llama(vocab_size))
     layer = "model.layers.1."
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         assert found[f"{layer}self_attn.{name}.weight"] == ("dion", "hidden matrices")

@@ -52,6 +52,8 @@ class Deciding:
         self.places = places(self._spots)
         modules = [spot.module for spot in self._spots]
         self._vocabularies = {m.num_embeddings for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+        # Where a layer takes as many numbers as there are tokens, that number does not tell a head from others.
+        self._inputs = {m.in_features for m in modules if isinstance(m, nn.Linear)}
         self._heads = declared_heads(self._spots)
         self._known = known_roles(self._spots, self.places, per_head=per_head)
         self._undecayed = undecayed(self._spots)
@@ -114,8 +116,11 @@ class Deciding:
             any(module in self._heads for module in place.spot.outer)
             or place.layer_name in _HEADS
             or (place.spot.at_top and place.layer_name in _HEADS_AT_TOP)
-            or (known is None and isinstance(place.layer, nn.Linear) and param.shape[0] in self._vocabularies)
+            or (known is None and isinstance(place.layer, nn.Linear) and self._scores_tokens(place, param.shape[0]))
         )
+
+    def _scores_tokens(self, place: Place, rows: int) -> bool:
+        return rows in self._vocabularies and (place.spot.at_top or rows not in self._inputs)
 
 
 def _multiplies(place: Place, param: nn.Parameter) -> bool:

@@ -7,6 +7,7 @@ from orthon.saving.untrusted.errors import RefusedError
 
 DEPTH = 64
 NODES = 10_000_000
+_LEAVES = {str, int, float, bool, type(None)}  # the usual ones, known at a glance
 
 
 def plain_children(value: Any) -> Iterable[Any]:
@@ -37,43 +38,26 @@ def check_bounded(
     Raises:
         RefusedError: it is.
     """
-    known: dict[int, tuple[int, int]] = {}  # what has been seen to its end: number of values, and of levels
-    within: set[int] = {id(value)}
-    walk = [_Walked(value, children)]
-    while walk:
-        last = walk[-1]
-        for child in last.rest:
-            size, levels = known.get(id(child), (0, 0))
-            if not size and isinstance(child, str | int | float | bool | None):
-                size, levels = 1, 0
-            if not size:
-                if id(child) in within:
-                    raise RefusedError("it has a list or dict that contains itself")
-                within.add(id(child))
-                walk.append(_Walked(child, children))
-                break
-            last.add(size, levels)
-        else:
-            walk.pop()
-            within.discard(id(last.value))
-            if last.size > 1:
-                known[id(last.value)] = last.size, last.levels
-            if walk:
-                walk[-1].add(last.size, last.levels)
-        if len(walk) > depth + 1 or last.levels > depth:
-            raise RefusedError(f"it has more than {depth} lists or dicts in each other")
-        if last.size > nodes:
-            raise RefusedError(f"it has more than {nodes} values, counting shared ones each time")
+    known: dict[int, tuple[int, int]] = {}  # of what has been seen to its end
+    within: set[int] = set()
 
+    def measure(whole: Any, room: int) -> tuple[int, int]:
+        """Return how many values there are in a container, itself counted, and on how many levels below it."""
+        if found := known.get(id(whole)):
+            return found
+        if id(whole) in within:
+            raise RefusedError("it has a list or dict that contains itself")
+        within.add(id(whole))
+        size, levels = 1, 0
+        for child in children(whole):
+            below = (1, 0) if type(child) in _LEAVES else measure(child, room - 1) if room else (1, depth)
+            size, levels = size + below[0], max(levels, below[1] + 1)
+            if levels > depth:
+                raise RefusedError(f"it has more than {depth} lists or dicts in each other")
+            if size > nodes:
+                raise RefusedError(f"it has more than {nodes} values, counting shared ones each time")
+        within.discard(id(whole))
+        known[id(whole)] = size, levels
+        return size, levels
 
-class _Walked:
-    """A container on the way from the value to where the walk is."""
-
-    def __init__(self, value: Any, children: Callable[[Any], Iterable[Any]]) -> None:
-        self.value, self.rest = value, iter(children(value))
-        self.size, self.levels = 1, 0
-
-    def add(self, size: int, levels: int) -> None:
-        """Count a part."""
-        self.size += size
-        self.levels = max(self.levels, levels + 1)
+    measure(value, depth)

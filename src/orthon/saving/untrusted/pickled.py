@@ -8,12 +8,15 @@ end the process. This reader knows the few instructions that torch's files consi
 import struct
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any
 
 from orthon.saving.shown import one_line
 from orthon.saving.untrusted.bounded import check_bounded
 from orthon.saving.untrusted.errors import DamagedError, RefusedError
 
+_BYTE, _SHORT, _INT, _LONG = Struct("<B"), Struct("<H"), Struct("<I"), Struct("<Q")
+_SIGNED, _DOUBLE = Struct("<i"), Struct(">d")
 _STACK = 100_000  # values that wait to be put together; pickle writes lists and dicts in parts of 1000
 
 
@@ -55,7 +58,7 @@ class Made:
 def parts(value: Any) -> Iterable[Any]:
     """Return what a value of a pickle consists of; nothing if it is plain."""
     if isinstance(value, Made):
-        return (value.args, value.state, value.items)
+        return [part for part in (value.args, value.state, value.items) if part]
     if isinstance(value, Stored):
         return (value.id,)
     return value if isinstance(value, list | tuple) else ()
@@ -109,10 +112,10 @@ class _Reader:
             raise DamagedError("it is damaged")
         return self.stack[0]
 
-    def number(self, form: str) -> Any:
+    def number(self, form: Struct) -> Any:
         """Take a number."""
-        [value] = struct.unpack_from(form, self.content, self.place)
-        self.place += struct.calcsize(form)
+        [value] = form.unpack_from(self.content, self.place)
+        self.place += form.size
         return value
 
     def bytes(self, count: int) -> bytes:
@@ -122,12 +125,12 @@ class _Reader:
         self.place += count
         return self.content[self.place - count : self.place]
 
-    def text(self, form: str) -> None:
+    def text(self, form: Struct) -> None:
         # Paths that are not UTF-8 have surrogates in them.
         self.stack.append(str(self.bytes(self.number(form)), "utf-8", "surrogatepass"))
 
     def long(self) -> None:
-        count = self.number("<B")
+        count = self.number(_BYTE)
         if count > 16:
             raise RefusedError("it has a huge number")
         self.stack.append(int.from_bytes(self.bytes(count), "little", signed=True))
@@ -173,6 +176,8 @@ class _Reader:
     def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise DamagedError("it is damaged")
+        if module == "__builtin__":  # its name in Python 2, which is written up to protocol 2
+            module = "builtins"
         if (module, name) not in self.names:
             named = one_line(f"{module}.{name}", limit=120)
             raise RefusedError(f"it names {named}, which is no part of {self.what}")
@@ -214,14 +219,14 @@ _INSTRUCTIONS: dict[int, Callable[[_Reader], Any]] = {
         "N": lambda r: r.stack.append(None),
         "\x88": lambda r: r.stack.append(True),
         "\x89": lambda r: r.stack.append(False),
-        "K": lambda r: r.stack.append(r.number("<B")),
-        "M": lambda r: r.stack.append(r.number("<H")),
-        "J": lambda r: r.stack.append(r.number("<i")),
+        "K": lambda r: r.stack.append(r.number(_BYTE)),
+        "M": lambda r: r.stack.append(r.number(_SHORT)),
+        "J": lambda r: r.stack.append(r.number(_SIGNED)),
         "\x8a": _Reader.long,
-        "G": lambda r: r.stack.append(r.number(">d")),
-        "\x8c": lambda r: r.text("<B"),
-        "X": lambda r: r.text("<I"),
-        "\x8d": lambda r: r.text("<Q"),
+        "G": lambda r: r.stack.append(r.number(_DOUBLE)),
+        "\x8c": lambda r: r.text(_BYTE),
+        "X": lambda r: r.text(_INT),
+        "\x8d": lambda r: r.text(_LONG),
         "(": _Reader.mark,
         ")": lambda r: r.stack.append(()),
         "\x85": lambda r: r.tuple_of(1),
@@ -235,10 +240,10 @@ _INSTRUCTIONS: dict[int, Callable[[_Reader], Any]] = {
         "s": lambda r: r.set_items([r.stack.pop(-2), r.stack.pop()]),
         "u": lambda r: r.set_items(r.to_mark()),
         "\x94": lambda r: r.put(len(r.memo)),
-        "q": lambda r: r.put(r.number("<B")),
-        "r": lambda r: r.put(r.number("<I")),
-        "h": lambda r: r.get(r.number("<B")),
-        "j": lambda r: r.get(r.number("<I")),
+        "q": lambda r: r.put(r.number(_BYTE)),
+        "r": lambda r: r.put(r.number(_INT)),
+        "h": lambda r: r.get(r.number(_BYTE)),
+        "j": lambda r: r.get(r.number(_INT)),
         "c": _Reader.name_in_lines,
         "\x93": _Reader.name_on_stack,
         "R": _Reader.make,
