@@ -83,7 +83,9 @@ def test_the_adapters_are_trained(make: Any, bf16: bool, tmp_path: Path) -> None
 
 
 def test_what_is_saved_beside_the_adapters_goes_to_adamw(tmp_path: Path) -> None:
-    run = fine_tuning(tmp_path, hf(orthon.Dion, lr=0.02, scalar_lr=0.001), lora={**LORA, "modules_to_save": ["lm_head"]})
+    run = fine_tuning(
+        tmp_path, hf(orthon.Dion, lr=0.02, scalar_lr=0.001), lora={**LORA, "modules_to_save": ["lm_head"]}
+    )
     changed = moved(run)
     assert changed == {name for name, value in run.model.named_parameters() if value.requires_grad}
     kinds = [(group["name"], group["algorithm"]) for group in run.optimizer.param_groups]

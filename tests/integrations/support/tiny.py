@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
-import orthon
-
 VOCABULARY = 64
 BATCH = 2
 
@@ -38,10 +36,9 @@ def arguments(folder: Path, **given: Any) -> TrainingArguments:
     return TrainingArguments(**{**usual, **given})
 
 
-def trainer(folder: Path, optimizer: Any = None, **given: Any) -> Trainer:
-    """Return a Trainer for the tiny LLaMA, with Dion unless told otherwise, and the given arguments."""
-    optimizer = orthon.integrations.hf(orthon.Dion, lr=0.02) if optimizer is None else optimizer
-    return Trainer(
+def trainer(folder: Path, optimizer: Any, *, kind: type[Trainer] = Trainer, **given: Any) -> Trainer:
+    """Return a Trainer for the tiny LLaMA, with an optimizer and the given arguments."""
+    return kind(
         model=llama(),
         args=arguments(folder, **given),
         train_dataset=rows(),
