@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
-VOCABULARY = 64
+VOCABULARY = 80  # another number than there are rows in any matrix inside
 BATCH = 2
 
 
