@@ -177,6 +177,13 @@ def test_what_is_wrong_is_said() -> None:
         factory()(llama(), **options)
 
 
+def test_zero_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, hf(orthon.Dion, lr=0.02))
+    run.is_deepspeed_enabled = True  # as with TrainingArguments.deepspeed, where DeepSpeed is installed
+    with pytest.raises(ValueError, match="TrainingArguments.deepspeed should not be set: ZeRO makes vectors"):
+        run.create_optimizer()
+
+
 def test_an_unknown_option_is_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="Dion: unexpected keyword argument 'rank_fractoin'"):
         made(tmp_path, {"lr": 0.02, "rank_fractoin": 0.5})
