@@ -1,4 +1,4 @@
-"""Run by the Python of an environment with torch and the wheel: where the package lies, and a step of each optimizer."""
+"""Run by the Python of an environment with torch and the wheel: where the package lies, a step of each optimizer."""
 
 import sys
 from importlib.metadata import requires
