@@ -1,4 +1,4 @@
-"""What a release needs: one version everywhere, one public address, workflows that run what is there, whole archives."""
+"""What a release needs: one version, one public address, workflows that run what is there, and whole archives."""
 
 import importlib.util
 import re
@@ -136,7 +136,9 @@ def test_templates_of_issues_can_be_read() -> None:
 def test_links_of_the_page_are_whole() -> None:
     pytest.importorskip("hatchling")
     page = script("package_page").with_whole_links
-    text = "[a](docs/a.md#b) ![p](docs/p.png) [`c`](c.py) [web](https://x.org) [here](#b) `d[0](x)`\n```\ne[0](x)\n```\n"
+    text = (
+        "[a](docs/a.md#b) ![p](docs/p.png) [`c`](c.py) [web](https://x.org) [here](#b) `d[0](x)`\n```\ne[0](x)\n```\n"
+    )
     assert page(text, repository="https://h/o", tag="v1") == (
         "[a](https://h/o/blob/v1/docs/a.md#b) ![p](https://h/o/raw/v1/docs/p.png) [`c`](https://h/o/blob/v1/c.py) "
         "[web](https://x.org) [here](#b) `d[0](x)`\n```\ne[0](x)\n```\n"
