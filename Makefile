@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 INTEGRATIONS := .venv-integrations
+RELEASE := .venv-release
 BIN := $(VENV)/bin
 # Only errors are said: pip warns of many things that are as they should be here.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
 	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all test-integrations soak lint format bench docs clean
+.PHONY: demo test test-all test-integrations soak lint format bench docs release clean
 
 demo: $(VENV)/.train
 	$(BIN)/orthon compare --out runs/demo
@@ -42,8 +43,14 @@ bench: $(VENV)/.train
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
+# Wheel and source archive into dist/, and a trial of the wheel in an environment that holds nothing else.
+release: $(RELEASE)/.ready
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --no-isolation
+	$(RELEASE)/bin/python -m scripts.smoke dist/orthon-*.whl
+
 clean:
-	rm -rf $(VENV) $(INTEGRATIONS) build runs
+	rm -rf $(VENV) $(INTEGRATIONS) $(RELEASE) build dist runs
 
 # torch comes first and pinned: resolved on its own, pip may take another build with gigabytes of extras.
 $(VENV)/.torch: constraints.txt
@@ -73,4 +80,10 @@ $(INTEGRATIONS)/.ready: constraints-integrations.txt pyproject.toml
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+$(RELEASE)/.ready: constraints.txt
+	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(RELEASE)/bin/python -m pip install --quiet \
+		--constraint constraints.txt build hatchling
 	@touch $@

@@ -32,7 +32,8 @@ def adamw(batch: Batch) -> None:
             weight_decay = 0.0
             if not cautious:
                 decay_(batch.weights, rate)
-        before = torch._foreach_clone(batch.weights) if cautious else ()
+        # A copy: torch 2.11 has no _foreach_clone.
+        before = torch._foreach_mul(batch.weights, 1.0) if cautious else ()
         torch_adamw(
             batch.weights,
             grads,
