@@ -91,7 +91,7 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def tests_of_lines() -> str:
+def held_by() -> str:
     """Return the second table, of the layouts in the tests that hold each line."""
     lines = ["| layout | in the tests |", "| --- | --- |"]
     lines += [f"| {line.name} | {', '.join(f'`{name}`' for name in line.tests)} |" for line in (*LINES, *OTHERS)]
@@ -140,4 +140,4 @@ def _cells(line: Line) -> Iterator[str]:
 if __name__ == "__main__":
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}{table()}\n{tests_of_lines()}{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{START}{table()}\n{held_by()}{END}{after}", encoding="utf-8")

@@ -64,7 +64,9 @@ def test_what_is_included_is_an_example(page: Path) -> None:
 
 def test_a_block_that_fails_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("text\n\n```python\nmodel.no_such_thing\n```\n\n<!-- not run: it ends the world -->\n```python\n1/0\n```\n")
+    page.write_text(
+        "text\n\n```python\nmodel.no_such_thing\n```\n\n<!-- not run: it ends the world -->\n```python\n1/0\n```\n"
+    )
     failing, skipped = blocks(page)
     assert (failing.line, failing.not_run, skipped.not_run) == (4, "", "it ends the world")
     with pytest.raises(AttributeError, match="no_such_thing"):
