@@ -22,6 +22,7 @@ class FlatSignatures(griffe.Extension):
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         """Replace the parameters of a constructor with `**options: Unpack[...]`."""
+        _tidy(func)
         if func.name != "__init__" or not any("Unpack[" in str(p.annotation) for p in func.parameters):
             return
         written = {p.name: p for p in func.parameters}
@@ -30,6 +31,7 @@ class FlatSignatures(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Say in the docstring of an optimizer what each option allows, and of the shared ones their defaults."""
+        _tidy(cls)
         if cls.docstring is None or not cls.path.startswith("orthon.optimizers."):
             return
         found = griffe.dynamic_import(cls.path)
@@ -37,6 +39,12 @@ class FlatSignatures(griffe.Extension):
             cls.docstring.value = with_ranges(cls.docstring.value, found.algorithm)
         elif found is CommonOptions:
             cls.docstring.value = with_ranges(cls.docstring.value, "dion", defaults=True)
+
+
+def as_markdown(text: str) -> str:
+    """Return a docstring as a page in docs/api has it: no double colons, and files of docs as links."""
+    text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+    return re.sub(r"\bdocs/([\w/-]+)\.md\b", r"[\1](../\1.md)", text)
 
 
 def with_ranges(text: str, algorithm: str, *, defaults: bool = False) -> str:
@@ -51,6 +59,11 @@ def with_ranges(text: str, algorithm: str, *, defaults: bool = False) -> str:
         return f"{found[0]}({'; '.join(parts)}) " if parts else found[0]
 
     return re.sub(r"^    (\w+): ", told, text, flags=re.MULTILINE)
+
+
+def _tidy(found: griffe.Class | griffe.Function) -> None:
+    if found.docstring is not None:
+        found.docstring.value = as_markdown(found.docstring.value)
 
 
 def _parameter(made: inspect.Parameter, written: griffe.Parameter | None) -> griffe.Parameter:

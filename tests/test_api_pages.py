@@ -1,7 +1,9 @@
 """The API pages have every public name, and say of every option what it allows."""
 
+import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,28 +11,31 @@ import orthon
 from orthon.algorithms import RULES
 from orthon.optimizers.common import SHARED, NamedOptimizer
 
-PAGES = {
-    page.stem: page.read_text(encoding="utf-8") for page in (Path(__file__).parents[1] / "docs" / "api").glob("*.md")
-}
+API = Path(__file__).parents[1] / "docs" / "api"
+
+
+@pytest.fixture
+def extension() -> Any:
+    """Return what writes into the pages, where the packages are that make them."""
+    return pytest.importorskip("scripts.griffe_flat_signatures", exc_type=ImportError)
 
 
 def test_every_public_name_is_on_a_page() -> None:
-    shown = {name for text in PAGES.values() for name in re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE)}
+    text = "\n".join(page.read_text(encoding="utf-8") for page in API.glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE))
     aliases = {"NorDion2"}  # its page says so
     assert {f"orthon.{name}" for name in set(orthon.__all__) - aliases} <= shown
 
 
 @pytest.mark.parametrize("make", NamedOptimizer.__subclasses__(), ids=lambda make: make.__name__)
-def test_options_say_what_they_allow(make: type[NamedOptimizer]) -> None:
-    extension = pytest.importorskip("scripts.griffe_flat_signatures", exc_type=ImportError)
-    text = extension.with_ranges(make.__doc__, make.algorithm)
+def test_options_say_what_they_allow(make: type[NamedOptimizer], extension: Any) -> None:
+    text = extension.with_ranges(inspect.getdoc(make), make.algorithm)
     for name, option in RULES[make.algorithm].options.items():
         if name != "lr" and name not in SHARED:
             assert f"    {name}: ({option.allowed}) " in text
 
 
-def test_shared_options_say_their_defaults() -> None:
-    extension = pytest.importorskip("scripts.griffe_flat_signatures", exc_type=ImportError)
-    text = extension.with_ranges(orthon.optimizers.CommonOptions.__doc__, "dion", defaults=True)
+def test_shared_options_say_their_defaults(extension: Any) -> None:
+    text = extension.with_ranges(inspect.getdoc(orthon.optimizers.CommonOptions), "dion", defaults=True)
     assert "weight_decay: (a number or a one-element tensor >= 0; default 0.01) " in text
     assert all(re.search(rf"^ +{name}: \(.*default .*\) ", text, flags=re.MULTILINE) for name in SHARED)

@@ -37,8 +37,8 @@ class CommonOptions(TypedDict, total=False):
             `orthon.algorithms.adjusted_lr.lr_factor`: "spectral_unclamped", "original", "match_rms_adamw" or "none".
         betas: decay rates of AdamW (arXiv 1711.05101) and of Lion (arXiv 2302.06675), for the parameters that these
             update. Larger ones average over more steps: less noise, and slower to follow.
-        eps: of AdamW, and of the second moments of rows in NorMuon and Dion3. Keeps them from dividing by zero. A larger
-            one makes the updates of small gradients smaller.
+        eps: of AdamW, and of the second moments of rows in NorMuon and Dion3. Keeps them from dividing by zero. A
+            larger one makes the updates of small gradients smaller.
         state_dtype: dtype of momentum and factors. None is the weight's own. For weights in bfloat16, torch.float32
             takes twice the memory, and no small gradient is rounded away in the momentum. Norms and factorizations are
             computed in float32 or better in any case.
