@@ -24,7 +24,10 @@ print(*(set(sys.modules) - before))
 """
     imported = in_a_new_process(code)
     assert {"orthon", "orthon.optimizers.dion", "orthon.explain"} <= set(imported)
-    lazy = ("orthon.saving.convert", "orthon.saving.checkpoint", "orthon.train", "orthon.testing", "numpy", "triton")
+    lazy = (
+        "orthon.saving.convert", "orthon.saving.checkpoint", "orthon.train", "orthon.testing", "orthon.integrations",
+        "numpy", "triton",
+    )  # fmt: skip
     slow = ("torch.distributed.tensor", "torch.distributed.checkpoint", "torch._dynamo", "torch._inductor", "sympy")
     for package in (*lazy, *slow):
         assert not [name for name in imported if name == package or name.startswith(f"{package}.")], package
@@ -32,10 +35,15 @@ print(*(set(sys.modules) - before))
     assert others <= set(sys.stdlib_module_names)
 
 
-def test_all_names_are_there() -> None:
-    from orthon import saving
+def test_other_peoples_trainers_are_not_imported() -> None:
+    code = "import sys, orthon; orthon.integrations.hf(orthon.Dion, lr=0.02); print(*sys.modules)"
+    assert not {"transformers", "accelerate", "torchtitan"} & set(in_a_new_process(code))
 
-    for module in (orthon, saving):
+
+def test_all_names_are_there() -> None:
+    from orthon import integrations, saving
+
+    for module in (orthon, saving, integrations):
         assert set(module.__all__) <= set(dir(module))
         assert all(getattr(module, name) is not None for name in module.__all__)
         with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'Adam'"):

@@ -13,6 +13,7 @@ from orthon.plan import Plan, plan
 from orthon.sharding.matrix_view import MatrixView
 
 if TYPE_CHECKING:
+    from orthon import integrations
     from orthon.saving.convert import Conversion, convert_state, convert_states
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "convert_state",
     "convert_states",
     "explain",
+    "integrations",
     "param_groups",
     "plan",
     "qk_clip_",
@@ -42,15 +44,18 @@ __all__ = [
 
 __version__ = version("orthon")
 
-# Few programs convert states of other packages, so the code for it is imported when it is first asked for.
+# Few programs convert states of other packages, or are other people's trainers. What they need is imported when it is
+# first asked for.
 _FROM_CONVERT = ("Conversion", "convert_state", "convert_states")
 
 
 def __getattr__(name: str) -> object:
     if name in _FROM_CONVERT:
         return getattr(import_module("orthon.saving.convert"), name)
+    if name == "integrations":
+        return import_module("orthon.integrations")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM_CONVERT})
+    return sorted({*globals(), *_FROM_CONVERT, "integrations"})
