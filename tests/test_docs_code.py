@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def _as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     yield
     for name in RULES.keys() - rules.keys():
         del RULES[name]
+    if (state := sys.modules.get("accelerate.state")) is not None:  # of which there is one in a process
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
     if dist.is_initialized():
         dist.destroy_process_group()
 
