@@ -35,7 +35,7 @@ class FlatSignatures(griffe.Extension):
         if cls.docstring is None or not cls.path.startswith("orthon.optimizers."):
             return
         found = griffe.dynamic_import(cls.path)
-        if isinstance(found, type) and issubclass(found, NamedOptimizer) and found is not NamedOptimizer:
+        if isinstance(found, type) and issubclass(found, NamedOptimizer) and hasattr(found, "algorithm"):
             cls.docstring.value = with_ranges(cls.docstring.value, found.algorithm)
         elif found is CommonOptions:
             cls.docstring.value = with_ranges(cls.docstring.value, "dion", defaults=True)

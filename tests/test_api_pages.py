@@ -11,6 +11,7 @@ import orthon
 from orthon.algorithms import RULES
 from orthon.optimizers.common import SHARED, NamedOptimizer
 
+MAKERS = (orthon.Dion, orthon.Muon, orthon.NorMuon, orthon.Dion2, orthon.Dion3)
 API = Path(__file__).parents[1] / "docs" / "api"
 
 
@@ -28,9 +29,7 @@ def test_every_public_name_is_on_a_page() -> None:
     assert named - {"orthon.NorDion2"} <= shown  # an alias, as its page says
 
 
-@pytest.mark.parametrize(
-    "make", [orthon.Dion, orthon.Muon, orthon.NorMuon, orthon.Dion2, orthon.Dion3], ids=lambda make: make.__name__
-)
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_options_say_what_they_allow(make: type[NamedOptimizer], extension: Any) -> None:
     text = extension.with_ranges(inspect.getdoc(make), make.algorithm)
     for name, option in RULES[make.algorithm].options.items():

@@ -43,7 +43,8 @@ def imported(name: str) -> object:
 def defined(module: str, names: list[str]) -> object:
     """Return the definition of a name in a module, as its source has it."""
     spec = find_spec(module)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     known = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert not names or names[0] in known, f"{module} has no {names[0]!r}"
