@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*all param groups have the learning rate"),  # OneCycleLR with one max_lr
 ]
 
 MAKERS = [Dion, Muon, Dion3]

@@ -189,6 +189,7 @@ def test_others_in_groups_with_names_and_options_of_their_own() -> None:
         Dion2([{"params": [nn.Parameter(torch.ones(3))], "algorithm": "dion2"}], others="lion")
 
 
+@pytest.mark.filterwarnings("ignore:.*all param groups have the learning rate")  # one max_lr for all groups
 def test_loggers_of_learning_rates() -> None:
     """Lightning's LearningRateMonitor, in its lines that matter: unique names, and momentum by `defaults`."""
     optimizer = Dion.for_model(model())

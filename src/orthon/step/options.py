@@ -11,6 +11,7 @@ from orthon.algorithms.rule import options_of
 from orthon.sharding.matrix_view import MatrixView
 from orthon.step.capture import check_options
 from orthon.step.cycled import Cycled
+from orthon.step.rates import Rates
 
 Options = MutableMapping[str, Any]
 
@@ -25,6 +26,7 @@ class OptionCheck:
         nonfinite: of the optimizer when it was made.
         others: the algorithm for what is no matrix in groups that name no algorithm; None if there is none.
         cycled: what the groups had when a step last looked at them, where schedulers cycle it.
+        rates: the learning rates with which the groups were made.
     """
 
     owner: str
@@ -32,6 +34,10 @@ class OptionCheck:
     nonfinite: str
     others: str | None = None
     cycled: Cycled = field(default_factory=Cycled, init=False)
+    rates: Rates = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", Rates(self.owner))
 
     def label(self, group: Mapping[str, Any], index: int) -> str:
         """Return how errors call a group."""
@@ -63,8 +69,9 @@ class OptionCheck:
             value = group.setdefault(name, self.given.get(name, option.default))
             group[name] = option.check(name, value, where, by_schedule=by_schedule)
         rule.work.check_options(group, where)
-        if not by_schedule:  # later, a capture looks at them
-            check_options(group, self.nonfinite, where)
+        if not by_schedule:
+            check_options(group, self.nonfinite, where)  # later, a capture looks at them
+            self.rates.add(group["lr"])
         if group.get("view") is not None:
             group["view"] = view_of(group["view"], where)
         self.cycled.look(group, index)

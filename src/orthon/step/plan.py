@@ -121,6 +121,7 @@ class Planner:
             ValueError: for a gradient on another device than its parameter.
         """
         members = self.members(groups)
+        self._check.rates.look(groups)
         kinds: list[Any] = []
         for member in members:
             kinds.append(None if member.grad is None else (member.grad.dtype, member.grad.device))
