@@ -8,7 +8,19 @@ from orthon.algorithms import Rule, register_rule
 from orthon.explain import Explanation, explain
 from orthon.machines import Machine
 from orthon.model import param_groups, qk_clip_
-from orthon.optimizers import Dion, Dion2, Dion3, MixedOptimizer, Muon, NorDion2, NorMuon, consolidate, skipped_steps
+from orthon.optimizers import (
+    Dion,
+    Dion2,
+    Dion3,
+    MixedOptimizer,
+    Muon,
+    NorDion2,
+    NorMuon,
+    consolidate,
+    create,
+    rules,
+    skipped_steps,
+)
 from orthon.plan import Plan, plan
 from orthon.sharding.matrix_view import MatrixView
 
@@ -33,12 +45,14 @@ __all__ = [
     "consolidate",
     "convert_state",
     "convert_states",
+    "create",
     "explain",
     "integrations",
     "param_groups",
     "plan",
     "qk_clip_",
     "register_rule",
+    "rules",
     "skipped_steps",
 ]
 

@@ -1,5 +1,6 @@
 """The optimizers that people make: one class for each rule, and the mixed one beneath them."""
 
+from orthon.optimizers.by_name import create, rules
 from orthon.optimizers.common import CommonOptions
 from orthon.optimizers.dion import Dion
 from orthon.optimizers.dion2 import Dion2
@@ -19,5 +20,7 @@ __all__ = [
     "NorDion2",
     "NorMuon",
     "consolidate",
+    "create",
+    "rules",
     "skipped_steps",
 ]

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.algorithms import RULES
 from orthon.algorithms.names import mistaken
+from orthon.algorithms.options import number
 from orthon.machines import Machine
 from orthon.model.distributed import ranks_of_frozen, replicas_of, warn_if_idle
 from orthon.model.routing import param_groups
@@ -17,6 +18,8 @@ from orthon.optimizers.mixed import MixedOptimizer, Params
 from orthon.sharding.matrix_view import MatrixView
 
 DEFAULT_LR: float = RULES["dion"].options["lr"].default
+
+_RATIO = number(0.15, ">= 0", lambda v: 0 <= v < float("inf"))
 
 # Options of the whole optimizer. All others may differ between param groups.
 _OF_THE_OPTIMIZER = ("nonfinite", "replicas", "sync_gradients", "machine", "wave_memory", "others")
@@ -126,6 +129,7 @@ class NamedOptimizer(MixedOptimizer):
         *,
         scalar_algorithm: str = "adamw",
         scalar_lr: float | Tensor | None = None,
+        scalar_lr_ratio: float | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         per_head: bool = False,
         **options: Any,
@@ -137,14 +141,29 @@ class NamedOptimizer(MixedOptimizer):
                 DistributedDataParallel, wherever it is in the model, become `replicas`.
             lr: learning rate of the hidden matrices.
             scalar_algorithm: what updates the rest, "adamw" or "lion".
-            scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`.
+            scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`, 0.003 for AdamW and
+                0.0003 for Lion, whatever lr is.
+            scalar_lr_ratio: scalar_lr over lr, instead of scalar_lr. It ties the two, so that a search over lr moves
+                both. Our runs of a small LLaMA had 0.003 for AdamW and found the best lr of Dion and Muon between 0.02
+                and 0.06: ratios of 0.05 to 0.15. A tie makes a search one number shorter, but the best ratio is not
+                the same for all lr. Where lr is a tensor, scalar_lr becomes a tensor of its own.
             overrides: options by name pattern, as in `orthon.param_groups`.
             per_head: whether each attention head is a matrix of its own, as in `orthon.param_groups`.
             options: further keyword arguments of the constructor.
 
         Warns:
             UserWarning: if no parameter goes to this algorithm, and as `orthon.param_groups` does.
+
+        Raises:
+            TypeError, ValueError: as the constructor and `orthon.param_groups` do, and for scalar_lr with a ratio.
         """
+        if scalar_lr_ratio is not None:
+            if scalar_lr is not None:
+                raise ValueError(
+                    f"{cls.__name__}.for_model: give scalar_lr or scalar_lr_ratio, not both; they are {scalar_lr!r} "
+                    f"and {scalar_lr_ratio!r}"
+                )
+            scalar_lr = _RATIO.check("scalar_lr_ratio", scalar_lr_ratio, f"{cls.__name__}.for_model") * lr
         if "replicas" not in options and (replicas := replicas_of(model)) is not None:
             options["replicas"] = replicas
         groups = param_groups(
