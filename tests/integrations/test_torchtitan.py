@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 FSDP = ("--parallelism.data_parallel_shard_degree=2",)
 DDP = ("--parallelism.data_parallel_shard_degree=1", "--parallelism.data_parallel_replicate_degree=2")
 STAGES = ("--parallelism.pipeline_parallel_degree=2", "--parallelism.pipeline_parallel_schedule=Interleaved1F1B")
+TENSOR = ("--parallelism.tensor_parallel_degree=2",)
 FROM_2 = "--checkpoint.load_step=2"
 ALONE = SimpleNamespace(dp_replicate_enabled=False, fsdp_enabled=False, pp_enabled=False, ep_enabled=False)
 
@@ -70,8 +71,8 @@ def test_sharded_and_resumed_with_replicas(tmp_path: Path) -> None:
             assert total == pytest.approx(whole[name], rel=1e-4), name
 
 
-def test_stages_and_resumed_without_any(tmp_path: Path) -> None:
-    """A pipeline with two parts of the model on each of two processes; resumed the same way, and on one process."""
+def test_stages_and_resumed_in_tensor_parallel(tmp_path: Path) -> None:
+    """A pipeline with two parts of the model on each of two processes; resumed the same way, and by tensor parallel."""
     first = torchtitan(tmp_path, 2, *STAGES)
     groups = [[group[:3] for group in part] for result in first for part in result["groups"]]
     assert len(groups) == 4
@@ -82,10 +83,10 @@ def test_stages_and_resumed_without_any(tmp_path: Path) -> None:
         assert after["logged"] == {step: before["logged"][step] for step in ("3", "4")}
         assert after["weights"] == before["weights"]
         assert after["groups"] == before["groups"]
-    alone = torchtitan(tmp_path, 1, FROM_2)[0]
-    for step, logged in alone["logged"].items():
-        assert logged == pytest.approx(first[1]["logged"][step], rel=1e-5)  # the process that has the last stage
-    assert alone["keys"] == sorted({key for result in first for key in result["keys"]})
+    for result in torchtitan(tmp_path, 2, *TENSOR, FROM_2):
+        for step, logged in result["logged"].items():
+            assert logged == pytest.approx(first[1]["logged"][step], rel=1e-5)  # the process that has the last stage
+        assert result["keys"] == sorted({key for each in first for key in each["keys"]})
 
 
 class Part(nn.Module):

@@ -243,7 +243,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         optimizer.state.clear()
         optimizer.state.update(loaded)
         optimizer._begin_anew()
-        optimizer._check.cycled.begin(optimizer.param_groups)
+        optimizer._check.begin(optimizer.param_groups)
         optimizer._unconsolidated.clear()
         for after in optimizer._optimizer_load_state_dict_post_hooks.values():
             after(optimizer)

@@ -1,6 +1,6 @@
 """The options of param groups: filled in, checked, and followed where schedulers change them."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,11 @@ class OptionCheck:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", Rates(self.owner))
+
+    def begin(self, groups: Sequence[Options]) -> None:
+        """Take these groups, which a state has made, for those that the optimizer was made with."""
+        self.cycled.begin(groups)
+        self.rates.begin(groups)
 
     def label(self, group: Mapping[str, Any], index: int) -> str:
         """Return how errors call a group."""

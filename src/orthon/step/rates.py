@@ -21,6 +21,12 @@ class Rates:
         self._given: list[float] = []  # different ones, in the order of the groups
         self._decided = False
 
+    def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Forget all other groups, and take these for those that were made."""
+        self._given, self._decided = [], False
+        for group in groups:
+            self.add(group["lr"])
+
     def add(self, lr: Any) -> None:
         """Remember with which learning rate a group was made. Tensors are not read."""
         if isinstance(lr, int | float) and lr not in self._given:
