@@ -1,7 +1,14 @@
-"""A rule of your own: AdaMuon (arXiv 2507.11005). Import this file, and param groups may say "algorithm": "adamuon"."""
+"""A rule of your own: AdaMuon (arXiv 2507.11005). Import this file, and param groups may choose it by its name.
+
+Run: python examples/adamuon.py
+"""
 
 from math import sqrt
 
+import torch
+from torch import nn
+
+import orthon
 import orthon.algorithms as oa
 
 
@@ -33,3 +40,22 @@ options = {
 state = {"momentum": oa.Entry(), "second_moment": oa.Entry()}
 
 oa.register_rule(oa.Rule("adamuon", adamuon, state, work=oa.WholeMatrix(), options=options))
+
+
+def main() -> None:
+    """Train a small net with it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32))
+    optimizer = orthon.MixedOptimizer(model.parameters(), algorithm="adamuon", options={"lr": 0.02}, others="adamw")
+    for step in range(101):
+        x = torch.randn(128, 32)
+        loss = (model(x) - x.roll(1, dims=1)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 20 == 0:
+            print(f"step {step}: loss {loss.item():.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -58,7 +58,7 @@ def param_groups(
         scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`: 0.003 for AdamW, 0.0003 for
             Lion.
         weight_decay: of hidden matrices, heads, routers and other weights. None is the optimizer's.
-        overrides: options by name pattern, such as {"*.mlp.*": {"rank_fraction": 0.5}}. `*` matches any text. A
+        overrides: options by name pattern, such as {"*.mlp.*.weight": {"rank_fraction": 0.5}}. `*` matches any text. A
             parameter that several patterns match takes the options of all of them; where they disagree, the last one
             counts. If an override moves a parameter between algorithms for matrices and others, the learning rate
             changes with it: from `lr` to `scalar_lr`, or back.

@@ -31,16 +31,20 @@ class CommonOptions(TypedDict, total=False):
     `help(orthon.Dion)` shows the defaults.
 
     Attributes:
-        weight_decay: decoupled weight decay. Every step multiplies the weight by 1 − lr·weight_decay. A number or a
-            one-element tensor.
+        weight_decay: decoupled weight decay (arXiv 1711.05101). Every step multiplies the weight by
+            1 − lr·weight_decay, so that a larger lr wants a smaller one. Without it, weights of matrices grow over long
+            runs (arXiv 2502.16982). A number or a one-element tensor.
         cautious_weight_decay: whether only those entries decay that the update does not make larger
             (arXiv 2510.12402). It takes time, because updates of low rank must be formed as whole matrices.
         adjust_lr_fn: the factor of lr that depends on the shape of the matrix, explained in
             `orthon.algorithms.adjusted_lr.lr_factor`: "spectral_unclamped", "original", "match_rms_adamw" or "none".
-        betas: decay rates of AdamW and of Lion, for the parameters that these update.
-        eps: of AdamW, and of the second moments of rows in NorMuon and Dion3. Keeps them from dividing by zero.
-        state_dtype: dtype of momentum and factors. None is the weight's own. Norms and factorizations are computed in
-            float32 or better in any case.
+        betas: decay rates of AdamW (arXiv 1711.05101) and of Lion (arXiv 2302.06675), for the parameters that these
+            update. Larger ones average over more steps: less noise, and slower to follow.
+        eps: of AdamW, and of the second moments of rows in NorMuon and Dion3. Keeps them from dividing by zero. A
+            larger one makes the updates of small gradients smaller.
+        state_dtype: dtype of momentum and factors. None is the weight's own. For weights in bfloat16, torch.float32
+            takes twice the memory, and no small gradient is rounded away in the momentum. Norms and factorizations are
+            computed in float32 or better in any case.
         view: how a parameter is read as matrices, if it is not one plain matrix: an `orthon.MatrixView`. Usually it
             is given in a param group.
         maximize: whether to ascend instead of descend.

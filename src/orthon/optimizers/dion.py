@@ -63,8 +63,11 @@ class Dion(NamedOptimizer):
             same loss. In our runs of a small LLaMA, Dion with a tail takes as many steps as Muon at rank 1/2, up to
             1.1 times as many at 1/4, and 1.2 to 1.4 times at 1/16. Of Dion without a tail its authors report 1.05–1.15
             times the steps of full rank at 1/2, 1.3–1.5 times at 1/4 and 1.7–3.8 times at 1/16.
-        rank_multiple_of: r is rounded up to a multiple of this number, but to at most min(m, n).
-        momentum: how much of M stays from step to step, in [0, 1). With feedback: of the update's low-rank part.
+        rank_multiple_of: r is rounded up to a multiple of this number, but to at most min(m, n). GPUs multiply in tiles
+            of 64 or 128, so that such a multiple takes little more time than the r below it.
+        momentum: how much of M stays from step to step, in [0, 1). With feedback: of the update's low-rank part. More
+            averages over more steps, and wants a lower lr. Short runs want less: in 300 steps 0.8 ended before 0.9, and
+            that before 0.95 (docs/measured/momentum.md, for the paper's Dion and for Muon).
         right_factor: how Q follows from R. "orthonormalize" takes the orthonormal factor of a QR decomposition (arXiv
             2605.16341). The operator norm of P Qᵀ is then 1, instead of up to √r. "normalize" divides the columns by
             their norms, as in the paper: cheaper, and beside a tail 0.06 ± 0.05 worse in the loss of a small model.
@@ -89,7 +92,8 @@ class Dion(NamedOptimizer):
             of 4:1 and rank 1/4, "long" added half of the step's time. "long" needs less state: Q has min(m, n)·r
             numbers instead of max(m, n)·r. In a small model the loss with "short" was 0.01–0.02 lower at rank 1/16,
             equal at 1/4, and 0.01 higher at full rank. For a square matrix P belongs to the output side either way.
-        power_iterations: how often P and Q are refined in one step, at least once.
+        power_iterations: how often P and Q are refined in one step, at least once. Each costs as much as the first. Two
+            or eight in place of one made no difference that we found (docs/low_rank.md).
         route: how several processes work on one matrix. "owners": one of them works on the whole of it. "shards": all
             do, each on its shard. It changes how much is sent and computed, and the result by rounding alone. "auto"
             takes what is faster for the whole step: for large matrices owners, from about 1/rank_fraction processes on.

@@ -37,8 +37,10 @@ class Muon(NamedOptimizer):
     Args:
         params: tensors, (name, tensor) pairs, or dictionaries with "params" and options.
         lr: learning rate of the groups that set none. A number or a one-element tensor.
-        momentum: how much of M stays from step to step, in [0, 1).
-        nesterov: whether the update looks one gradient ahead.
+        momentum: how much of M stays from step to step, in [0, 1). More averages over more steps, and wants a lower lr.
+            Short runs want less: in 300 steps 0.8 ended before 0.9, and that before 0.95 (docs/measured/momentum.md).
+        nesterov: whether the update looks one gradient ahead, as Jordan's does. It costs one more pass over M, and no
+            state.
         ema: whether M is an exponential average, momentum·M + (1 − momentum)·G, as in `torch.optim.Muon`. This changes
             the scale of M alone, not the update.
         polar: how the polar factor is computed: by the iterations "polar_express" (arXiv 2505.16932) or "newton_schulz"

@@ -38,7 +38,7 @@ class NorMuon(NamedOptimizer):
         polar_steps: as in `Muon`.
         polar_dtype: as in `Muon`.
         polar_route: as in `Muon`.
-        beta2: how much of v stays from step to step, in [0, 1).
+        beta2: how much of v stays from step to step, in [0, 1). More averages over more steps, and is slower to follow.
 
     Raises:
         TypeError, ValueError: for a parameter, an option or a group that cannot be used; they name it.
