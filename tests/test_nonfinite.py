@@ -103,3 +103,15 @@ def test_copies_keep_the_count() -> None:
     optimizer = optimizer_for(params, "skip")
     step(params, optimizer, 0, {"small": float("nan")})
     assert copy.deepcopy(optimizer).skipped_steps == 1
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_entries_are_no_error(n: int, seed: int) -> None:
+    """All columns of M Q are one column, so that its factorization can break down, of a momentum that is finite."""
+    weight = nn.Parameter(torch.zeros(n, n))
+    weight.grad = torch.ones(n, n)
+    Dion([weight], rank_fraction=0.25, seed=seed, weight_decay=0.0).step()
+    update = weight.detach()
+    torch.testing.assert_close(update, update.mean().expand_as(update), rtol=1e-3, atol=0.0)
+    assert bool((update < 0).all())

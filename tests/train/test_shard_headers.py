@@ -121,6 +121,15 @@ def test_own_paths_for_the_held_out_shards(tmp_path: Path) -> None:
         load_corpus(DataConfig(source="shards", paths=(str(tmp_path),), held_out_paths=(str(tmp_path),)))
 
 
+def test_bits_on_the_command_line(tmp_path: Path, tiny: list[str]) -> None:
+    """The option that the error about 32-bit tokens names does what it says."""
+    for name in ("train.bin", "val.bin"):
+        write_shard(tmp_path / name, TOKENS, bits=32, magic=None, version=0)
+    words = [word for word in tiny if not word.startswith("--data")]
+    words += ["--steps=1", "--data.source=shards", f"--data.paths={tmp_path}", f"--out={tmp_path / 'run'}"]
+    assert main(["train", *words, "--data.token-bits", "32", "--data.vocab-size", "1e5"]) == 0
+
+
 def test_training_on_32_bit_tokens(tmp_path: Path, tiny: list[str]) -> None:
     small = np.random.default_rng(2).integers(70000, 70100, 3000)
     for name in ("train.bin", "val.bin"):

@@ -10,8 +10,10 @@ from orthon.train.commands.short_help import SHORT
 from orthon.train.settings.base import dotted_names
 from orthon.train.settings.file import read_config
 from orthon.train.settings.model import SIZES, ModelConfig
-from orthon.train.settings.numbers import fraction, whole
+from orthon.train.settings.key_values import parse_pairs
+from orthon.train.settings.numbers import fraction, of_word, whole
 from orthon.train.settings.run import CompareConfig, TrainConfig
+from orthon.train.settings.yaml import parse_yaml
 
 HELPS = Path(__file__).parent / "help"
 
@@ -80,6 +82,11 @@ def test_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, wo
             f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(9 * ['*' + chr(97 + n)])}]" for n in range(9)
         ), "it means more than 10000 values"),
         ("steps:", "steps must be a valid integer but is None"),
+        ("steps: 010", "steps must be a valid integer but is '010'"),
+        ("steps: 1:30", "steps must be a valid integer but is '1:30'"),
+        ("schedule: {decay: }", "schedule.decay must be 'linear', 'cosine' or 'constant' but is None\n"),
+        ("settings: {steps: 3}", "there is no setting settings; there are steps, "),
+        ("optimizer.rank-fraction: 1/8", "no setting optimizer.rank_fraction; write rank_fraction under optimizer:"),
     ],
 )  # fmt: skip
 def test_files_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, text: str, message: str) -> None:
@@ -107,6 +114,18 @@ def test_files_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail
         ("train --batch-size 1e12", "the tokens of a batch of batch_size 1000000000000 take"),
         ("train --model.layers 1e12", "model.layers must be less than or equal to 10000"),
         ("train --optimizer.options betas=[0.9]", "betas should be two numbers"),
+        ("train --optimizer.options [1]", "optimizer.options: KEY=VALUE expected but got [1]"),
+        ('train --optimizer.options {"eps":1}', "optimizer.options: KEY=VALUE expected but got {'eps': 1}"),
+        ("train --optimizer.options tail=1e300", "optimizer dion: value cannot be converted to type float without "),
+        ("train --optimizer.name adamw --optimizer.options capturable=true", "optimizer adamw: If capturable=True"),
+        ("train --optimizer.lr 1e39", "optimizer dion: value cannot be converted to type float without overflow"),
+        ("train --optimizer.scalar-lr 1e38", "(with lr 0.04, scalar_lr 1e+38, weight_decay 0.01)"),
+        ("train --optimizer.weight-decay 1e308", "optimizer.weight_decay times a learning rate must be at most 3.4"),
+        ("train --model " + 5000 * '{"a":', "is nested too deep"),
+        ("train --data.paths=" + 5000 * "[", "is nested too deep"),
+        ("train -- --steps 3", "--steps comes after --, which ends the options: write it before"),
+        ("train --data.source shards --data.paths deep.yaml --data.token-bits 8", "token_bits must be 16 or 32"),
+        ("compare --sweep 1 1.0000001", "two runs would be in runs/compare/dion-lr0.04, dion with lr 0.04 and dion "),
         ("train --optimizer.options state_dtype=torch.int7", "state_dtype should be None or one of torch.float64"),
         ("train --optimizer.name torch-muon --optimizer.options ns_steps=x", "optimizer torch-muon: "),
         ("train --optimizer.name adamw --optimizer.options betas=3", "optimizer adamw: "),
@@ -138,6 +157,14 @@ def test_numbers() -> None:
     assert [fraction(word) for word in ("1/8", " 3/4 ", "-1/2", "x", "1/0", 2)] == [0.125, 0.75, -0.5, "x", "1/0", 2]
     assert [whole(word) for word in ("1e3", "8/2", 1000.0, "1.5e1", "1/3", 2.5)] == [1000, 4, 1000, 15, "1/3", 2.5]
     assert whole(True) is True
+    assert [of_word(word) for word in ("16", " 32 ", "x", "1.0", 16, None)] == [16, 32, "x", "1.0", 16, None]
+    assert parse_pairs(["polar_steps=1e1", "a=8/2", "b=0.5", "c=[1.0, 2e0]", "d=1e300"]) == {
+        "polar_steps": 10, "a": 4, "b": 0.5, "c": [1, 2], "d": 1e300
+    }  # fmt: skip
+    values = "[1e-3, 1., .5, 1.5e-3, 1E+3, 1_0, 0x10, 0b11, +3, -.5, 0, 010, 1:30, 1.2.3, ., _]"
+    expected = [1e-3, 1.0, 0.5, 1.5e-3, 1e3, 10, 16, 3, 3, -0.5, 0, "010", "1:30", "1.2.3", ".", "_"]
+    assert parse_yaml(values) == expected
+    assert list(map(type, parse_yaml(values))) == list(map(type, expected))
 
 
 def test_files_mean_what_they_say(tmp_path: Path) -> None:
@@ -157,6 +184,7 @@ def test_names_of_models() -> None:
         assert ModelConfig(size=size).name == ModelConfig(size=size, context=64).name == size
     small = ModelConfig(hidden_size=32, layers=2, heads=2, kv_heads=1, ffn=64)
     assert small.name == "0.02M"
+    assert ModelConfig(hidden_size=16, layers=1, heads=2, kv_heads=1, ffn=32).name == "2.3K"
     assert ModelConfig(size="1B", layers=32).name == "1.9B"
     assert ModelConfig(layers=4).name == "1M"
 

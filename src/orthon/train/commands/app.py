@@ -4,6 +4,7 @@ A command is imported only when it is called, so that the general help and error
 """
 
 import importlib.metadata
+import json
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
@@ -70,6 +71,7 @@ def carry_out(words: Sequence[str]) -> None:
     """
     if _asks_for_short_help(words):
         return
+    _refuse_deep(words)
     try:
         app(words)
     except UnusedCliTokensError as error:
@@ -82,6 +84,19 @@ def carry_out(words: Sequence[str]) -> None:
         if isinstance(cause, ValidationError) and error.argument is not None:
             raise UserError(in_words(cause, error.argument.hint)) from error
         raise UserError(str(error)) from error
+
+
+def _refuse_deep(words: Sequence[str]) -> None:
+    """Refuse JSON, which cyclopts takes for a group of settings, if it is nested deeper than Python reads it."""
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("-") else word
+        if value.lstrip()[:1] in ("{", "["):
+            try:
+                json.loads(value)
+            except ValueError:
+                continue  # no JSON; what it is then, the settings say
+            except RecursionError as error:
+                raise UserError(f"{shown(value)} is nested too deep") from error
 
 
 def _asks_for_short_help(words: Sequence[str]) -> bool:
@@ -102,4 +117,6 @@ def _unknown_option(error: UnknownOptionError) -> str:
     word = error.token.keyword or error.token.value
     name = word.partition("=")[0]
     close = nearest(name, [one for argument in error.argument_collection for one in argument.names])
+    if close == name:
+        return f"{name} comes after --, which ends the options: write it before"
     return f"Unknown option: {shown(name)[1:-1]}." + (f" Did you mean {close}?" if close is not None else "")

@@ -41,6 +41,14 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
             name = f"{label.replace(':', '-').replace('/', '_')}-lr{lr:g}"
             run = TrainConfig(**shared, optimizer=base.model_copy(update={"lr": lr}))
             planned.append(Planned(label, lr, run, directory / name))
+    by_directory: dict[Path, Planned] = {}
+    for one in planned:
+        same_place = by_directory.setdefault(one.directory, one)
+        if same_place is not one:
+            raise UserError(
+                f"two runs would be in {one.directory}, {same_place.label} with lr {same_place.lr!r} "
+                f"and {one.label} with lr {one.lr!r}; leave out one"
+            )
     return planned
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from rich.console import Console
 
 from orthon.train.errors import UserError
@@ -13,6 +13,7 @@ from orthon.train.processes.launch import processes
 from orthon.train.results.text_progress import text_progress
 from orthon.train.settings.base import Settings
 from orthon.train.settings.data import DataConfig
+from orthon.train.settings.numbers import whole
 from orthon.train.settings.run import section
 from orthon.train.text.text_job import text_job
 from orthon.train.text.token_folder import make_token_folder
@@ -26,7 +27,7 @@ class TokenizeCommand(Settings):
     out: Path = Path("tokens")
     """Directory for the shards. It must not exist. Until it is whole it has the suffix .part; an interrupted command,
     called again, goes on there."""
-    shard_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] = PER_SHARD
+    shard_tokens: Annotated[int, BeforeValidator(whole), Field(ge=1, le=2**31 - 1)] = PER_SHARD
     """Tokens in one shard."""
     data: Annotated[DataConfig, section("data", DataConfig)] = DataConfig()
 

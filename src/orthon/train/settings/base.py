@@ -60,7 +60,7 @@ def in_words(error: ValidationError, kind: type[BaseModel], under: str = "") -> 
     """
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
-    if path[:1] == ["settings"]:  # on the command line they are named without it
+    if path[:1] == ["settings"] and "settings" in kind.model_fields:  # on the command line they are named without it
         path, kind = path[1:], kind.model_fields["settings"].annotation  # type: ignore[assignment]
     name = ".".join([*filter(None, [under]), *path])
     given = shown(first["input"])
@@ -75,7 +75,8 @@ def in_words(error: ValidationError, kind: type[BaseModel], under: str = "") -> 
             return f"{name} must be less than or equal to {LARGEST} but is {given}"
         case "literal_error":
             allowed = re.findall("'([^']*)'", first["ctx"]["expected"])
-            return f"{_must(first, name)} but is {given}{did_you_mean(str(first['input']), allowed)}"
+            meant = did_you_mean(first["input"], allowed) if isinstance(first["input"], str) else ""
+            return f"{_must(first, name)} but is {given}{meant}"
     return f"{_must(first, name)} but is {given}"
 
 
@@ -99,6 +100,9 @@ def _must(error: Any, name: str) -> str:
 def _others(name: str, kind: type[BaseModel], path: list[str]) -> str:
     """What there is in place of a setting that there is not."""
     close = nearest(name, dotted_names(kind))
+    if close is not None and close == name.replace("-", "_"):
+        *groups, last = close.split(".")
+        return f"write {last} under {'.'.join(groups)}:"
     if close is not None:
         return f"did you mean {close}?"
     for part in path:

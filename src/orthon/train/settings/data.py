@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from orthon.train.settings.base import Settings
 from orthon.train.settings.key_values import WORDS
+from orthon.train.settings.numbers import of_word, whole
 
 SourceName = Literal["stdlib", "text", "jsonl", "parquet", "saved", "hf", "shards"]
 
@@ -50,9 +51,9 @@ class DataConfig(Settings):
     model on the Hugging Face hub. The tokens are kept beside the run. For 'shards': shows the sample as text."""
     document_end: str | None = None
     """For a tokenizer: token after each document. Default: '<|endoftext|>' or its like, if the tokenizer has one."""
-    token_bits: Literal[16, 32] | None = None
+    token_bits: Annotated[Literal[16, 32] | None, BeforeValidator(of_word)] = None
     """For 'shards': bits of a token in files without a header. Default: 16."""
-    vocab_size: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    vocab_size: Annotated[int, BeforeValidator(whole), Field(ge=1, le=2**20)] | None = None
     """For 'shards' or a tokenizer: number of different tokens. Default: that of the tokenizer, rounded up to a multiple
     of 64; for shards that in the header, else 50304 for 16-bit and 128256 for 32-bit tokens."""
 

@@ -14,6 +14,8 @@ from orthon.train.settings.yaml import parse_yaml
 Scalar = int | float | bool | str | None
 Value = Scalar | list[int | float]
 
+WHOLE = 2.0**53  # below it, a float has all whole numbers
+
 # A setting that takes all words up to the next flag.
 WORDS = Parameter(consume_multiple=True, negative=())
 
@@ -21,7 +23,7 @@ WORDS = Parameter(consume_multiple=True, negative=())
 def parse_pairs(given: Any) -> dict[str, Value]:
     """Take a mapping, or read `key=value` words, whose values are written as in YAML.
 
-    As in Python, None is null, and numbers in round brackets are a list. 1/8 is a number.
+    As in Python, None is null, and numbers in round brackets are a list. 1/8 is a number, and 1e1 a whole one.
 
     Raises:
         ValueError: It is neither, or a value is no number, truth value, null, string or list of numbers.
@@ -34,9 +36,9 @@ def parse_pairs(given: Any) -> dict[str, Value]:
 
 
 def _value(key: str, value: Any) -> Value:
-    value = None if value == "None" else fraction(value)
+    value = None if value == "None" else _number(value)
     if isinstance(value, list | tuple):
-        value = [fraction(one) for one in value]
+        value = [_number(one) for one in value]
     numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
     if not (numbers or isinstance(value, Scalar)):
         raise ValueError(
@@ -46,8 +48,14 @@ def _value(key: str, value: Any) -> Value:
     return cast(Value, value)
 
 
-def _parse_pair(word: str) -> tuple[str, Any]:
-    key, equals, text = word.partition("=")
+def _number(value: Any) -> Any:
+    """A number as constructors take it: what counts must be an int, and what measures may be one."""
+    value = fraction(value)
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE else value
+
+
+def _parse_pair(word: Any) -> tuple[str, Any]:
+    key, equals, text = word.partition("=") if isinstance(word, str) else ("", "", "")
     if not (key and equals):
         raise ValueError(f"optimizer.options: KEY=VALUE expected but got {shown(word)}")
     try:

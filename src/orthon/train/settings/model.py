@@ -95,4 +95,6 @@ class ModelConfig(Settings):
         millions = shape.matrix_weights / 1e6
         if millions >= 1000:
             return f"{millions / 1e3:.1f}B"
+        if millions < 0.01:
+            return f"{shape.matrix_weights / 1e3:.1f}K"
         return f"{millions:.0f}M" if millions >= 10 else f"{millions:.2f}M"

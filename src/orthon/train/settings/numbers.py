@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 _FRACTION = re.compile(r"([-+]?\d{1,15}(?:\.\d{0,15})?)/(\d{1,15}(?:\.\d{0,15})?)")
+_DIGITS = re.compile(r"\d{1,15}", re.ASCII)
 _WITH_EXPONENT = re.compile(r"[-+]?\d{1,15}(?:\.\d{0,15})?[eE]\+?\d{1,3}")
 
 
@@ -13,6 +14,11 @@ def fraction(value: Any) -> Any:
         above, below = float(written[1]), float(written[2])
         return above / below if below else value
     return value
+
+
+def of_word(value: Any) -> Any:
+    """The whole number that a word of digits is: pydantic does not compare words with the numbers of a choice."""
+    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value.strip()) else value
 
 
 def whole(value: Any) -> Any:
