@@ -9,8 +9,8 @@ from orthon.train.commands.main import main
 from orthon.train.commands.short_help import SHORT
 from orthon.train.settings.base import dotted_names
 from orthon.train.settings.file import read_config
-from orthon.train.settings.model import SIZES, ModelConfig
 from orthon.train.settings.key_values import parse_pairs
+from orthon.train.settings.model import SIZES, ModelConfig
 from orthon.train.settings.numbers import fraction, of_word, whole
 from orthon.train.settings.run import CompareConfig, TrainConfig
 from orthon.train.settings.yaml import parse_yaml
