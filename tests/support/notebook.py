@@ -30,7 +30,7 @@ def executed(path: Path) -> dict[str, Any]:
     notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     names: dict[str, Any] = {"__name__": "__main__"}
     pyplot.close("all")
-    with contextlib.chdir(path.parent):
+    with contextlib.chdir(path.parent), matplotlib.rc_context():
         for number, cell in enumerate(code_cells(notebook), 1):
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
