@@ -43,7 +43,6 @@ oa.register_rule(oa.Rule("adamuon", adamuon, state, work=oa.WholeMatrix(), optio
 
 
 def main() -> None:
-    """Train a small net with it."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32))
     optimizer = orthon.MixedOptimizer(model.parameters(), algorithm="adamuon", options={"lr": 0.02}, others="adamw")

@@ -27,7 +27,7 @@ TEXT = torch.tensor(list(Path(argparse.__file__).read_bytes()))
 torch.manual_seed(0)
 spec = get_train_spec("llama3")
 arguments = spec.model_args["debugmodel"]
-arguments.vocab_size, arguments.n_layers, arguments.max_seq_len = 256, 2, LENGTH
+arguments.vocab_size, arguments.dim, arguments.n_layers, arguments.max_seq_len = 256, 128, 2, LENGTH
 model = spec.model_cls(arguments)
 with torch.no_grad():
     model.init_weights()
