@@ -14,4 +14,4 @@ def _without_axes(
 
 
 # On the device "meta", torch 2.11 keeps axes of length 1, and torch 2.13 does not.
-axis_norms: Callable[..., Tensor] = torch.linalg.vector_norm if torch.__version__ >= (2, 13) else _without_axes
+axis_norms: Callable[..., Tensor] = torch.linalg.vector_norm if torch.__version__ >= "2.13" else _without_axes
