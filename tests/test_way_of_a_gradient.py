@@ -39,6 +39,8 @@ def test_the_way_from_a_step_to_the_weight_is_short(
     sys.setprofile(note)
     optimizer.step()
     sys.setprofile(before)
+    if torch.__version__ < (2, 13):  # for which a norm of torch has a form of ours
+        calls = [call for call in calls if not call[0].endswith("axis_norms.py")]
     files = [file for file, _ in calls]
     assert len(set(calls)) <= functions
     assert len(set(files)) <= most

@@ -8,6 +8,7 @@ from torch import Tensor
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import Option, flag, number, scheduled, structural
 from orthon.linalg import compute_dtype, in_cache
+from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.device import device_type
 from orthon.linalg.kernels import add_each, mix_each
 
@@ -74,7 +75,7 @@ def added_gradients(batch: Batch, *, norms: bool, keep: float | Tensor | None = 
             if norms and device_type(M.device) == "cpu":
                 parts.append(M.to(torch.float64, copy=True).abs_().sum(1 if turned else 2))
             elif norms:
-                parts.append(torch.linalg.vector_norm(M, 1, dim=1 if turned else 2, dtype=torch.float64))
+                parts.append(axis_norms(M, 1, dim=1 if turned else 2, dtype=torch.float64))
     if not norms:
         return stored.mT if turned else stored, None
     if turned:  # a part has some rows of a matrix at least, and all columns

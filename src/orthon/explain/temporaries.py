@@ -8,8 +8,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from orthon.explain.shapes_on_meta import right_shape
-
 
 class Temporaries(TorchDispatchMode):
     """Counts the bytes of the storages that operations make inside this context, on any device, meta included.
@@ -39,7 +37,7 @@ class Temporaries(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Carry out an operation, and note the storages that it makes."""
         kwargs = kwargs or {}
-        result = right_shape(func, args, kwargs, func(*args, **kwargs))
+        result = func(*args, **kwargs)
         made = {id(storage): storage for storage in _storages(result) if id(storage) not in self._alive}
         if made:  # some may have been given to it: views, and what operations in place return
             for storage in _storages((args, kwargs)):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
+from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.device import is_readable
 from orthon.linalg.norms import norm_over_ranks
 from orthon.linalg.precision import Noise, factor_dtype, rounding_noise
@@ -164,4 +165,4 @@ def in_range_(
 
 def _squares(R: Tensor) -> Tensor:
     """Return the squares of the norms of columns, (b, r). A vector norm is fast only if the columns lie together."""
-    return torch.linalg.vector_norm(R, dim=-2).square_() if R.stride(-2) == 1 else R.square().sum(-2)
+    return axis_norms(R, dim=-2).square_() if R.stride(-2) == 1 else R.square().sum(-2)

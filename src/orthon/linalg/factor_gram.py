@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic
+from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.columns import Columns, inverse_row, noise_floor
 from orthon.linalg.dropping import cholesky_dropping_
 from orthon.linalg.precision import Noise
@@ -117,6 +118,6 @@ def needs_no_more(gram: Tensor, residual: Tensor, relative_noise: Tensor) -> boo
     """
     # In the Frobenius norm, they differ from the identity by less than 0.1.
     diagonal = torch.linalg.diagonal(gram)
-    off = torch.linalg.vector_norm(gram.triu(1), dim=(-2, -1)).square()
+    off = axis_norms(gram.triu(1), dim=(-2, -1)).square()
     distance = 2 * off + (diagonal - 1).square().sum(-1)
     return bool((distance < 1e-2).all()) and bool((residual > 2 * relative_noise).all())

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.kernels import symmetric_product
 from orthon.linalg.precision import full_precision
 from orthon.linalg.row_ranks import Computation, RowRanks
@@ -22,7 +23,7 @@ def gram_with_lengths(B: Tensor, gram_of: Callable[[Tensor], Tensor]) -> Tensor:
     Rounding can be biased, for example if a GPU cuts bits off. In the squares on the diagonal this bias would add up.
     """
     gram = gram_of(B)
-    gram.diagonal(dim1=-2, dim2=-1).copy_(torch.linalg.vector_norm(B, dim=-2).square_())
+    gram.diagonal(dim1=-2, dim2=-1).copy_(axis_norms(B, dim=-2).square_())
     return gram
 
 

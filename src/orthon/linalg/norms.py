@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.device import device_type, is_readable
 from orthon.linalg.in_cache import in_cache
 from orthon.linalg.precision import factor_dtype
@@ -20,7 +21,7 @@ def frobenius_norm(U: Tensor, ranks: RowRanks) -> Computation[Tensor]:
         (b,), in float32, or in float64 where that is needed.
     """
     wide = factor_dtype(U.dtype)
-    size: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1)).to(wide)  # a dtype given to it would be slow
+    size: Tensor = axis_norms(U, dim=(-2, -1)).to(wide)  # a dtype given to it would be slow
     # A sum in float64 is slow on CPUs. On GPUs it is slow to find out whether it is needed.
     if not is_readable(size):
         size = _double_norm(U)
@@ -138,8 +139,8 @@ def powers_of_two(exponents: Tensor) -> Tensor:
 def _double_norm(U: Tensor) -> Tensor:
     """Return the Frobenius norms (b,) in float64. Squares of float64 numbers may leave its range."""
     if U.dtype != torch.float64 or not U.numel():
-        found: Tensor = torch.linalg.vector_norm(U, dim=(-2, -1), dtype=torch.float64)
+        found: Tensor = axis_norms(U, dim=(-2, -1), dtype=torch.float64)
         return found
     top = torch.frexp(U.abs().amax((-2, -1), keepdim=True)).exponent.clamp(-1022, 1022)
-    size: Tensor = torch.linalg.vector_norm(U * powers_of_two(-top), dim=(-2, -1))
+    size: Tensor = axis_norms(U * powers_of_two(-top), dim=(-2, -1))
     return size * powers_of_two(top[:, 0, 0])

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.device import is_readable
 from orthon.linalg.gram import symmetric_gram
 from orthon.linalg.kernels import symmetric_product
@@ -95,7 +96,7 @@ def _tighten_(gram: Tensor) -> Tensor:
         matrix of X. The polynomials would amplify a difference between the two.
     """
     wide = factor_dtype(gram.dtype)
-    bound = torch.linalg.vector_norm(symmetric_product(gram, gram), dim=(-2, -1), dtype=wide) ** 0.25
+    bound = axis_norms(symmetric_product(gram, gram), dim=(-2, -1), dtype=wide) ** 0.25
     fine = inverse_norm(bound)
     if gram.dtype.itemsize == 2:
         fine = _rounded_down(fine / SAFETY, bits=4)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic
+from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.precision import full_precision
 
 # Triangles with so many columns are inverted at once.
@@ -30,7 +31,7 @@ def cholesky_(gram: Tensor, shift: float) -> Tensor:
 
 def is_sound(L: Tensor) -> Tensor:
     """Return which Cholesky factors (b, r, r) of nearly orthonormal columns have not broken down, (b,)."""
-    sound: Tensor = torch.linalg.vector_norm(L, dim=(-2, -1)).isfinite() & (torch.linalg.diagonal(L) > 0.5).all(-1)
+    sound: Tensor = axis_norms(L, dim=(-2, -1)).isfinite() & (torch.linalg.diagonal(L) > 0.5).all(-1)
     return sound
 
 
@@ -38,7 +39,7 @@ def is_nearly_identity(gram: Tensor) -> bool:
     """Return whether columns with these Gram matrices become orthonormal in one pass."""
     # In the Frobenius norm, by less than 0.1: the square of the norm less 2·trace, plus r.
     trace = torch.linalg.diagonal(gram).sum(-1)
-    return bool((torch.linalg.vector_norm(gram, dim=(-2, -1)).square() - 2 * trace + gram.shape[-1] < 1e-2).all())
+    return bool((axis_norms(gram, dim=(-2, -1)).square() - 2 * trace + gram.shape[-1] < 1e-2).all())
 
 
 def solved_(B: Tensor, U: Tensor) -> Tensor:
