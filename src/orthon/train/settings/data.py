@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from orthon.train.settings.base import Settings
 from orthon.train.settings.key_values import WORDS
 from orthon.train.settings.numbers import of_word, whole
+from orthon.train.settings.paths import as_path
 
 SourceName = Literal["stdlib", "text", "jsonl", "parquet", "saved", "hf", "shards"]
 
@@ -59,16 +60,17 @@ class DataConfig(Settings):
 
     @field_validator("paths", "held_out_paths")
     @classmethod
-    def _make_absolute(cls, paths: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _make_absolute(cls, paths: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
         # A run may be resumed from another working directory.
-        return None if paths is None else tuple(str(Path(path).absolute()) for path in paths)
+        name = f"data.{info.field_name}"
+        return None if paths is None else tuple(str(as_path(name, path).absolute()) for path in paths)
 
     @field_validator("tokenizer")
     @classmethod
     def _make_tokenizer_absolute(cls, tokenizer: str | None) -> str | None:
         if not tokenizer or not is_path(tokenizer):
             return tokenizer
-        return str(Path(tokenizer).expanduser().absolute())
+        return str(as_path("data.tokenizer", tokenizer).absolute())
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:

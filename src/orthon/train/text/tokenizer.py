@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 FILE = "tokenizer.json"
+LARGEST = 2**27  # bytes of it; the largest that are in use have 40 MB
 
 # Tokens that end a document in the tokenizers of GPT-2, LLaMA 3, LLaMA 2, Gemma and DeepSeek. The first that is there.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
@@ -72,7 +73,11 @@ def open_tokenizer(name: str, end: str | None = None) -> Tokenizer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or it would warn at every fork of this process
     path = _find(name)
     try:
-        content = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes")
+        content = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
         library = tokenizers.Tokenizer.from_str(content)
     except OSError as error:
         raise UserError(f"data.tokenizer: cannot read {path}: {error.strerror}") from error
