@@ -12,6 +12,8 @@ from orthon.train.settings.paths import as_path
 
 SourceName = Literal["stdlib", "text", "jsonl", "parquet", "saved", "hf", "shards"]
 
+MOST_TOKENS = 2**20  # in a vocabulary
+
 # The sources that use a setting, where not all do.
 USED_BY: dict[str, tuple[SourceName, ...]] = {
     "paths": ("text", "jsonl", "parquet", "saved", "shards"),
@@ -54,7 +56,7 @@ class DataConfig(Settings):
     """For a tokenizer: token after each document. Default: '<|endoftext|>' or its like, if the tokenizer has one."""
     token_bits: Annotated[Literal[16, 32] | None, BeforeValidator(of_word)] = None
     """For 'shards': bits of a token in files without a header. Default: 16."""
-    vocab_size: Annotated[int, BeforeValidator(whole), Field(ge=1, le=2**20)] | None = None
+    vocab_size: Annotated[int, BeforeValidator(whole), Field(ge=1, le=MOST_TOKENS)] | None = None
     """For 'shards' or a tokenizer: number of different tokens. Default: that of the tokenizer, rounded up to a multiple
     of 64; for shards that in the header, else 50304 for 16-bit and 128256 for 32-bit tokens."""
 
