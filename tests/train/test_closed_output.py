@@ -80,3 +80,26 @@ def test_commands_whose_output_is_all(line: str, words: list[str], code: int, co
     assert ended.returncode == code
     assert ended.stderr.startswith(complaints)
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"MPLBACKEND": "module://of_a_notebook", "COLUMNS": "0"},
+        pytest.param({"WORLD_SIZE": "x", "RANK": "y"}, marks=pytest.mark.long),
+        pytest.param({"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, marks=pytest.mark.long),
+        pytest.param({"PYTHONIOENCODING": "utf-8:strict"}, marks=pytest.mark.long),
+    ],
+)
+def test_odd_surroundings(tmp_path: Path, tiny: list[str], variables: dict[str, str]) -> None:
+    """The sample has a mark that is not ASCII, and the folder a name that is no text."""
+    run = os.fsdecode(bytes(tmp_path) + b"/run\xff\xc3\xa9")
+    ended = subprocess.run(
+        [*map(str, orthon("train", *tiny, f"--out={run}"))],
+        capture_output=True,
+        timeout=200,
+        env={**ENVIRONMENT, **variables},
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"results in " in ended.stdout

@@ -115,6 +115,11 @@ def bad_tokenizers(folder: Path, tokenizer: Path) -> dict[str, tuple[str, str]]:
     (folder / "other.json").write_text('{"a": 1}')
     (folder / "binary.json").write_bytes(b"\xff\xfe")
     (folder / "deep.json").write_text("[" * 100_000)
+    good = json.loads(tokenizer.read_text())
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 4_000_000_000}, "unk_token": "[UNK]"}
+    (folder / "giant.json").write_text(json.dumps(good | {"model": model}))
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (folder / "panic.json").write_text(json.dumps(good | {"normalizer": normalizer}))
     return {
         str(folder / "missing.json"): ("", "there is no file or directory"),
         "./missing": ("", "there is no file or directory"),
@@ -123,6 +128,8 @@ def bad_tokenizers(folder: Path, tokenizer: Path) -> dict[str, tuple[str, str]]:
         str(folder / "other.json"): ("", "is no JSON file of the tokenizers library"),
         str(folder / "binary.json"): ("", "is no JSON file of the tokenizers library"),
         str(folder / "deep.json"): ("", "is no JSON file of the tokenizers library"),
+        str(folder / "giant.json"): ("", "has token 4000000000, but tokens must be below 1048576"),
+        str(folder / "panic.json"): ("", "is no JSON file of the tokenizers library"),
         str(tokenizer): ("--data.document-end <none>", "data.document_end must be a token of"),
         f"{tokenizer} ": ("", "data.tokenizer"),
     }
@@ -138,6 +145,14 @@ def test_bad_tokenizers(tmp_path: Path, tokenizer: Path, fails, monkeypatch: pyt
         "train", "--data.tokenizer", tokenizer, "--data.vocab-size=299", "--out", tmp_path / "runs" / "run"
     )
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_text_that_a_tokenizer_cannot_write(tmp_path: Path, fails) -> None:
+    model = {"type": "WordLevel", "vocab": {"word": 0}, "unk_token": "[UNK]"}
+    (tmp_path / "words.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    words = ["--data.source=text", f"--data.paths={write_text(tmp_path / 'text', TEXTS)}", "--data.tokenizer"]
+    said = fails("train", *words, tmp_path / "words.json", "--out", tmp_path / "runs" / "run")
+    assert "words.json cannot make tokens of the text: WordLevel error: Missing [UNK] token" in said
 
 
 def test_settings_of_a_tokenizer() -> None:

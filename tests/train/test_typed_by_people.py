@@ -1,5 +1,6 @@
 """What people type: short helps, the nearest names, numbers as they write them, and no traceback whatever it is."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import pytest
 from orthon.train.commands.main import main
 from orthon.train.commands.short_help import SHORT
 from orthon.train.settings.base import dotted_names
+from orthon.train.settings.data import DataConfig
 from orthon.train.settings.file import read_config
 from orthon.train.settings.key_values import parse_pairs
 from orthon.train.settings.model import SIZES, ModelConfig
 from orthon.train.settings.numbers import fraction, of_word, whole
 from orthon.train.settings.run import CompareConfig, TrainConfig
 from orthon.train.settings.yaml import parse_yaml
+from orthon.train.text.corpus import load_corpus
 
 HELPS = Path(__file__).parent / "help"
 
@@ -133,6 +136,21 @@ def test_files_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail
         ("compare --sweep 1/0", "sweep.0 must be a valid number"),
         ("plan --machine deep.yaml", "machine: deep.yaml is not YAML: it is nested more than 20 levels deep"),
         ("plan --config-json deep.yaml", "deep.yaml is not JSON"),
+        ("plan --config-json /dev/zero", "/dev/zero has more than 16,777,216 bytes"),
+        ("plan --config-json giant.json", "giant.json: num_hidden_layers must be at most 10,000 but is 1000000000"),
+        ("train --out=", "out must be a path but is ''"),
+        ("train --config=", "config must be a path but is ''"),
+        ("train --resume=", "resume must be a path but is ''"),
+        ("train --out=~no-such-user/runs", "out: there is no home folder for '~no-such-user/runs'"),
+        ("train --data.source text --data.paths=", "data.paths must be a path but is ''"),
+        ("train --data.source text --data.paths=a --data.held-out-paths=", "data.held_out_paths must be a path"),
+        ("train --data.tokenizer=~no-such-user/x", "data.tokenizer: there is no home folder for '~no-such-user/x'"),
+        ("compare --out=", "out must be a path but is ''"),
+        ("tokenize --data.tokenizer x --out=", "out must be a path but is ''"),
+        ("plan --json=", "json_file must be a path but is ''"),
+        ("explain --machine ~no-such-user/x.yaml", "machine: there is no home folder for '~no-such-user/x.yaml'"),
+        ("convert ~no-such-user --source torch-adamw --out x", "IN.pt: there is no home folder for '~no-such-user'"),
+        ("train --out /proc/x", "/proc/x cannot be made"),
     ],
 )
 def test_one_line_before_anything_is_loaded(
@@ -146,6 +164,7 @@ def test_one_line_before_anything_is_loaded(
         monkeypatch.setattr(sys.modules[f"orthon.train.commands.{command}"], "load_corpus", refuse)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deep.yaml").write_text("[" * 100_000)
+    (tmp_path / "giant.json").write_text('{"model_type": "llama", "num_hidden_layers": 1000000000}')
     before = snapshot(tmp_path)
     said = fails(*words.split())
     assert message in said
@@ -210,3 +229,31 @@ def test_a_run_with_lists_and_dtypes_is_named_goes_on_and_is_complete(
     assert main(["train", "--resume", str(run)]) == 0
     assert "is complete: all of its 2 steps are done" in capsys.readouterr().out.replace("\n", " ")
     assert snapshot(place) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.paths=/dev/zero"], "data.paths must name files or directories, but /dev/zero is a device or a pipe"),
+        (["--data.paths=pipe"], "pipe is a device or a pipe"),
+        (["--data.paths=text", "--data.tokenizer=/dev/zero"], "it has more than 134,217,728 bytes"),
+        (["--data.paths=text", "--data.held-out-paths=text"], "no text in data.paths that is not in data.held_out_pa"),
+    ],
+)
+def test_texts_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("text").write_text("text\n" * 1000)
+    assert message in fails("train", "--data.source=text", *words)
+
+
+def test_a_file_that_is_named_twice_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("text\n" * 1000)
+    once = load_corpus(DataConfig(source="text", paths=("texts",)))
+    for paths in (("texts", "texts"), ("texts/a.txt", "texts"), ("texts", "texts/../texts/a.txt"), ("~/texts",)):
+        assert load_corpus(DataConfig(source="text", paths=paths)).fingerprint == once.fingerprint

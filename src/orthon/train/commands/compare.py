@@ -30,6 +30,7 @@ from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
+from orthon.train.settings.paths import AnyPath, as_path
 from orthon.train.settings.run import CompareConfig, TrainConfig
 from orthon.train.step.trial import try_options
 from orthon.train.text.corpus import load_corpus
@@ -42,9 +43,9 @@ TABLE = "comparison.md"
 class CompareCommand(Settings):
     """The words of `orthon compare`."""
 
-    out: Path = Path("runs/compare")
+    out: AnyPath = Path("runs/compare")
     """Directory for the results. Each run has a directory in it."""
-    config: Path | None = None
+    config: AnyPath | None = None
     """YAML file with settings. Flags override it."""
     settings: Annotated[CompareConfig, Parameter(name="*")] = CompareConfig()
 
@@ -52,7 +53,7 @@ class CompareCommand(Settings):
     @classmethod
     def _read_file(cls, given: dict[str, Any]) -> dict[str, Any]:
         path = given.get("config")
-        return given if path is None else settings_over_file(given, Path(path), CompareConfig)
+        return given if path is None else settings_over_file(given, as_path("config", path), CompareConfig)
 
 
 def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = CompareCommand()) -> None:  # noqa: B008  # frozen

@@ -18,6 +18,7 @@ from orthon.saving.untrusted.errors import DamagedError, RefusedError
 from orthon.saving.untrusted.torch_file import read_torch_file
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import processes
+from orthon.train.settings.paths import as_path
 
 
 def convert(
@@ -42,8 +43,10 @@ def convert(
         raise UserError("convert works in one process; call it without torchrun")
     if not inputs:
         raise UserError("convert needs one or more files: orthon convert IN.pt --source NAME --out OUT.pt")
+    out = as_path("out", out)
     if os.path.lexists(out):
         raise UserError(f"{out} exists; choose another --out")
+    inputs = tuple(as_path("IN.pt", path) for path in inputs)
     given = [(_read(path, key), name) for path, name in zip(inputs, _one_for_each(source, len(inputs)), strict=True)]
     try:
         conversion = convert_states(given)

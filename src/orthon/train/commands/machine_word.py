@@ -6,6 +6,7 @@ from orthon import machines
 from orthon.machines import MACHINES, Machine
 from orthon.train.errors import UserError
 from orthon.train.settings.nearest import did_you_mean
+from orthon.train.settings.paths import as_path
 from orthon.train.settings.shown import shown
 from orthon.train.settings.yaml import read_yaml
 
@@ -25,7 +26,7 @@ def machine_of_word(word: str, *, measures: bool = False) -> Machine:
     """
     if word in MACHINES:
         return MACHINES[word]
-    path = Path(word)
+    path = as_path("machine", word) if word else Path(word)
     if path.suffix not in SUFFIXES and not path.is_file():
         names = [*MACHINES, MEASURE] if measures else list(MACHINES)
         raise UserError(

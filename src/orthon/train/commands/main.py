@@ -1,6 +1,7 @@
 """The entry of the command line: every error becomes one line and an exit code."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 
@@ -54,6 +55,9 @@ def _main(words: list[str]) -> int:
 def _carry_out(words: list[str]) -> int:
     if any(importlib.util.find_spec(module) is None for module in EXTRA):
         return _complain("the trainer needs its extra: pip install 'orthon[train]'", 2)
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, and a notebook's display may be unknown here
+    if os.environ.get("COLUMNS") == "0":  # a terminal that does not tell its width; rich would print nothing
+        del os.environ["COLUMNS"]
     from orthon.train.commands.app import carry_out
 
     carry_out(words)

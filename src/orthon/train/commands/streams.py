@@ -11,7 +11,7 @@ GONE = {errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET}  # of a pipe or a
 
 
 class LastingStream:
-    """A stream to which writing never fails.
+    """A stream to which writing never fails. Characters that it does not have are written as their numbers.
 
     If its reader has gone away, what is written is dropped in silence: the reader did not want more. Any other fault,
     such as a full disk, is kept in `fault`.
@@ -28,6 +28,9 @@ class LastingStream:
         """Write text, or drop it."""
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError:  # where the locale is that of ASCII, or a path has bytes that are no text
+            encoding = self._stream.encoding
+            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._note(error)
             return len(text)

@@ -14,6 +14,7 @@ from orthon.train.results.text_progress import text_progress
 from orthon.train.settings.base import Settings
 from orthon.train.settings.data import DataConfig
 from orthon.train.settings.numbers import whole
+from orthon.train.settings.paths import AnyPath
 from orthon.train.settings.run import section
 from orthon.train.text.text_job import text_job
 from orthon.train.text.token_folder import make_token_folder
@@ -24,7 +25,7 @@ from orthon.train.text.tokenizer import FILE
 class TokenizeCommand(Settings):
     """The words of `orthon tokenize`."""
 
-    out: Path = Path("tokens")
+    out: AnyPath = Path("tokens")
     """Directory for the shards. It must not exist. Until it is whole it has the suffix .part; an interrupted command,
     called again, goes on there."""
     shard_tokens: Annotated[int, BeforeValidator(whole), Field(ge=1, le=2**31 - 1)] = PER_SHARD

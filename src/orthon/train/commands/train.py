@@ -22,6 +22,7 @@ from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
 from orthon.train.settings.file import as_plain, flatten, read_config, settings_over_file
+from orthon.train.settings.paths import AnyPath, as_path
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.optimizers import settle
 from orthon.train.step.trial import try_options
@@ -34,9 +35,9 @@ AUTO = "auto"
 class TrainCommand(Settings):
     """The words of `orthon train`."""
 
-    out: Path | None = None
+    out: AnyPath | None = None
     """Directory for the results, new or empty. Default: runs/OPTIMIZER-MODEL, such as runs/dion-1M."""
-    config: Path | None = None
+    config: AnyPath | None = None
     """YAML file with settings. Flags override it."""
     resume: str | None = None
     """Directory of a run to continue. Its settings hold, and flags may change a few of them, such as --steps. 'auto':
@@ -49,9 +50,10 @@ class TrainCommand(Settings):
     def _read_file(cls, given: dict[str, Any]) -> dict[str, Any]:
         path, resume = given.get("config"), given.get("resume")
         if resume not in (None, AUTO):
-            refuse_strange_parts(Path(resume))
-            path = Path(resume) / CONFIG
-        return given if path is None else settings_over_file(given, Path(path), TrainConfig)
+            directory = as_path("resume", resume)
+            refuse_strange_parts(directory)
+            path = directory / CONFIG
+        return given if path is None else settings_over_file(given, as_path("config", path), TrainConfig)
 
 
 def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainCommand()) -> None:  # noqa: B008  # frozen
@@ -108,7 +110,7 @@ def _train(command: TrainCommand, ranks: Processes, console: Console, say: Calla
 def _directory(command: TrainCommand) -> Path:
     """Where the run is, or will be."""
     if command.resume is not None and command.resume != AUTO:
-        return Path(command.resume)
+        return as_path("resume", command.resume)
     config = command.settings
     return command.out or Path("runs") / f"{config.optimizer.name}-{config.model.name}"
 

@@ -1,6 +1,7 @@
 """A model without weights: from its shape, or from a configuration file of transformers."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig,
 from orthon.train.errors import UserError
 from orthon.train.model.build import llama_config
 from orthon.train.settings.cluster import ClusterConfig
+from orthon.train.settings.shown import shown
 
 FILE = "config.json"
+LARGEST = 2**24  # bytes of it
+MOST = 10_000  # layers, or experts of one
 
 # What the file may say that has no part in training: code of its own, and how weights were compressed.
 LEFT_OUT = ("auto_map", "quantization_config")
@@ -53,11 +57,15 @@ def weights_of_a_token(model: PreTrainedModel) -> int:
 def _read(path: Path) -> PretrainedConfig:
     file = path / FILE if path.is_dir() else path
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            raw = opened.read(LARGEST + 1)
+        content: Any = json.loads(raw.decode()) if len(raw) <= LARGEST else None
     except OSError as error:
         raise UserError(f"config_json must be a {FILE} or its folder, but {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {error}") from error
+    if len(raw) > LARGEST:
+        raise UserError(f"{file} has more than {LARGEST:,} bytes, which is too much for a {FILE}")
     kind = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(kind, str):
         raise UserError(f"{file} is no configuration of transformers: it has no model_type")
@@ -66,11 +74,21 @@ def _read(path: Path) -> PretrainedConfig:
             "its own code is never run" if "auto_map" in content else "this version of transformers does not have it"
         )
         raise UserError(f"{file} is of model_type {kind!r}: {reason}; write --model.size with sizes near those of it")
+    _refuse_giants(content, file)
     plain = {key: value for key, value in content.items() if key not in LEFT_OUT}
     try:
         return CONFIG_MAPPING[kind].from_dict(plain)
     except Exception as error:  # likewise
         raise UserError(f"{file}: {_first_line(error)}") from error
+
+
+def _refuse_giants(content: Any, file: Path) -> None:
+    """Refuse numbers of layers or experts that no model has: each takes its time even without weights."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            _refuse_giants(value, file)
+        elif isinstance(value, int) and value > MOST and re.search("layer|expert|depth|block", key):
+            raise UserError(f"{file}: {shown(key)[1:-1]} must be at most {MOST:,} but is {shown(value)}")
 
 
 def _first_line(error: Exception) -> str:

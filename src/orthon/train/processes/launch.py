@@ -16,12 +16,18 @@ PATIENCE = timedelta(seconds=10)  # how long a failing rank waits for the first 
 
 def processes() -> int:
     """Number of processes that carry out this command."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def process_rank() -> int:
     """Rank of this process. Rank 0 writes the messages and the files."""
-    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+    return _number("RANK", 0) if processes() > 1 else 0
+
+
+def _number(variable: str, default: int) -> int:
+    """An environment variable as a number. What is none is not from torchrun, and says nothing about processes."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isascii() and value.isdigit() else default
 
 
 def run_together(command: Callable[[], int]) -> NoReturn:

@@ -68,7 +68,10 @@ class Lock:
             while not self._take(say):
                 tries -= 1
                 if not tries:
-                    raise UserError(f"{self.directory} is made and deleted by other processes all the time")
+                    raise UserError(
+                        f"{self.directory} cannot be made, or other processes delete it all the time; "
+                        "choose another --out"
+                    )
         except BaseException:
             self.release()
             raise

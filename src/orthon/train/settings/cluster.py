@@ -12,6 +12,7 @@ from orthon.train.settings.key_values import WORDS
 from orthon.train.settings.mesh import MeshConfig
 from orthon.train.settings.model import ModelConfig
 from orthon.train.settings.optimizer import OptimizerConfig
+from orthon.train.settings.paths import AnyPath
 from orthon.train.settings.run import section
 
 # That of LLaMA 3.
@@ -30,7 +31,7 @@ class ClusterMesh(MeshConfig):
 class ClusterConfig(Settings):
     """What would be trained, and where."""
 
-    config_json: Path | None = None
+    config_json: AnyPath | None = None
     """Configuration file of a model of Hugging Face's transformers, config.json, or the folder that has it; in place of
     --model. Nothing is downloaded, and no code of the folder runs."""
     vocabulary: Count = VOCABULARY
@@ -73,7 +74,7 @@ class PlanConfig(ClusterConfig):
     machine: str = "h100"
     """Where it would be trained: a name of the table in docs/machines.md, or a YAML file with such figures. 'measure':
     measure this machine, and write --machine-file."""
-    machine_file: Path = Path("machine.yaml")
+    machine_file: AnyPath = Path("machine.yaml")
     """File that --machine measure writes."""
     optimizers: Annotated[tuple[str, ...], WORDS] = ("dion:1/4", "dion:1/16", "dion:1/64", "muon", "dion2:1/4", "adamw")
     """Names as in `orthon train`. 'dion:1/16' also sets the rank fraction, 'dion2:1/2' the fraction."""
@@ -89,9 +90,9 @@ class PlanConfig(ClusterConfig):
     instead of 6."""
     other_ranks: bool = True
     """Also plan for other numbers of GPUs, by mesh.dp_shard, to tell where one optimizer overtakes another."""
-    json_file: Annotated[Path | None, Parameter(name="--json")] = Field(default=None)
+    json_file: Annotated[AnyPath | None, Parameter(name="--json")] = Field(default=None)
     """File for all figures."""
-    picture: Path | None = None
+    picture: AnyPath | None = None
     """File for a picture: time over the rank fraction, and over the number of GPUs."""
 
     @model_validator(mode="after")

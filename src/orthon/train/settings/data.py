@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from orthon.train.settings.base import Settings
 from orthon.train.settings.key_values import WORDS
 from orthon.train.settings.numbers import of_word, whole
+from orthon.train.settings.paths import as_path
 
 SourceName = Literal["stdlib", "text", "jsonl", "parquet", "saved", "hf", "shards"]
+
+MOST_TOKENS = 2**20  # in a vocabulary
 
 # The sources that use a setting, where not all do.
 USED_BY: dict[str, tuple[SourceName, ...]] = {
@@ -53,22 +56,23 @@ class DataConfig(Settings):
     """For a tokenizer: token after each document. Default: '<|endoftext|>' or its like, if the tokenizer has one."""
     token_bits: Annotated[Literal[16, 32] | None, BeforeValidator(of_word)] = None
     """For 'shards': bits of a token in files without a header. Default: 16."""
-    vocab_size: Annotated[int, BeforeValidator(whole), Field(ge=1, le=2**20)] | None = None
+    vocab_size: Annotated[int, BeforeValidator(whole), Field(ge=1, le=MOST_TOKENS)] | None = None
     """For 'shards' or a tokenizer: number of different tokens. Default: that of the tokenizer, rounded up to a multiple
     of 64; for shards that in the header, else 50304 for 16-bit and 128256 for 32-bit tokens."""
 
     @field_validator("paths", "held_out_paths")
     @classmethod
-    def _make_absolute(cls, paths: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _make_absolute(cls, paths: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
         # A run may be resumed from another working directory.
-        return None if paths is None else tuple(str(Path(path).absolute()) for path in paths)
+        name = f"data.{info.field_name}"
+        return None if paths is None else tuple(str(as_path(name, path).absolute()) for path in paths)
 
     @field_validator("tokenizer")
     @classmethod
     def _make_tokenizer_absolute(cls, tokenizer: str | None) -> str | None:
         if not tokenizer or not is_path(tokenizer):
             return tokenizer
-        return str(Path(tokenizer).expanduser().absolute())
+        return str(as_path("data.tokenizer", tokenizer).absolute())
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:

@@ -32,19 +32,28 @@ def find_files(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
     """Files that are named, and files in a named directory that match the pattern; each with its name for the corpus.
 
     The name is the path from the named directory on, so it does not depend on the machine. Hidden files in a directory
-    are left out.
+    are left out. A file that is named twice is there once: or a part of it could be held out, and trained on as well.
 
     Raises:
-        UserError: A path does not exist.
+        UserError: A path does not exist, or is a device or a pipe, which cannot be read twice.
     """
+    seen = set(named.without)
+    for path, name in _all(named, pattern):
+        if (real := path.resolve()) not in seen:
+            seen.add(real)
+            yield path, name
+
+
+def _all(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
     for given in map(Path, named.paths):
         if given.is_dir():
             for path in sorted(given.rglob(pattern)):
                 relative = path.relative_to(given)
-                hidden = any(part.startswith(".") for part in relative.parts)
-                if path.is_file() and not hidden and path.resolve() not in named.without:
+                if path.is_file() and not any(part.startswith(".") for part in relative.parts):
                     yield path, relative.as_posix()
         elif not given.exists():
             raise UserError(f"{named.setting}: there is no file or directory {given}")
-        elif given.resolve() not in named.without:
+        elif not given.is_file():
+            raise UserError(f"{named.setting} must name files or directories, but {given} is a device or a pipe")
+        else:
             yield given, given.name

@@ -35,4 +35,4 @@ def require_column(column: str, columns: Any, where: str = "") -> None:
     names = [str(name) for name in columns]
     if column not in names:
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        raise UserError(f"{where}data.text_column must be one of {shown} but is {column!r}")
+        raise UserError(f"{where}data.text_column must be one of {shown or 'its columns'} but is {column!r}")

@@ -70,11 +70,11 @@ def saved_source(named: Named, column: str, split: str) -> Source:
         UserError: `datasets` is not installed, a folder is no such one, or it has no such split or column of text.
     """
     datasets = _import_datasets("saved")
-    folders = [Path(path) for path in named.paths]
+    folders = {Path(path).resolve(): Path(path) for path in reversed(named.paths)}  # each once
     tables: list[tuple[str, Any]] = []
     mark: list[Any] = []
-    for folder in folders:
-        if folder.resolve() in named.without:
+    for real, folder in reversed(folders.items()):
+        if real in named.without:
             continue
         if not any((folder / name).is_file() for name in SAVED):
             raise UserError(f"{named.setting} must name folders that save_to_disk has written, but {folder} is none")

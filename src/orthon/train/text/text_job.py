@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from orthon.train.errors import UserError
 from orthon.train.settings.data import DataConfig
 from orthon.train.text.documents import stdlib_source, text_source
 from orthon.train.text.files import Named
@@ -33,8 +34,10 @@ def open_source(data: DataConfig) -> tuple[Source, Source | None]:
     if data.held_out_paths is None:
         return _of_paths(data, Named(data.paths)), None
     own = Named(data.held_out_paths, "data.held_out_paths")
-    others = Named(data.paths, without=own.resolved())
-    return _of_paths(data, others), _of_paths(data, own)
+    others = _of_paths(data, Named(data.paths, without=own.resolved()))
+    if not others.total:
+        raise UserError("there is no text in data.paths that is not in data.held_out_paths as well")
+    return others, _of_paths(data, own)
 
 
 def text_job(data: DataConfig, *, per_shard: int) -> Job:

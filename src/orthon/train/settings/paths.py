@@ -1,0 +1,34 @@
+"""Paths as people write them: ~ is the home folder, and an empty word is no path."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, ValidationInfo
+
+from orthon.train.errors import UserError
+
+
+def as_path(setting: str, word: str | Path) -> Path:
+    """The path that a word means. A shell puts the home folder in place of ~ at the start of a word alone.
+
+    Args:
+        setting: Its name, for errors.
+        word: As it was written.
+
+    Raises:
+        UserError: It is empty, as where a variable of a shell is not set: that would be the working directory. Or it
+            is about the home of nobody.
+    """
+    if not str(word) or "\0" in str(word):
+        raise UserError(f"{setting} must be a path but is {str(word)!r}")
+    try:
+        return Path(word).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{setting}: there is no home folder for {str(word)!r}") from error
+
+
+def _checked(word: object, info: ValidationInfo) -> object:
+    return as_path(info.field_name or "", word) if isinstance(word, str | Path) else word
+
+
+AnyPath = Annotated[Path, BeforeValidator(_checked)]
