@@ -23,10 +23,15 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "adamuon.py"
 
 @pytest.fixture(autouse=True)
 def forget_rules() -> Iterator[None]:
-    known = dict(RULES)
+    """Begin without the rule of the example, and leave what was there."""
+    known, module = dict(RULES), sys.modules.pop("adamuon", None)
+    RULES.pop("adamuon", None)
     yield
     RULES.clear()
     RULES.update(known)
+    sys.modules.pop("adamuon", None)
+    if module is not None:
+        sys.modules["adamuon"] = module
 
 
 def model() -> nn.Module:
@@ -79,7 +84,6 @@ def test_rules_from_outside_have_names_too(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match="'adamuon'"):
         orthon.create("adamuon", model())
     monkeypatch.syspath_prepend(EXAMPLE.parent)
-    sys.modules.pop("adamuon", None)
     __import__("adamuon")
     assert "adamuon" in orthon.rules()
     net = model()

@@ -121,7 +121,8 @@ class Planner:
             ValueError: for a gradient on another device than its parameter.
         """
         members = self.members(groups)
-        self._check.rates.look(groups)
+        if not self._check.rates.decided:
+            self._check.rates.look(groups)
         kinds: list[Any] = []
         for member in members:
             kinds.append(None if member.grad is None else (member.grad.dtype, member.grad.device))

@@ -12,6 +12,9 @@ class Rates:
     Embeddings are then trained with the learning rate of matrices, without an error. Steps with a learning rate of 0
     tell nothing. Later ones are not looked at, as the end of a schedule may be the same for all groups.
 
+    Attributes:
+        decided: whether it has looked at a step that tells.
+
     Args:
         owner: the optimizer, for the warning.
     """
@@ -19,11 +22,11 @@ class Rates:
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self._given: list[float] = []  # different ones, in the order of the groups
-        self._decided = False
+        self.decided = False
 
     def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Forget all other groups, and take these for those that were made."""
-        self._given, self._decided = [], False
+        self._given, self.decided = [], False
         for group in groups:
             self.add(group["lr"])
 
@@ -34,13 +37,11 @@ class Rates:
 
     def look(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Look at the learning rates of a step, and warn once if all are one number."""
-        if self._decided:
-            return
         rates = [group["lr"] for group in groups]
         are_numbers = all(isinstance(rate, int | float) for rate in rates)
         if not rates or (are_numbers and rates[0] == 0):
             return
-        self._decided = True
+        self.decided = True
         if are_numbers and len(self._given) > 1 and all(rate == rates[0] for rate in rates):
             were = ", ".join(f"{rate:g}" for rate in self._given)
             warnings.warn(
