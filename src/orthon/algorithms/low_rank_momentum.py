@@ -24,7 +24,6 @@ from orthon.linalg import (
     unit_columns_on_shards,
 )
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
-from orthon.linalg.device import is_readable
 from orthon.linalg.kernels import add_and_multiply_, add_each, product, subtract_product_
 from orthon.linalg.precision import Noise
 from orthon.sharding import Side, Step
@@ -91,19 +90,9 @@ class LowRankMomentum:
         self._left: Columns = yield from orthonormalizing
         # In an accelerator's arithmetic, sizes of columns that do not live may be anything.
         if self._given.route == "alone" and precision.times is None:
-            self._check_finite()
+            self._given.check_finite(self._left.size, "momentum")
         P: Tensor = yield from self._rows.gather(self._left.vectors.to(self._sent))
         return P
-
-    def _check_finite(self) -> None:
-        """Raise an error if the state has infinities or NaNs. The sizes of P's columns show it without another pass.
-
-        But a factorization can also break down at a column that depends on others, which then does not live.
-        """
-        size = self._left.size  # (b, r)
-        if is_readable(size) and not bool(size.isfinite().all()):
-            again = product(self._M, self._Q.to(self._M.dtype))  # (b, m, r)
-            self._given.check_finite(again.abs().amax(-2), "momentum")
 
     def right(self, P: Tensor) -> Step[Tensor]:
         """Return Q ← R / column norms of R, or its orthonormal or polar factor, with R ← Mᵀ P, (b, n, r); Q is kept."""

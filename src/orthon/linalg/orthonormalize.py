@@ -22,9 +22,10 @@ from orthon.linalg.triangles import (
     times_,
 )
 
-# A diagonal shift of this many epsilon times r keeps the Cholesky factorization of an r × r Gram matrix
-# with unit diagonal from breaking down, whatever the rank of the matrix.
-SHIFT = 2.0
+# A diagonal shift of this many epsilon times r keeps the Cholesky factorization of an r × r Gram matrix with unit diagonal
+# from breaking down, whatever the rank of the matrix. But sums of equal numbers round all to one side. Where the host
+# sees that it broke down for that, the shift is made larger.
+SHIFT, LARGER, TRIES = 2.0, 16.0, 2
 
 
 def orthonormalize(
@@ -99,6 +100,12 @@ def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise,
     inverse = inverse_row(norm, live)  # (b, 1, r)
     L = cholesky_(equilibrated_(gram, inverse), shift)
     residual = torch.linalg.diagonal(L).clone()  # what is left of a unit column beside the columns before it
+    for _ in range(TRIES if looks else 0):
+        if bool((residual > 0).all()):
+            break
+        shift *= LARGER
+        L = cholesky_(equilibrated_(by.rough_gram(B).contiguous(), inverse), shift)
+        residual = torch.where(torch.linalg.diagonal(L) > 0, torch.linalg.diagonal(L), 0)
     B = _solve_(B, inverse, L, by)
     del gram, L  # each as large as B at full rank
 
@@ -114,6 +121,8 @@ def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise,
     # the matrix is factored again without it.
     L = cholesky_(equilibrated_(gram.clone(), inverse), shift)
     left_over = torch.linalg.diagonal(L)
+    if looks:  # where a factorization has broken down, its diagonal may have any numbers
+        left_over = torch.where(left_over > 0, left_over, 0)
     residual *= norm * left_over
     before, live = live, live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
     if not _is_known_equal(before, live):
