@@ -105,10 +105,13 @@ def test_live_columns_count_the_rank(m: int, r: int, rank: int, exponent: int, s
 
 @pytest.mark.parametrize(("m", "r"), [(64, 16), (256, 64), (1024, 128), (4096, 8), (16384, 4)])
 def test_equal_rows(m: int, r: int) -> None:
-    """Sums of equal numbers round all to one side, so that a Gram matrix of rank one is far from one by rounding."""
+    """Sums of equal numbers round all to one side, so that a Gram matrix of rank one is far from one by rounding.
+
+    Lengths of columns have the same error: up to half an epsilon for each row.
+    """
     for seed in range(10):
         v = torch.randn(1, r, generator=torch.Generator().manual_seed(seed))
         columns = orthonormalize((torch.full((m, 1), 0.7) @ v)[None])
         assert columns.size.isfinite().all(), seed
         assert columns.live.sum() == 1, seed
-        assert columns.vectors.double().square().sum((0, 1))[0].item() == pytest.approx(1, abs=1e-4), seed
+        assert columns.vectors.double().square().sum((0, 1))[0].item() == pytest.approx(1, abs=m * 6e-8), seed

@@ -22,9 +22,9 @@ from orthon.linalg.triangles import (
     times_,
 )
 
-# A diagonal shift of this many epsilon times r keeps the Cholesky factorization of an r × r Gram matrix with unit diagonal
-# from breaking down, whatever the rank of the matrix. But sums of equal numbers round all to one side. Where the host
-# sees that it broke down for that, the shift is made larger.
+# A diagonal shift of this many epsilon times r keeps the Cholesky factorization of an r × r Gram matrix with unit
+# diagonal from breaking down, whatever the rank of the matrix. But sums of equal numbers round all to one side. Where
+# the host sees that the factorization broke down, it is made again with a larger shift.
 SHIFT, LARGER, TRIES = 2.0, 16.0, 2
 
 
