@@ -36,6 +36,17 @@ def test_known_formats(tmp_path: Path, bits: int, magic: int | None, version: in
     assert (said in corpus.description) == (magic is None)
 
 
+@pytest.mark.parametrize("place", [0, 50_000, 99_999])
+def test_another_content_is_another_text(tmp_path: Path, place: int) -> None:
+    """A run goes on with no shard that was made anew under the same name. A sample of the tokens tells."""
+    tokens, found = np.arange(100_000) % 256, set()
+    for changed in (tokens, np.where(np.arange(100_000) == place, 7, tokens)):
+        for name in ("train.bin", "val.bin"):
+            write_shard(tmp_path / name, changed, bits=16, magic=GPT2, version=1)
+        found.add(load_corpus(DataConfig(source="shards", paths=(str(tmp_path),))).fingerprint)
+    assert len(found) == 2
+
+
 def numbers(*first: int, order: str = "<", rest: int = 0) -> bytes:
     header = np.full(256, rest, f"{order}i4")
     header[: len(first)] = first

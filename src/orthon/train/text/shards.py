@@ -17,6 +17,7 @@ from orthon.train.text.tokens import Corpus, Piece, Tokens, as_numbers, count
 from orthon.train.text.vocabulary import vocabulary
 
 LOOKED_AT = 2**16  # tokens at the beginning of a file without a header
+SAMPLED = 2**12  # tokens at the beginning, in the middle and at the end of a file, for the fingerprint
 
 Bits = Literal[16, 32]
 
@@ -69,7 +70,7 @@ def shard_corpus(
         setting = "data.paths" if held_out_paths is None else "data.held_out_paths"
         places = ", ".join(paths if held_out_paths is None else held_out_paths)
         raise UserError(f"{setting} hold no held-out shard: no .bin file{held_out_rule} in {places}")
-    sizes = "\n".join(f"{shard.path.name} {len(shard.tokens)}" for shard in shards)
+    content = "\n".join(f"{shard.path.name} {len(shard.tokens)} {_sampled(shard.tokens)}" for shard in shards)
     parts = [tuple(Piece(str(shard.path), shard.tokens) for shard in part) for part in (train, held_out)]
     told = max(shard.vocab_size or shard.form.vocab_size for shard in shards)
     return Corpus(
@@ -80,8 +81,7 @@ def shard_corpus(
         train=parts[0],
         held_out=parts[1],
         vocab_size=vocabulary(vocab_size, tokenizer) or told,
-        # From names and lengths alone, as it takes long to read a large data set.
-        fingerprint=hashlib.blake2b(sizes.encode(), digest_size=16).hexdigest(),
+        fingerprint=hashlib.blake2b(content.encode(), digest_size=16).hexdigest(),
         decode=as_numbers if tokenizer is None else tokenizer.decode,
     )
 
@@ -125,6 +125,14 @@ def _map(path: Path, form: ShardFormat, offset: int, size: int) -> Tokens:
     if size == offset:
         return np.empty(0, form.token)
     return np.memmap(path, form.token, "r", offset)
+
+
+def _sampled(tokens: Tokens) -> str:
+    """A hash of some tokens, as it takes long to read a large data set."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for start in (0, len(tokens) // 2, max(0, len(tokens) - SAMPLED)):
+        hashed.update(np.asarray(tokens[start : start + SAMPLED]).tobytes())
+    return hashed.hexdigest()
 
 
 def _files(number: int) -> str:
