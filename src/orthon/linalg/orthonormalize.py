@@ -125,7 +125,9 @@ def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise,
         left_over = torch.where(left_over > 0, left_over, 0)
     residual *= norm * left_over
     before, live = live, live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
+    del left_over  # it may be a view of L
     if not _is_known_equal(before, live):
+        del L
         inverse = inverse_row(norm, live)
         L = cholesky_(equilibrated_(gram, inverse), shift)
     B = _solve_(B, inverse, L, by)
