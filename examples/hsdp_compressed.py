@@ -18,18 +18,6 @@ import orthon
 
 WIDTH = 128
 
-dist.init_process_group("gloo")
-mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-torch.manual_seed(0)
-model = nn.Sequential(
-    nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)
-)
-fully_shard(model, mesh=mesh["shard"])
-
-
-def dion(**options: Any) -> orthon.Dion:
-    return orthon.Dion.for_model(model, lr=0.02, replicas=mesh["replicate"], sync_gradients=True, **options)
-
 
 def kilobytes(optimizer: orthon.Dion) -> float:
     """Return what the process that sends the most sends in a step."""
@@ -37,18 +25,33 @@ def kilobytes(optimizer: orthon.Dion) -> float:
     return most.sent / 1e3 if most else 0.0
 
 
-optimizer = dion(rank_fraction=1 / 8, **orthon.Dion.PAPER)
-compressed, full = kilobytes(optimizer), kilobytes(dion(rank_fraction=1 / 8))
-if dist.get_rank() == 0:
-    print(f"a step sends {compressed:.0f} kB; with gradients averaged in full it would be {full:.0f} kB")
+def main() -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    torch.manual_seed(0)
+    layers = nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)
+    model = nn.Sequential(*layers)
+    fully_shard(model, mesh=mesh["shard"])
 
-data = torch.randn(512, WIDTH, generator=torch.Generator().manual_seed(dist.get_rank()))  # each process has its own
-for step in range(81):
-    loss = (model(data) - data.roll(1, dims=1)).square().mean()
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    if dist.get_rank() == 0 and step % 20 == 0:
-        print(f"step {step}: loss {loss.item():.4f}")
-optimizer.consolidate()  # the replicas' momenta differ; after this, state_dict() may be called
-dist.destroy_process_group()
+    def dion(**options: Any) -> orthon.Dion:
+        return orthon.Dion.for_model(model, lr=0.02, replicas=mesh["replicate"], sync_gradients=True, **options)
+
+    optimizer = dion(rank_fraction=1 / 8, **orthon.Dion.PAPER)
+    compressed, full = kilobytes(optimizer), kilobytes(dion(rank_fraction=1 / 8))
+    if dist.get_rank() == 0:
+        print(f"a step sends {compressed:.0f} kB; with gradients averaged in full it would be {full:.0f} kB")
+
+    data = torch.randn(512, WIDTH, generator=torch.Generator().manual_seed(dist.get_rank()))  # each has its own
+    for step in range(81):
+        loss = (model(data) - data.roll(1, dims=1)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if dist.get_rank() == 0 and step % 20 == 0:
+            print(f"step {step}: loss {loss.item():.4f}")
+    optimizer.consolidate()  # the replicas' momenta differ; after this, state_dict() may be called
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    main()  # what holds process groups is gone when it returns; gloo may abort if that lives to the very end
+    dist.destroy_process_group()
