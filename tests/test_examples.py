@@ -63,4 +63,4 @@ MORE = {
 def test_what_is_run_elsewhere_is_there() -> None:
     folder = Path(__file__).parent / "integrations"
     assert EXAMPLES.keys() >= ELSEWHERE
-    assert all(name in (folder / "test_examples.py").read_text(encoding="utf-8") for name in ELSEWHERE)
+    assert all(name in (folder / "test_examples_of_packages.py").read_text(encoding="utf-8") for name in ELSEWHERE)
