@@ -115,3 +115,20 @@ def test_equal_rows(m: int, r: int) -> None:
         assert columns.size.isfinite().all(), seed
         assert columns.live.sum() == 1, seed
         assert columns.vectors.double().square().sum((0, 1))[0].item() == pytest.approx(1, abs=m * 6e-8), seed
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e5, 1e8])
+def test_equal_rows_change_no_other_matrix_of_a_batch(condition: float) -> None:
+    m, r = 4096, 8
+    generator = torch.Generator().manual_seed(1)
+    U = torch.linalg.qr(torch.randn(m, r, generator=generator, dtype=torch.float64))[0]
+    V = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))[0]
+    other = ((U * condition ** -torch.linspace(0, 1, r, dtype=torch.float64)) @ V.T).float()
+    equal = torch.full((m, 1), 0.7) @ torch.randn(1, r, generator=torch.Generator().manual_seed(5))
+    alone = orthonormalize(other[None].clone())
+    together = orthonormalize(torch.stack([other, equal]))
+    assert torch.equal(together.live[0], alone.live[0])
+    assert together.live[1].sum() == 1
+    live = alone.live[0]
+    gram = together.vectors[0][:, live].double().T @ together.vectors[0][:, live].double()
+    assert (gram - torch.eye(len(gram), dtype=torch.float64)).abs().max() < 1e-5

@@ -1,7 +1,5 @@
 """Orthonormal columns for batches of tall matrices, from small sums over the ranks that hold their rows."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -87,7 +85,7 @@ def orthonormalize_on_shards(
     return (yield from orthonormalize_dealt(B, ranks, shift, left=left, noise=noise, by=by, turn=turn))
 
 
-def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise, by: Arithmetic) -> Columns:
+def _orthonormalize(B: Tensor, shift: float | Tensor, left: Columns | None, noise: Noise, by: Arithmetic) -> Columns:
     looks = host_decides(B, by)
 
     # First pass. A column that is noise beside the whole matrix is dropped at once.
@@ -101,9 +99,10 @@ def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise,
     L = cholesky_(equilibrated_(gram, inverse), shift)
     residual = torch.linalg.diagonal(L).clone()  # what is left of a unit column beside the columns before it
     for _ in range(TRIES if looks else 0):
-        if bool((residual > 0).all()):
+        broken = ~(residual > 0).all(-1, keepdim=True)  # (b, 1)
+        if not bool(broken.any()):
             break
-        shift *= LARGER
+        shift = torch.where(broken, LARGER, 1.0) * shift  # the other matrices of the batch keep theirs
         L = cholesky_(equilibrated_(by.rough_gram(B).contiguous(), inverse), shift)
         residual = torch.where(torch.linalg.diagonal(L) > 0, torch.linalg.diagonal(L), 0)
     B = _solve_(B, inverse, L, by)
@@ -124,7 +123,7 @@ def _orthonormalize(B: Tensor, shift: float, left: Columns | None, noise: Noise,
     if looks:  # where a factorization has broken down, its diagonal may have any numbers
         left_over = torch.where(left_over > 0, left_over, 0)
     residual *= norm * left_over
-    before, live = live, live & (residual > relative_noise) & (left_over > 4 * math.sqrt(shift))
+    before, live = live, live & (residual > relative_noise) & (left_over > 4 * shift**0.5)
     del left_over  # it may be a view of L
     if not _is_known_equal(before, live):
         del L

@@ -21,9 +21,13 @@ def equilibrated_(gram: Tensor, inverse: Tensor) -> Tensor:
     return result
 
 
-def cholesky_(gram: Tensor, shift: float) -> Tensor:
-    """Return the lower Cholesky factor of a Gram matrix with a unit diagonal, shifted; overwrites it."""
-    torch.linalg.diagonal(gram).fill_(1 + shift)
+def cholesky_(gram: Tensor, shift: float | Tensor) -> Tensor:
+    """Return the lower Cholesky factor of Gram matrices (b, r, r) with a unit diagonal, shifted; overwrites them.
+
+    The shift is a number, or one for each matrix, (b, 1).
+    """
+    diagonal = torch.linalg.diagonal(gram)
+    diagonal.copy_(1 + shift) if isinstance(shift, Tensor) else diagonal.fill_(1 + shift)
     info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(gram, out=(gram, info))
     return gram
