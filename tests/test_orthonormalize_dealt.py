@@ -301,3 +301,13 @@ def test_the_lockstep_notices_ranks_that_differ() -> None:
 
     with pytest.raises(AssertionError, match="different collectives"):
         in_lockstep(make, 2)
+
+
+@pytest.mark.parametrize(("m", "r"), [(64, 16), (256, 64), (1024, 64), (4096, 8)])
+def test_equal_rows(m: int, r: int) -> None:
+    """A factorization that breaks down by rounding is made again by the rank that has it."""
+    for seed in range(10):
+        v = torch.randn(1, r, generator=torch.Generator().manual_seed(seed))
+        found, _ = on_ranks(orthonormalize_on_shards, (torch.full((m, 1), 0.7) @ v)[None], (0.5, 0.5))
+        assert found.size.isfinite().all(), seed
+        assert found.live.sum() == 1, seed

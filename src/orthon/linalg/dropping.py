@@ -9,7 +9,7 @@ from orthon.linalg.precision import full_precision
 _PART, _LEAST, _MOST = 4, 64, 256
 
 
-def cholesky_dropping_(gram: Tensor, live: Tensor, shift: float, *, least: float) -> tuple[Tensor, Tensor]:
+def cholesky_dropping_(gram: Tensor, live: Tensor, shift: float | Tensor, *, least: float) -> tuple[Tensor, Tensor]:
     """Return the lower Cholesky factor of a Gram matrix, with unit rows for columns that do not live.
 
     It goes by panels of columns. The diagonal block of a panel is factored with a shift, which tells how much of each
@@ -22,7 +22,7 @@ def cholesky_dropping_(gram: Tensor, live: Tensor, shift: float, *, least: float
     Args:
         gram: (b, r, r), of which the lower triangle is read; overwritten. Its diagonal counts as 1.
         live: which columns live before, (b, r). The others have rows and columns of zeros beside the diagonal.
-        shift: added to the diagonal so that any Gram matrix can be factored.
+        shift: added to the diagonal so that any Gram matrix can be factored; a number, or one for each matrix, (b, 1).
         least: how much of a column should be left.
 
     Returns:

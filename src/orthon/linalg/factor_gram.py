@@ -5,7 +5,6 @@ results, no factorization is repeated unless columns are dropped. If it does not
 the last one drops columns on the way.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -36,14 +35,14 @@ class Factor(NamedTuple):
 
 
 def first_factor(
-    gram: Tensor, scale: Tensor, shift: float, noise: Noise, left: Columns | None, by: Arithmetic
+    gram: Tensor, scale: Tensor, shift: float | Tensor, noise: Noise, left: Columns | None, by: Arithmetic
 ) -> tuple[Factor, Tensor]:
     """Return the factor of the first pass, which drops columns that are noise beside the whole matrix.
 
     Args:
         gram: (b, r, r), of the scaled columns; overwritten. What is below the diagonal is not read, here and below.
         scale: what the columns were divided by, (b, r).
-        shift: for the diagonal, so that all Gram matrices have a factor.
+        shift: for the diagonal, so that all Gram matrices have a factor; a number, or one for each matrix, (b, 1).
         noise: of the columns.
         left: the orthonormal columns P, if the columns are those of Mᵀ P.
         by: the arithmetic.
@@ -60,7 +59,7 @@ def first_factor(
 
 
 def second_factor(
-    gram: Tensor, live: Tensor, residual: Tensor, relative_noise: Tensor, shift: float, *, looks: bool
+    gram: Tensor, live: Tensor, residual: Tensor, relative_noise: Tensor, shift: float | Tensor, *, looks: bool
 ) -> Factor:
     """Return the factor of the second pass, which drops columns of which nothing but noise is left.
 
@@ -75,13 +74,15 @@ def second_factor(
     norm = torch.linalg.diagonal(gram).sqrt()
     L = cholesky_(equilibrated_(gram.clone(), inverse_row(norm, live)), shift)
     left_over = torch.linalg.diagonal(L).clone()
-    before, live = live, live & (residual * norm * left_over > relative_noise) & (left_over > 4 * math.sqrt(shift))
+    if looks:  # where a factorization has broken down, its diagonal may have any numbers
+        left_over = torch.where(left_over > 0, left_over, 0)
+    before, live = live, live & (residual * norm * left_over > relative_noise) & (left_over > 4 * shift**0.5)
     if not (looks and torch.equal(before, live)):
         L = cholesky_(equilibrated_(gram, inverse_row(norm, live)), shift)
     return Factor(L, norm, live, left_over)
 
 
-def last_factor(gram: Tensor, live: Tensor, shift: float, *, looks: bool) -> Factor:
+def last_factor(gram: Tensor, live: Tensor, shift: float | Tensor, *, looks: bool) -> Factor:
     """Return the factor of the last pass, without a shift. It drops columns that are still far from orthogonal.
 
     A matrix for which even this fails (Kahan's, with hundreds of columns) is left out: its columns do not live.

@@ -11,11 +11,13 @@ from orthon.linalg.orthonormalize_dealt import orthonormalize_dealt
 from orthon.linalg.precision import Noise, factor_dtype, rounding_noise
 from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 from orthon.linalg.triangles import (
+    TRIES,
     cholesky_,
     equilibrated_,
     inverted,
     is_nearly_identity,
     is_sound,
+    larger_where_broken,
     solved_,
     times_,
 )
@@ -23,7 +25,7 @@ from orthon.linalg.triangles import (
 # A diagonal shift of this many epsilon times r keeps the Cholesky factorization of an r × r Gram matrix with unit
 # diagonal from breaking down, whatever the rank of the matrix. But sums of equal numbers round all to one side. Where
 # the host sees that the factorization broke down, it is made again with a larger shift.
-SHIFT, LARGER, TRIES = 2.0, 16.0, 2
+SHIFT = 2.0
 
 
 def orthonormalize(
@@ -99,10 +101,9 @@ def _orthonormalize(B: Tensor, shift: float | Tensor, left: Columns | None, nois
     L = cholesky_(equilibrated_(gram, inverse), shift)
     residual = torch.linalg.diagonal(L).clone()  # what is left of a unit column beside the columns before it
     for _ in range(TRIES if looks else 0):
-        broken = ~(residual > 0).all(-1, keepdim=True)  # (b, 1)
-        if not bool(broken.any()):
+        if bool((residual > 0).all()):
             break
-        shift = torch.where(broken, LARGER, 1.0) * shift  # the other matrices of the batch keep theirs
+        shift = larger_where_broken(shift, residual)
         L = cholesky_(equilibrated_(by.rough_gram(B).contiguous(), inverse), shift)
         residual = torch.where(torch.linalg.diagonal(L) > 0, torch.linalg.diagonal(L), 0)
     B = _solve_(B, inverse, L, by)

@@ -12,7 +12,7 @@ from orthon.linalg.factor_gram import Factor, first_factor, last_factor, needs_n
 from orthon.linalg.gram import gram_with_lengths, pack_upper, packed_size, unpack_upper
 from orthon.linalg.precision import Noise
 from orthon.linalg.row_ranks import Combine, Computation, RowRanks
-from orthon.linalg.triangles import inverted_by_halves, solved_, times_
+from orthon.linalg.triangles import TRIES, inverted_by_halves, larger_where_broken, solved_, times_
 
 
 def orthonormalize_dealt(
@@ -44,12 +44,18 @@ def orthonormalize_dealt(
     # First pass. Each rank scales its rows by itself.
     gram, own_scale = in_range_(B, by.rough_gram, looks=looks, of_two=True)
     relative_noise = B.new_empty(0, r)
+    shifts: float | Tensor = shift  # of the matrices that this rank factors
 
     def first(whole: Tensor) -> Tensor:
-        nonlocal relative_noise
-        gram, scale = unpack_upper(whole[:, :-r], r), whole[:, -r:]
+        nonlocal relative_noise, shifts
+        scale = whole[:, -r:]
         here = None if left is None else Columns(left.vectors, left.live[mine], left.size[mine])
-        factor, relative_noise = first_factor(gram, scale, shift, noise, here, by)
+        factor, relative_noise = first_factor(unpack_upper(whole[:, :-r], r), scale, shifts, noise, here, by)
+        for _ in range(TRIES if looks else 0):
+            if bool((factor.left_over > 0).all()):
+                break
+            shifts = larger_where_broken(shifts, factor.left_over)
+            factor, relative_noise = first_factor(unpack_upper(whole[:, :-r], r), scale, shifts, noise, here, by)
         return _packed(factor, by, scale)
 
     x = torch.cat([pack_upper(gram), own_scale], 1)
@@ -58,6 +64,8 @@ def orthonormalize_dealt(
     residual = torch.linalg.diagonal(U).clone()  # what is left of a unit column beside the columns before it
     if by.times is not None:
         residual.reciprocal_()
+    elif looks:  # where a factorization has broken down, its diagonal may have any numbers
+        residual = torch.where(residual > 0, residual, 0)
     size = norm * scale
     ratio = torch.where(scale > 0, own_scale / scale, 0).unsqueeze(-2)
     B = _divided_(B, inverse_row(norm, live) * ratio, U, by)
@@ -67,9 +75,9 @@ def orthonormalize_dealt(
         gram = unpack_upper(whole, r)
         ends = looks and needs_no_more(gram, residual[mine], relative_noise)
         if ends:
-            factor = last_factor(gram, live[mine], shift, looks=looks)
+            factor = last_factor(gram, live[mine], shifts, looks=looks)
         else:
-            factor = second_factor(gram, live[mine], residual[mine], relative_noise, shift, looks=looks)
+            factor = second_factor(gram, live[mine], residual[mine], relative_noise, shifts, looks=looks)
         return _packed(factor, by, factor.left_over, torch.full_like(factor.norm[:, :1], ends))
 
     answer = yield from dealt(pack_upper(by.rough_gram(B)), _added, second)
@@ -82,7 +90,7 @@ def orthonormalize_dealt(
 
     # Third pass.
     def last(whole: Tensor) -> Tensor:
-        return _packed(last_factor(unpack_upper(whole, r), live[mine], shift, looks=looks), by)
+        return _packed(last_factor(unpack_upper(whole, r), live[mine], shifts, looks=looks), by)
 
     gram = by.gram(B) if by.times is None else gram_with_lengths(B, by.gram)
     answer = yield from dealt(pack_upper(gram), _added, last)

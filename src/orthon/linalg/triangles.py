@@ -10,6 +10,9 @@ from orthon.linalg.precision import full_precision
 # Triangles with so many columns are inverted at once.
 _SMALL = 256
 
+# How often a factorization that has broken down is tried again, and with how much larger a shift each time.
+TRIES, _LARGER = 2, 16.0
+
 
 def equilibrated_(gram: Tensor, inverse: Tensor) -> Tensor:
     """Return the Gram matrix of the columns times their inverse norms (b, 1, r), with unit rows for dead columns.
@@ -31,6 +34,14 @@ def cholesky_(gram: Tensor, shift: float | Tensor) -> Tensor:
     info = torch.empty(gram.shape[:-2], dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(gram, out=(gram, info))
     return gram
+
+
+def larger_where_broken(shift: float | Tensor, left_over: Tensor) -> Tensor:
+    """Return shifts (b, 1) for another try, larger for matrices whose factorization has broken down.
+
+    The diagonal of such a factor, `left_over` (b, r), has numbers that are not positive, or NaNs.
+    """
+    return torch.where((left_over > 0).all(-1, keepdim=True), 1.0, _LARGER) * shift
 
 
 def is_sound(L: Tensor) -> Tensor:
