@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import orthon
-from tests.integrations.support.processes import leave
+from tests.integrations.support.processes import leave, whole_weights
 
 CLIP = 0.1
 SCALE = 2.0**10
@@ -94,13 +94,6 @@ class Run:
                     self.skipped.append(self.optimizer.step_was_skipped)
                     self.rates.append([group["lr"] for group in self.optimizer.param_groups])
 
-    def weights(self) -> dict[str, Tensor]:
-        whole = {}
-        for name, value in self.model.state_dict().items():
-            value = value.full_tensor() if isinstance(value, DTensor) else value
-            whole[name.removeprefix("module.")] = value.detach().clone()
-        return whole
-
 
 def found(folder: Path, kind: str, precision: str) -> dict[str, Any]:
     """Train, save on the way, load that, and train again. In float16 one process has infinities in some steps."""
@@ -110,19 +103,19 @@ def found(folder: Path, kind: str, precision: str) -> dict[str, Any]:
     run.steps(0, SAVED)
     run.accelerator.save_state(str(folder))
     run.steps(SAVED, STEPS)
-    result |= {"weights": run.weights(), "skipped": [*run.skipped], "rates": [*run.rates]}
+    result |= {"weights": whole_weights(run.model), "skipped": [*run.skipped], "rates": [*run.rates]}
     result["sharded"] = sum(isinstance(p, DTensor) for group in run.plain.param_groups for p in group["params"])
     if kind != "fsdp2" or precision != "fp16":  # Accelerate cannot load into a scaler that has been at work
         run.accelerator.load_state(str(folder))
         run.steps(SAVED, STEPS)
-        result["again"] = run.weights()
+        result["again"] = whole_weights(run.model)
     other = Run(kind, precision, bad)
     with torch.no_grad():
         for param in other.model.parameters():
             param.zero_()
     other.accelerator.load_state(str(folder))
     other.steps(SAVED, STEPS)
-    result["anew"] = other.weights()
+    result["anew"] = whole_weights(other.model)
     return result
 
 

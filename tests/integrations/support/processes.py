@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 PROCESSES = 2
 
@@ -31,3 +33,12 @@ def leave(folder: Path, result: dict[str, Any]) -> None:
     torch.save(result, folder / f"{dist.get_rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a model's weights by their plain names, put together from shards. All processes call it."""
+    whole = {}
+    for name, value in model.state_dict().items():
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        whole[name.removeprefix("module.")] = value.detach().clone()
+    return whole

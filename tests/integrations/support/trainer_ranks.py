@@ -8,13 +8,12 @@ import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 import orthon
 from orthon.integrations import hf
-from tests.integrations.support.processes import PROCESSES, leave
+from tests.integrations.support.processes import PROCESSES, leave, whole_weights
 from tests.integrations.support.tiny import BATCH, logged, trainer
 
 
@@ -28,14 +27,6 @@ class OnCPUs(Trainer):
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
-
-
-def weights(run: Any) -> dict[str, Tensor]:
-    whole = {}
-    for name, value in run.model.state_dict().items():
-        value = value.full_tensor() if isinstance(value, DTensor) else value
-        whole[name.removeprefix("module.")] = value.detach().clone()
-    return whole
 
 
 def found(folder: Path, kind: str, make: Any) -> dict[str, Any]:
@@ -56,10 +47,10 @@ def found(folder: Path, kind: str, make: Any) -> dict[str, Any]:
     return {
         "replicas": whole.optimizer.optimizer._replicas is torch.distributed.group.WORLD,
         "sharded": sharded,
-        "weights": weights(whole),
+        "weights": whole_weights(whole.model),
         "losses": logged(whole, "loss"),
         "rates": logged(whole, "learning_rate"),
-        "weights again": weights(again),
+        "weights again": whole_weights(again.model),
         "losses again": logged(again, "loss"),
     }
 

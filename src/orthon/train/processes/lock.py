@@ -81,7 +81,7 @@ class Lock:
         if self._handle is not None:
             _held.discard(self)
             with suppress(OSError):
-                if _is(self._handle, self.path):
+                if is_at(self._handle, self.path):
                     self.path.unlink()
             os.close(self._handle)
             self._handle = None
@@ -133,7 +133,7 @@ class Lock:
             if error.errno not in NO_LOCKS:
                 raise
             say(f"{self.path} cannot be locked ({error.strerror}): see to it that no other process writes there")
-        return _is(handle, self.path)
+        return is_at(handle, self.path)
 
     def _write_holder(self, handle: int) -> None:
         host = re.sub(r"[^\w.-]", "_", gethostname(), flags=re.ASCII)[:64] or "_"
@@ -190,7 +190,7 @@ def _content(handle: int, path: Path) -> str:
     return content
 
 
-def _is(handle: int, path: Path) -> bool:
+def is_at(handle: int, path: Path) -> bool:
     """Whether an open file is the one that has this name now."""
     try:
         return os.path.samestat(os.fstat(handle), path.lstat())

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orthon.train.errors import UserError
+from orthon.train.processes.lock import is_at
 
 LOCK = "lock"
 
@@ -33,7 +34,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
             continue
         try:
             _lock(handle, folder, wait)
-            if _is_at(handle, path):
+            if is_at(handle, path):
                 yield
                 return
         finally:
@@ -45,11 +46,3 @@ def _lock(handle: int, folder: Path, wait: bool) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         raise UserError(f"another process is writing {folder}") from error
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether the file is still under its name: the process that had the lock may have renamed the folder."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
