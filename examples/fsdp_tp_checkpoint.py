@@ -6,6 +6,7 @@ Run: torchrun --standalone --nproc-per-node 4 examples/fsdp_tp_checkpoint.py
 """
 
 import tempfile
+import time
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,6 @@ DATA = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
 
 
 def on_mesh(shards: int, tensor_parallel: int) -> tuple[nn.Module, orthon.Dion]:
-    """Return a model on a mesh of processes, and its optimizer."""
     torch.manual_seed(1)
     mesh = init_device_mesh("cpu", (shards, tensor_parallel), mesh_dim_names=("shard", "tp"))
     model = nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32), nn.GELU(), nn.Linear(32, 32))
@@ -44,8 +44,7 @@ def train(name: str, model: nn.Module, optimizer: orthon.Dion, steps: range) -> 
 
 
 dist.init_process_group("gloo")
-folder = [tempfile.mkdtemp()]
-dist.broadcast_object_list(folder)
+dist.broadcast_object_list(folder := [tempfile.mkdtemp()])
 model, optimizer = on_mesh(shards=2, tensor_parallel=2)
 train("2 shards x 2 TP", model, optimizer, range(31))
 weights, state = get_state_dict(model, optimizer)
@@ -57,4 +56,5 @@ weights, state = get_state_dict(model, optimizer)
 dcp.load({"model": weights, "optimizer": state}, storage_reader=SafeReader(folder[0]), planner=LoadPlanner())
 set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
 train("4 shards", model, optimizer, range(31, 61))
+time.sleep(1)  # gloo's threads let go of the last tensors; they would abort a Python that ends (PyTorch #190489)
 dist.destroy_process_group()

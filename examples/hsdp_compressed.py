@@ -6,6 +6,7 @@ low rank for that: the Dion of the paper has, and Dion with a tail has not.
 Run: torchrun --standalone --nproc-per-node 4 examples/hsdp_compressed.py
 """
 
+import time
 from typing import Any
 
 import torch
@@ -53,5 +54,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    main()  # what holds process groups is gone when it returns; gloo may abort if that lives to the very end
+    main()
+    time.sleep(1)  # gloo's threads let go of the last tensors; they would abort a Python that ends (PyTorch #190489)
     dist.destroy_process_group()

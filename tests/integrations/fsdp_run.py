@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 
 import orthon
+from tests.integrations.support.processes import end
 from tests.integrations.test_plain_pytorch import GPT, remember, train
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
     losses += train(model, optimizer, range(4, 8))
     sys.stdout.write(f"LOSSES {' '.join(map(str, losses))}\n")
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 
 import orthon
 from orthon.sharding import is_dtensor
+from tests.integrations.support.processes import end
 
 EPOCHS, BATCHES, SIZE = 4, 2, 4
 
@@ -88,6 +89,7 @@ def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     runs = [trained(strategy_of(name), folder, resumed) for resumed in (False, True)]
     sys.stdout.write(f"RESULT {json.dumps(runs)}\n")
+    end()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Orthon's optimizers in Lightning's Trainer: on several processes, by the command line, with averaged weights."""
 
 import json
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import orthon
+from tests.integrations.support.processes import launch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -22,7 +22,6 @@ with warnings.catch_warnings():
 
     from tests.integrations.lightning_run import BATCHES, EPOCHS, SIZE, net, rows
 
-ROOT = Path(__file__).parents[2]
 QUIET = {
     "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
     "enable_model_summary": False,
@@ -36,11 +35,8 @@ pytestmark = [
 
 @pytest.mark.parametrize("strategy", ["ddp", "model_parallel"])
 def test_two_processes_do_the_steps_of_one(strategy: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.integrations.lightning_run", strategy, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
-    found = [json.loads(line.partition("RESULT ")[2]) for line in done.stdout.splitlines() if "RESULT " in line]
+    said = launch("lightning_run", strategy, str(tmp_path))
+    found = [json.loads(line.partition("RESULT ")[2]) for line in said.splitlines() if "RESULT " in line]
     assert len(found) == 2
     model = nn.Module()
     model.net = net()  # its parameters have the names that they have in a LightningModule; random numbers follow these

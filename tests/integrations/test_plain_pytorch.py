@@ -1,8 +1,6 @@
 """Training loops of plain PyTorch, in the style of nanoGPT's and nanochat's, in which one line is changed."""
 
 import math
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +14,8 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
 import orthon
+from tests.integrations.support.processes import launch
 
-ROOT = Path(__file__).parents[2]
 VOCABULARY, WIDTH, LENGTH, STEPS, ACCUMULATED, CLIP = 24, 16, 8, 12, 2, 1.0
 
 
@@ -190,11 +188,8 @@ def test_ddp_and_compile_in_every_nesting(nesting: str, made_of: str) -> None:
 
 
 def test_fsdp2_and_dcp_on_two_processes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.integrations.fsdp_run", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
-    words = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("LOSSES")]
+    said = launch("fsdp_run", str(tmp_path))
+    words = [line.split()[1:] for line in said.splitlines() if line.startswith("LOSSES")]
     model = GPT()
     expected = train(model, orthon.Dion.for_model(model, lr=0.02), range(8))
     for losses in words:

@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import orthon
+from tests.integrations.support.processes import launch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch compiles while torchtitan is imported, and warns of its own parts
@@ -29,7 +28,6 @@ with warnings.catch_warnings():
     from orthon.integrations.torchtitan_config import OPTIONS, Optimizer
 
 CLASSES = [orthon.Dion, orthon.Muon, orthon.NorMuon, orthon.Dion2, orthon.Dion3]
-ROOT = Path(__file__).parents[2]
 FSDP = ("--parallelism.data_parallel_shard_degree=2",)
 DDP = ("--parallelism.data_parallel_shard_degree=1", "--parallelism.data_parallel_replicate_degree=2")
 STAGES = ("--parallelism.pipeline_parallel_degree=2", "--parallelism.pipeline_parallel_schedule=Interleaved1F1B")
@@ -40,11 +38,8 @@ ALONE = SimpleNamespace(dp_replicate_enabled=False, fsdp_enabled=False, pp_enabl
 
 def torchtitan(folder: Path, ranks: int, *arguments: str) -> list[Any]:
     """Train by torchtitan's trainer, and return what each process has in the end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["-m", "tests.integrations.torchtitan_run", f"--job.dump_folder={folder}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
-    found = [json.loads(line.partition("RESULT ")[2]) for line in done.stdout.splitlines() if "RESULT " in line]
+    said = launch("torchtitan_run", f"--job.dump_folder={folder}", *arguments, processes=ranks)
+    found = [json.loads(line.partition("RESULT ")[2]) for line in said.splitlines() if "RESULT " in line]
     assert len(found) == ranks
     return sorted(found, key=lambda result: result["rank"])
 

@@ -36,6 +36,7 @@ from torchtitan.train import Trainer
 
 from orthon.integrations.torchtitan import train_spec
 from orthon.sharding import local
+from tests.integrations.support.processes import end
 
 _divide = FSDPModule.set_gradient_divide_factor
 
@@ -109,7 +110,6 @@ def run(arguments: list[str]) -> dict[str, Any]:
         },
     }
     trainer.close()
-    torch.distributed.destroy_process_group()
     return result
 
 
@@ -117,6 +117,7 @@ def main() -> None:
     spec = dataclasses.replace(train_spec("llama3"), build_dataloader_fn=tokens, build_tokenizer_fn=None)
     register_train_spec("llama3", spec)
     sys.stdout.write(f"RESULT {json.dumps(run(sys.argv[1:]))}\n")
+    end()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -12,27 +12,46 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 PROCESSES = 2
+ROOT = Path(__file__).parents[3]
 
 
 def run(module: str, folder: Path, *words: str) -> list[dict[str, Any]]:
     """Run a module of this package as a program, and return what each of its processes has left in the folder."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    launch(f"support.{module}", str(folder), *words)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+
+
+def launch(module: str, *words: str, processes: int = PROCESSES) -> str:
+    """Run a module of these tests as a program, and return its output.
+
+    Raises:
+        AssertionError: if it does not end with exit code 0.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [*launcher, "-m", f"tests.integrations.support.{module}", str(folder), *words],
+        [*launcher, "-m", f"tests.integrations.{module}", *words],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=200,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    return done.stdout
 
 
-def leave(folder: Path, result: dict[str, Any]) -> None:
+def leave(folder: Path, result: dict[str, Any]) -> NoReturn:
     """Leave what this process has found, and end together."""
     torch.save(result, folder / f"{dist.get_rank()}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    end()
+
+
+def end() -> NoReturn:
+    """End this process at once. As Python ends by itself, threads of gloo may abort it (PyTorch #190489)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
