@@ -1,6 +1,7 @@
 """`orthon tokenize`: in real processes that are killed, on folders that hold something else, and then trained on."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -125,6 +126,32 @@ def test_nothing_else_is_touched(tmp_path: Path, words: list[str], fails, snapsh
         assert message in fails(*words, "--out", tmp_path / name), name
     now = {name: file for name, file in snapshot(tmp_path).items() if not name.endswith("/lock")}
     assert now == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"digest": "no hex"}, {"digest": None}, {"digest": "00"}, {"train": -1}, {"train": True}, {"passages": 2**70},
+     {"train": 5}, {"held_out": 2**20 + 1}, {"train": "1"}, {"more": 1}],
+    ids=str,
+)  # fmt: skip
+def test_odd_states_of_the_same_job(tmp_path: Path, words: list[str], fails, change: dict[str, object]) -> None:
+    assert main([*words, f"--out={tmp_path / 'out'}"]) == 0
+    key = json.loads((tmp_path / "out" / "tokens.json").read_text())["key"]
+    begun = tmp_path / "again.part" / "state.json"
+    begun.parent.mkdir()
+    begun.write_text(json.dumps({"key": key, **change}))
+    said = fails(*words, "--out", tmp_path / "again")
+    assert "is damaged" in said or "train_000000.bin is missing" in said or "val_000000.bin is missing" in said, said
+
+
+def test_what_is_read_is_a_file(tmp_path: Path, words: list[str], fails) -> None:
+    """Links and endless files are not read."""
+    (tmp_path / "zeros").mkdir()
+    (tmp_path / "zeros" / "tokens.json").symlink_to("/dev/zero")
+    assert "holds no tokens that are whole" in fails(*words, "--out", tmp_path / "zeros")
+    (tmp_path / "begun.part").mkdir()
+    (tmp_path / "begun.part" / "state.json").symlink_to("/dev/zero")
+    assert "is damaged" in fails(*words, "--out", tmp_path / "begun")
 
 
 def test_other_text_needs_another_folder(tmp_path: Path, words: list[str], fails) -> None:

@@ -28,7 +28,7 @@ class ShardWriter:
         written: Tokens that are in them already. What lies behind these is dropped.
 
     Raises:
-        UserError: The last shard does not have these tokens.
+        UserError: The last shard is missing, or does not have these tokens.
     """
 
     def __init__(
@@ -41,7 +41,10 @@ class ShardWriter:
             if path.name >= shard_name(part, -(-written // per_shard)):
                 path.unlink()
         if self._in_shard:
-            self._file = self._open("r+b")
+            try:
+                self._file = self._open("r+b")
+            except FileNotFoundError as error:
+                raise UserError(f"{error.filename} is missing; delete {folder}") from error
             length = HEADER_BYTES + self._in_shard * form.token.itemsize
             if self._file.seek(0, os.SEEK_END) < length:
                 raise UserError(f"{self._file.name} is shorter than it was; delete {folder}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from orthon.saving.files import PART
 from orthon.train.errors import UserError
 from orthon.train.results.directory import replace_file
+from orthon.train.results.records import STRICT, Positive, read_record
 from orthon.train.text.shard_writer import shard_name
 from orthon.train.text.shards import Shard, open_shard
 from orthon.train.text.tokenizer import FILE
@@ -26,11 +27,13 @@ Progress = Callable[[Job], AbstractContextManager[Callable[[int], None]]]
 class Note:
     """What a folder holds."""
 
+    __pydantic_config__ = STRICT
+
     key: str  # of the job
     fingerprint: str  # of the tokens
-    train: int  # tokens
-    held_out: int
-    per_shard: int
+    train: Positive  # tokens
+    held_out: Positive
+    per_shard: Positive
 
 
 def make_token_folder(folder: Path, job: Job, progress: Progress, *, wait: bool) -> Note:
@@ -86,14 +89,11 @@ def read_note(folder: Path, key: str) -> Note | None:
     if not folder.exists():
         return None
     try:
-        note = Note(**json.loads((folder / NOTE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError) as error:
+        note = read_record(Note, folder / NOTE)
+    except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{folder} is there, but holds no tokens that are whole; move it away") from error
     if note.key != key:
         raise UserError(f"{folder} holds other tokens, of another text or tokenizer; choose another --out")
-    numbers = (note.train, note.held_out, note.per_shard)
-    if not all(type(number) is int and number > 0 for number in numbers) or not isinstance(note.fingerprint, str):
-        raise UserError(f"{folder / NOTE} is damaged; delete {folder}")
     return note
 
 

@@ -7,11 +7,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from orthon.train.errors import UserError
 from orthon.train.results.directory import replace_file
+from orthon.train.results.records import STRICT, Count, read_record
 from orthon.train.text.passages import Passage
 from orthon.train.text.shard_format import OF_BITS, ShardFormat
 from orthon.train.text.shard_writer import ShardWriter
@@ -26,11 +29,13 @@ SAVE_EVERY = 2**24  # tokens from one state on the disk to the next
 class State:
     """How far it is. Shards are right up to these numbers of tokens."""
 
+    __pydantic_config__ = STRICT
+
     key: str  # of what is made
-    passages: int = 0  # that are done
-    train: int = 0  # tokens
-    held_out: int = 0
-    digest: str = ""  # of the tokens so far
+    passages: Count = 0  # that are done
+    train: Count = 0  # tokens
+    held_out: Count = 0
+    digest: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")] = ""  # of the tokens so far
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,13 @@ def read_state(folder: Path, key: str) -> State:
     """
     path = folder / STATE
     try:
-        state = State(**json.loads(path.read_text(encoding="utf-8")))
+        state = read_record(State, path)
     except FileNotFoundError:
         return State(key=key)
-    except (ValueError, TypeError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged; delete {folder}") from error
     if state.key != key:
         raise UserError(f"{folder} holds the beginning of other tokens; delete it, or choose another --out")
-    counts = (state.passages, state.train, state.held_out)
-    if not all(type(number) is int and number >= 0 for number in counts) or not isinstance(state.digest, str):
-        raise UserError(f"{path} is damaged; delete {folder}")
     return state
 
 
