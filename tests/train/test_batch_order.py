@@ -72,5 +72,5 @@ def test_spread(count: int, number: int) -> None:
 def test_a_token_beyond_the_vocabulary() -> None:
     windows = Windows(pieces(10), 3, 8, "training")
     assert windows.read(np.array([0])).tolist() == [[0, 1, 2, 3]]
-    with pytest.raises(UserError, match=r"piece 0 holds token 9, but data.vocab_size is 8"):
+    with pytest.raises(UserError, match=r"piece 0 holds token 9, but the vocabulary has 8 tokens"):
         windows.read(np.array([2]))

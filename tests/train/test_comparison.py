@@ -97,6 +97,11 @@ def test_a_foreign_directory(tmp_path: Path, tiny: list[str], fails, snapshot) -
     assert snapshot(tmp_path) == before
 
 
+def test_the_directory_of_a_run(tmp_path: Path, tiny: list[str], fails) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    assert "holds a run of its own; choose another --out" in fails("compare", *tiny, f"--out={tmp_path}")
+
+
 def test_a_failed_run_is_a_result(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "compare",

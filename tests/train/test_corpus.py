@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from orthon.train.settings.data import DataConfig
 from orthon.train.text import hub
 from orthon.train.text.byte_corpus import byte_corpus, is_held_out
 from orthon.train.text.corpus import load_corpus
+from orthon.train.text.shards import shard_corpus
 from orthon.train.text.tokens import Corpus, Piece
 
 
@@ -89,6 +91,20 @@ def test_shard_errors(tmp_path: Path) -> None:
     (tmp_path / "val.bin").write_bytes(b"odd")
     with pytest.raises(UserError, match=r"val\.bin is damaged: 3 bytes are no whole number"):
         load()
+
+
+def test_tokens_beyond_the_vocabulary_are_told_at_once(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        write_shard(tmp_path / f"{name}.bin", np.arange(60_000, 60_100).astype(np.uint16))
+    with pytest.raises(UserError, match=r"train\.bin holds token 60099, but the vocabulary has 50304 tokens"):
+        shard_corpus([str(tmp_path)], None)
+    assert shard_corpus([str(tmp_path)], 60_100).vocab_size == 60_100
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    for name in (b"\xfftrain.bin", b"\xffval.bin"):
+        write_shard(Path(os.fsdecode(bytes(tmp_path) + b"/" + name)), np.arange(100).astype(np.uint16))
+    assert shard_corpus([str(tmp_path)], None).fingerprint
 
 
 @pytest.fixture

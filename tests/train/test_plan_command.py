@@ -1,6 +1,7 @@
 """`orthon plan`: its table, its words, its files, and what it refuses. The plans themselves are tested elsewhere."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -149,6 +150,27 @@ def test_what_is_refused(
     Path("broken.yaml").write_text("name: [h100")
     assert message in fails("plan", *TINY.split(), *words.split())
     assert [path.name for path in tmp_path.iterdir()] == ["broken.yaml"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--picture"])
+@pytest.mark.parametrize(("kind", "message"), [("link", "it is a link"), ("pipe", "it is a pipe or a device")])
+def test_results_replace_files_alone(
+    fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, kind: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "orthon.plan.planning", stand_in())
+    path = tmp_path / "result.png"
+    if kind == "link":
+        path.symlink_to(tmp_path / "elsewhere.png")
+    else:
+        os.mkfifo(path)
+    assert f"{path} cannot be written: {message}" in fails("plan", *TINY.split(), option, path)
+    assert path.is_symlink() or path.is_fifo()
+
+
+def test_two_results_have_two_names(fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "orthon.plan.planning", stand_in())
+    words = [f"--json={tmp_path / 'same.png'}", f"--picture={tmp_path / 'same.png'}"]
+    assert "another result has that name" in fails("plan", *TINY.split(), *words)
 
 
 @pytest.mark.parametrize("change", ["missing", "negative"])

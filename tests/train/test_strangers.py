@@ -203,3 +203,15 @@ def test_a_comparison(tmp_path: Path, tiny: list[str], fails) -> None:
     (run / "checkpoints").rename(tmp_path / "outside")
     (run / "checkpoints").symlink_to(tmp_path / "outside")
     assert "checkpoints should be a folder of the run, but is a link" in fails(*words)
+
+
+@pytest.mark.parametrize("name", ["muon-lr0.04", "token-cache"])
+def test_folders_of_a_comparison_are_no_links(tmp_path: Path, tiny: list[str], fails, snapshot, name: str) -> None:
+    """They are parts of the directory that somebody may have given away."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / name).symlink_to(tmp_path / "mine")
+    before = snapshot(tmp_path)
+    said = fails("compare", *tiny, "--optimizers", "muon", f"--out={tmp_path / 'compare'}")
+    assert f"{tmp_path / 'compare' / name} should be a folder of the run, but is a link" in said
+    assert {path for path in snapshot(tmp_path) if not path.endswith("run.lock")} == set(before)

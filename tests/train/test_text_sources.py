@@ -1,6 +1,10 @@
 """Rows of JSONL, of Parquet and of saved data sets, and passages of long documents."""
 
+import errno
+import gzip
 import json
+import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -178,3 +182,53 @@ def test_one_line_is_split_too() -> None:
         parts = list(split(lambda content=content: passages("it", in_blocks(content))))
         assert [out for _, out in parts] == [False, True]
         assert all(json.dumps(part.content.decode()) for part, _ in parts)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    """Also where they lead in a circle, and where one folder has two names."""
+    real = write_text(tmp_path / "real", TEXTS)
+    folder = write_text(tmp_path / "folder", ["own\n"])
+    for name in ("first", "second"):
+        (folder / name).symlink_to(real)
+    (real / "back").symlink_to(folder)
+    corpus = load_corpus(DataConfig(source="text", paths=(str(folder),)))
+    assert sorted(texts(corpus.train) + texts(corpus.held_out)) == sorted([*TEXTS, "own\n"])
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_text(tmp_path / "folder", TEXTS)
+    closed = write_text(folder / "closed", TEXTS)
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:  # permissions do not stop root
+        if path == str(closed):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=f"data.paths: cannot read {closed}: Permission denied"):
+        load_corpus(DataConfig(source="text", paths=(str(folder),)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"text"), "packed by gzip; unpack it"),
+        (lzma.compress(b"text"), "packed by xz; unpack it"),
+        (b"PK\x03\x04 and so on", "a zip archive; unpack it"),
+        ("text".encode("utf-16"), "text in UTF-16; save it in UTF-8"),
+    ],
+    ids=["gzip", "xz", "zip", "UTF-16"],
+)
+def test_files_that_are_no_text_of_bytes(tmp_path: Path, content: bytes, message: str) -> None:
+    folder = write_text(tmp_path / "folder", TEXTS)
+    (folder / "other").write_bytes(content)
+    with pytest.raises(UserError, match=f"{folder / 'other'} is {message}"):
+        load_corpus(DataConfig(source="text", paths=(str(folder),)))
+
+
+@pytest.mark.parametrize(("source", "kind"), [("text", "file"), ("jsonl", r"\.jsonl file")])
+def test_paths_without_such_files(tmp_path: Path, source: str, kind: str) -> None:
+    (tmp_path / ".hidden.jsonl").write_text('{"text": "text"}')
+    with pytest.raises(UserError, match=f"data.paths hold no {kind}: {tmp_path}"):
+        load_corpus(DataConfig(source=source, paths=(str(tmp_path),)))

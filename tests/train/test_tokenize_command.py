@@ -17,6 +17,8 @@ from orthon.train.results.text_progress import text_progress
 from orthon.train.settings.data import DataConfig
 from orthon.train.text import tokenizing
 from orthon.train.text.corpus import load_corpus
+from orthon.train.text.shard_format import OF_BITS
+from orthon.train.text.shard_writer import ShardWriter, shard_name
 from orthon.train.text.tokenizer import Tokenizer
 from tests.train.support.texts import lines, write_jsonl, write_text, write_tokenizer
 
@@ -182,3 +184,27 @@ def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     with text_progress("tokenizing [it]", 100, Console(file=file, force_terminal=True, width=90)) as advance:
         advance(40)
     assert "tokenizing [it]" in file.getvalue()
+
+
+def test_a_refused_text_is_in_the_way_of_no_other(tmp_path: Path, words: list[str], fails) -> None:
+    text = tmp_path / "rows.jsonl"
+    whole = text.read_text()
+    text.write_text('{"text": ""}\n')
+    assert "there is no training text" in fails(*words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out.part").exists()
+    text.write_text(whole)
+    assert main([*words, f"--out={tmp_path / 'out'}"]) == 0
+
+
+def test_the_size_of_the_vocabulary_is_no_matter_here(tmp_path: Path, words: list[str], fails) -> None:
+    assert "data.vocab_size has no effect" in fails(*words, "--data.vocab-size=1000", "--out", tmp_path / "out")
+
+
+def test_shards_behind_are_dropped_by_number(tmp_path: Path) -> None:
+    """A million of them has names of seven digits, which come before the others in the order of letters."""
+    for number in range(999_998, 1_000_003):
+        (tmp_path / shard_name("train", number)).touch()
+    (tmp_path / "train_x.bin").touch()
+    ShardWriter(tmp_path, "train", form=OF_BITS[16], vocab_size=9, per_shard=1, written=1_000_001)
+    left = [*(shard_name("train", number) for number in range(999_998, 1_000_001)), "train_x.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)

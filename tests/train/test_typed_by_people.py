@@ -57,6 +57,8 @@ def test_short_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("train --model.size 4m", "but is '4m'; did you mean '4M'?"),
         ("compare --optimizers Dion", "did you mean 'dion'?"),
         ("train --optimizer.name muon --optimizer.options polar_step=3", "did you mean 'polar_steps'?"),
+        ("train --optimizer.options eps=1 eps=2", "optimizer.options names 'eps' 2 times"),
+        ("train --optimizer.options power-iterations=1 power_iterations=2", "names 'power_iterations' 2 times"),
     ],
 )
 def test_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, words: str, message: str) -> None:

@@ -25,7 +25,7 @@ from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.directory import CONFIG, Summary, holds_nothing, named, read_summary, write_summary
 from orthon.train.results.metrics import read_metrics
-from orthon.train.results.strange_parts import refuse_strange_parts
+from orthon.train.results.strange_parts import refuse_strange_folder, refuse_strange_parts
 from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
 from orthon.train.settings.base import Settings
@@ -34,6 +34,7 @@ from orthon.train.settings.paths import AnyPath, as_path
 from orthon.train.settings.run import CompareConfig, TrainConfig
 from orthon.train.step.trial import try_options
 from orthon.train.text.corpus import load_corpus
+from orthon.train.text.tokenized import CACHE
 from orthon.train.text.tokens import Corpus
 
 PICTURE = "comparison.png"
@@ -92,6 +93,9 @@ def _compare(command: CompareCommand, ranks: Processes, console: Console) -> Non
 def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], Corpus]:
     """The runs and their text."""
     refuse_giants(command.settings, ranks)
+    if (command.out / CONFIG).exists():
+        raise UserError(f"{command.out} holds a run of its own; choose another --out")
+    refuse_strange_folder(command.out / CACHE)
     planned = plan(command.settings, command.out)
     for one in planned:
         try_options(one.config.optimizer, ranks)
@@ -104,6 +108,7 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
     Raises:
         UserError: Its directory holds another run, or files that belong to no run.
     """
+    refuse_strange_folder(one.directory)
     refuse_strange_parts(one.directory)
     if not one.directory.exists() or holds_nothing(one.directory):
         return None

@@ -17,6 +17,7 @@ from orthon.train.commands.planned import Planner
 from orthon.train.commands.training_step import TrainingStep
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import process_rank, processes
+from orthon.train.results.asked_files import refuse_unwritable
 from orthon.train.results.directory import replace_file
 from orthon.train.results.plan_progress import PlanProgress
 from orthon.train.settings.cluster import PlanConfig
@@ -29,11 +30,7 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
         UserError: The settings cannot be used, the mesh does not divide the model, or the model fits nowhere.
     """
     console = Console(highlight=False)
-    for path in (config.json_file, config.picture, config.machine_file if config.machine == MEASURE else None):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
-        if path is not None and path.is_dir():
-            raise UserError(f"{path} cannot be written: it is a folder")
+    refuse_unwritable(config.json_file, config.picture, config.machine_file if config.machine == MEASURE else None)
     if config.machine == MEASURE:
         machine = _measured(config.machine_file, console)
         if processes() > 1:

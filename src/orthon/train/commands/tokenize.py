@@ -20,6 +20,7 @@ from orthon.train.text.text_job import text_job
 from orthon.train.text.token_folder import make_token_folder
 from orthon.train.text.tokenized import PER_SHARD
 from orthon.train.text.tokenizer import FILE
+from orthon.train.text.tokens import amount
 
 
 class TokenizeCommand(Settings):
@@ -46,6 +47,8 @@ def tokenize(*, command: Annotated[TokenizeCommand, Parameter(name="*")] = Token
         raise UserError("data.source must be text for tokenize, and not shards, which hold tokens already")
     if data.tokenizer is None:
         raise UserError("tokenize needs --data.tokenizer: a tokenizer's JSON file, a folder, or a name on the hub")
+    if data.vocab_size is not None:
+        raise UserError("data.vocab_size has no effect on tokens; leave it out here, and give it to orthon train")
     console = Console(highlight=False)
     job = text_job(data, per_shard=command.shard_tokens)
 
@@ -54,8 +57,8 @@ def tokenize(*, command: Annotated[TokenizeCommand, Parameter(name="*")] = Token
     )
     paths = f"--data.paths {shlex.quote(str(out))} --data.tokenizer {shlex.quote(str(out / FILE))}"
     console.print(
-        f"{out} holds {note.train / 1e6:.2f} M tokens of {job.form.bits} bits, "
-        f"and {note.held_out / 1e6:.2f} M that are held out\n"
+        f"{out} holds {amount(note.train)} tokens of {job.form.bits} bits, "
+        f"and {amount(note.held_out)} that are held out\n"
         f"train on them with: orthon train --data.source shards {paths}",
         soft_wrap=True,
         markup=False,

@@ -1,6 +1,7 @@
 """A directory of a run may come from a stranger: no part of it may be a link, a pipe, or lead elsewhere."""
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from orthon.train.errors import UserError
@@ -21,12 +22,26 @@ def refuse_strange_parts(directory: Path) -> None:
     Raises:
         UserError: A part is something else; it names the first one.
     """
-    for names, right, kind in ((FILES, stat.S_ISREG, "plain file"), (FOLDERS, stat.S_ISDIR, "folder")):
-        for name in names:
-            try:
-                mode = (directory / name).lstat().st_mode
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if not right(mode):
-                found = "a link" if stat.S_ISLNK(mode) else "something else"
-                raise UserError(f"{directory / name} should be a {kind} of the run, but is {found}; nothing was done")
+    for name in FILES:
+        _refuse(directory / name, stat.S_ISREG, "plain file")
+    for name in FOLDERS:
+        refuse_strange_folder(directory / name)
+
+
+def refuse_strange_folder(path: Path) -> None:
+    """Refuse a folder inside of the directory of a command that is a link, or no folder.
+
+    Raises:
+        UserError: It is there, and something else.
+    """
+    _refuse(path, stat.S_ISDIR, "folder")
+
+
+def _refuse(path: Path, right: Callable[[int], bool], kind: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not right(mode):
+        found = "a link" if stat.S_ISLNK(mode) else "something else"
+        raise UserError(f"{path} should be a {kind} of the run, but is {found}; nothing was done")

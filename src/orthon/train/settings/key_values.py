@@ -1,6 +1,7 @@
 """`key=value` pairs as one setting: a mapping in YAML, words on the command line."""
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import yaml
@@ -29,7 +30,11 @@ def parse_pairs(given: Any) -> dict[str, Value]:
         ValueError: It is neither, or a value is no number, truth value, null, string or list of numbers.
     """
     if isinstance(given, list | tuple):
-        given = dict(map(_parse_pair, given))
+        pairs = [_parse_pair(word) for word in given]
+        given = dict(pairs)
+        for key, number in Counter(key for key, _ in pairs).items():
+            if number > 1:
+                raise ValueError(f"optimizer.options names {shown(key)} {number} times")
     if not isinstance(given, dict):
         raise ValueError(f"optimizer.options must be a mapping but is {shown(given)}")
     return {str(key): _value(str(key), value) for key, value in given.items()}

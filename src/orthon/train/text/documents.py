@@ -9,6 +9,15 @@ from orthon.train.text.files import Named, find_files
 from orthon.train.text.passages import LONGEST, Passage, passages
 from orthon.train.text.source import Source, mark_of
 
+# How files begin that are no text of bytes, and what they are.
+PACKED = {
+    b"\x1f\x8b": "packed by gzip; unpack it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it",
+    b"\xfd7zXZ\0": "packed by xz; unpack it",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\xff\xfe": "text in UTF-16; save it in UTF-8",
+    b"\xfe\xff": "text in UTF-16; save it in UTF-8",
+}
 NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
 
@@ -46,6 +55,9 @@ def _source(description: str, files: Sequence[tuple[Path, str]]) -> Source:
 def _blocks(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
+            for start, kind in PACKED.items():
+                if file.peek(len(start)).startswith(start):
+                    raise UserError(f"{path} is {kind}")
             while block := file.read(LONGEST):
                 yield block
     except OSError as error:

@@ -1,5 +1,6 @@
 """Find the files that a setting names."""
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +25,20 @@ class Named:
     def resolved(self) -> set[Path]:
         """Every named path, and every file in a named directory, without links on the way."""
         paths = [Path(path) for path in self.paths]
-        inside = [file for path in paths if path.is_dir() for file in path.rglob("*")]
+        inside = [file for path in paths if path.is_dir() for file in _inside(path, self.setting)]
         return {path.resolve() for path in paths + inside}
 
 
 def find_files(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
     """Files that are named, and files in a named directory that match the pattern; each with its name for the corpus.
 
-    The name is the path from the named directory on, so it does not depend on the machine. Hidden files in a directory
-    are left out. A file that is named twice is there once: or a part of it could be held out, and trained on as well.
+    The name is the path from the named directory on, so it does not depend on the machine. Links are followed. Hidden
+    files in a directory are left out. A file that is named twice is there once: or a part of it could be held out, and
+    trained on as well.
 
     Raises:
-        UserError: A path does not exist, or is a device or a pipe, which cannot be read twice.
+        UserError: A path does not exist, or is a device or a pipe, which cannot be read twice; or a directory cannot
+            be read.
     """
     seen = set(named.without)
     for path, name in _all(named, pattern):
@@ -47,7 +50,9 @@ def find_files(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
 def _all(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
     for given in map(Path, named.paths):
         if given.is_dir():
-            for path in sorted(given.rglob(pattern)):
+            for path in sorted(_inside(given, named.setting)):
+                if not path.match(pattern):
+                    continue
                 relative = path.relative_to(given)
                 if path.is_file() and not any(part.startswith(".") for part in relative.parts):
                     yield path, relative.as_posix()
@@ -57,3 +62,17 @@ def _all(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
             raise UserError(f"{named.setting} must name files or directories, but {given} is a device or a pipe")
         else:
             yield given, given.name
+
+
+def _inside(directory: Path, setting: str) -> Iterator[Path]:
+    """All files in a directory and below it. A directory to which several links lead is walked through once."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{setting}: cannot read {error.filename}: {error.strerror}") from error
+
+    seen = {os.path.realpath(directory)}
+    for folder, below, files in os.walk(directory, followlinks=True, onerror=refuse):
+        new = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(below)}
+        below[:] = [name for name, real in new.items() if real not in seen]
+        seen.update(new.values())
+        yield from (Path(folder, name) for name in files)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orthon.train.errors import UserError
+from orthon.train.results.directory import named
 from orthon.train.text.shard_format import HEADER_BYTES, ShardFormat, header
 
 
@@ -38,7 +39,8 @@ class ShardWriter:
         self._vocab_size, self._per_shard, self.written = vocab_size, per_shard, written
         self._file: BinaryIO | None = None
         for path in folder.glob(f"{part}_*.bin"):
-            if path.name >= shard_name(part, -(-written // per_shard)):
+            number = path.stem.removeprefix(f"{part}_")
+            if number.isdecimal() and int(number) >= -(-written // per_shard):
                 path.unlink()
         if self._in_shard:
             try:
@@ -62,7 +64,8 @@ class ShardWriter:
                 self._file = self._open("xb")
                 self._file.write(bytes(HEADER_BYTES))
             here = tokens[: self._per_shard - self._in_shard]
-            self._file.write(here.astype(self._form.token).tobytes())
+            with named(Path(self._file.name)):
+                self._file.write(here.astype(self._form.token).tobytes())
             self.written += len(here)
             tokens = tokens[len(here) :]
             if not self._in_shard:
@@ -77,7 +80,8 @@ class ShardWriter:
     def close(self) -> None:
         """Close the last file, as it is."""
         if self._file is not None:
-            self._file.close()
+            with named(Path(self._file.name)):
+                self._file.close()
 
     def _close(self, tokens: int) -> None:
         assert self._file is not None
@@ -86,10 +90,11 @@ class ShardWriter:
         self._file = None
 
     def _write_header(self, file: BinaryIO, tokens: int) -> None:
-        file.seek(0)
-        file.write(header(self._form, tokens, self._vocab_size))
-        file.flush()
-        os.fsync(file.fileno())
+        with named(Path(file.name)):
+            file.seek(0)
+            file.write(header(self._form, tokens, self._vocab_size))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _open(self, mode: str) -> BinaryIO:
         path = self._folder / shard_name(self._part, self.written // self._per_shard)

@@ -1,6 +1,7 @@
 """Token shards: `.bin` files of 16- or 32-bit tokens, with or without a header. They are mapped into memory."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from orthon.train.errors import UserError
 from orthon.train.text.files import Named, find_files
 from orthon.train.text.shard_format import HEADER_BYTES, OF_BITS, ShardFormat, header_of, looks_like_32_bits
 from orthon.train.text.tokenizer import Tokenizer
-from orthon.train.text.tokens import Corpus, Piece, Tokens, as_numbers, count
-from orthon.train.text.vocabulary import vocabulary
+from orthon.train.text.tokens import Corpus, Piece, Tokens, amount, as_numbers, count
+from orthon.train.text.vocabulary import beyond, vocabulary
 
 LOOKED_AT = 2**16  # tokens at the beginning of a file without a header
+CHECKED = 2**27  # tokens that are compared with the size of the vocabulary: 0.1 seconds
 SAMPLED = 2**12  # tokens at the beginning, in the middle and at the end of a file, for the fingerprint
 
 Bits = Literal[16, 32]
@@ -73,15 +75,17 @@ def shard_corpus(
     content = "\n".join(f"{shard.path.name} {len(shard.tokens)} {_sampled(shard.tokens)}" for shard in shards)
     parts = [tuple(Piece(str(shard.path), shard.tokens) for shard in part) for part in (train, held_out)]
     told = max(shard.vocab_size or shard.form.vocab_size for shard in shards)
+    size = vocabulary(vocab_size, tokenizer) or told
+    _check_tokens(shards, size)
     return Corpus(
         description=(
-            f"{_files(len(train))}, {count(parts[0]) / 1e6:.2f} M tokens; "
-            f"held out: {_files(len(held_out))}, {count(parts[1]) / 1e6:.2f} M tokens{_how_read(shards)}"
+            f"{_files(len(train))}, {amount(count(parts[0]))} tokens; "
+            f"held out: {_files(len(held_out))}, {amount(count(parts[1]))} tokens{_how_read(shards)}"
         ),
         train=parts[0],
         held_out=parts[1],
-        vocab_size=vocabulary(vocab_size, tokenizer) or told,
-        fingerprint=hashlib.blake2b(content.encode(), digest_size=16).hexdigest(),
+        vocab_size=size,
+        fingerprint=hashlib.blake2b(os.fsencode(content), digest_size=16).hexdigest(),
         decode=as_numbers if tokenizer is None else tokenizer.decode,
     )
 
@@ -125,6 +129,18 @@ def _map(path: Path, form: ShardFormat, offset: int, size: int) -> Tokens:
     if size == offset:
         return np.empty(0, form.token)
     return np.memmap(path, form.token, "r", offset)
+
+
+def _check_tokens(shards: Sequence[Shard], vocab_size: int) -> None:
+    """Refuse tokens beyond the vocabulary before a run meets them in the middle. Of much text, beginnings are read.
+
+    Raises:
+        UserError: It names the shard and the token.
+    """
+    for shard in shards:
+        largest = int(shard.tokens[: CHECKED // len(shards)].max(initial=0))
+        if largest >= vocab_size:
+            raise UserError(beyond(str(shard.path), largest, vocab_size))
 
 
 def _sampled(tokens: Tokens) -> str:

@@ -74,6 +74,19 @@ def text_job(data: DataConfig, *, per_shard: int) -> Job:
 
 
 def _of_paths(data: DataConfig, named: Named) -> Source:
+    """The source that paths hold.
+
+    Raises:
+        UserError: A path cannot be read, or directories hold no file of this kind.
+    """
+    source = _opened(data, named)
+    if not (source.mark or named.without):
+        kind = {"jsonl": ".jsonl file", "parquet": ".parquet file"}.get(data.source, "file")
+        raise UserError(f"{named.setting} hold no {kind}: {', '.join(named.paths)}")
+    return source
+
+
+def _opened(data: DataConfig, named: Named) -> Source:
     if data.source == "jsonl":
         return jsonl_source(named, data.text_column)
     if data.source == "parquet":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -62,7 +63,14 @@ def make_token_folder(folder: Path, job: Job, progress: Progress, *, wait: bool)
         if not state.passages and (strangers := [path.name for path in part.iterdir() if not _is_ours(path)]):
             raise UserError(f"{part} holds other files ({strangers[0]}); move them, or choose another --out")
         with progress(job) as advance:
-            state = write_tokens(part, job, state, advance)
+            try:
+                state = write_tokens(part, job, state, advance)
+            except UserError:
+                if not (part / STATE).exists():  # nothing to go on with, and in the way of another text
+                    for path in part.iterdir():
+                        path.unlink()
+                    part.rmdir()
+                raise
         note = Note(
             key=job.key,
             fingerprint=state.digest,
@@ -123,5 +131,5 @@ def _shards(folder: Path, part: str, tokens: int, note: Note) -> list[Shard]:
 
 def _is_ours(path: Path) -> bool:
     return path.name in (LOCK, STATE, STATE.replace(".json", PART)) or (
-        path.suffix == ".bin" and path.name.startswith(("train_", "val_"))
+        re.fullmatch(r"(train|val)_[0-9]+\.bin", path.name) is not None
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from orthon.train.settings.data import DataConfig
 from orthon.train.text.text_job import text_job
 from orthon.train.text.token_folder import Progress, make_token_folder, shards_of
-from orthon.train.text.tokens import Corpus, Piece, count
+from orthon.train.text.tokens import Corpus, Piece, amount, count
 from orthon.train.text.vocabulary import vocabulary
 
 CACHE = "token-cache"  # folder beside the directories of runs
@@ -34,8 +34,8 @@ def tokenized_corpus(data: DataConfig, beside: Path, progress: Progress) -> Corp
     )
     return Corpus(
         description=(
-            f"{job.source}, {count(train) / 1e6:.2f} M tokens of {job.tokenizer.name}; "
-            f"held out: {count(held_out) / 1e6:.2f} M tokens"
+            f"{job.source}, {amount(count(train))} tokens of {job.tokenizer.name}; "
+            f"held out: {amount(count(held_out))} tokens"
         ),
         train=train,
         held_out=held_out,

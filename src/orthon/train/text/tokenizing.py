@@ -137,11 +137,10 @@ def write_tokens(folder: Path, job: Job, state: State, advance: Callable[[int], 
             if sum(writer.written for writer in writers) - saved >= SAVE_EVERY:
                 now = save()
                 saved = now.train + now.held_out
-        last = save()
-    for part, number in (("training", last.train), ("held-out", last.held_out)):
-        if not number:
-            raise UserError(f"there is no {part} text in {job.source}")
-    return last
+        for part, writer in zip(("training", "held-out"), writers, strict=True):
+            if not writer.written:
+                raise UserError(f"there is no {part} text in {job.source}")
+        return save()
 
 
 def _batches(parts: Iterator[tuple[Passage, bool]]) -> Iterator[list[tuple[Passage, bool]]]:

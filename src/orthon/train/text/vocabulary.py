@@ -6,6 +6,14 @@ from orthon.train.text.tokenizer import Tokenizer
 MULTIPLE = 64  # the size of the tiles that GPUs multiply by
 
 
+def beyond(name: str, token: int, size: int) -> str:
+    """What to say of a text with a token that the vocabulary does not have."""
+    return (
+        f"{name} holds token {token}, but the vocabulary has {size} tokens, from 0 on; "
+        f"a larger --data.vocab-size makes room"
+    )
+
+
 def vocabulary(given: int | None, tokenizer: Tokenizer | None) -> int | None:
     """The size that the settings give; else that of the tokenizer, rounded up; None if there is neither.
 

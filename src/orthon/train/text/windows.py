@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orthon.train.errors import UserError
 from orthon.train.text.tokens import Piece, count
+from orthon.train.text.vocabulary import beyond
 
 Indices = NDArray[np.int64]
 
@@ -32,8 +33,9 @@ class Windows:
         counts = [max(len(piece.tokens) - 1, 0) // context for piece in pieces]
         self.first = np.cumsum([0, *counts])  # for each piece the number of its first window; and the total
         if not len(self):
+            every = "every piece of " if len(pieces) > 1 else ""
             raise UserError(
-                f"the {name} text ({count(pieces)} tokens) is shorter than one sequence "
+                f"{every}the {name} text ({count(pieces):,} tokens) is shorter than one sequence "
                 f"({context + 1} tokens: model.context and the one after it)"
             )
 
@@ -52,10 +54,7 @@ class Windows:
             start = int(index - self.first[number]) * self.context
             row[:] = self.pieces[number].tokens[start : start + self.context + 1]
             if row.max() >= self.vocab_size:
-                raise UserError(
-                    f"{self.pieces[number].name} holds token {row.max()}, "
-                    f"but data.vocab_size is {self.vocab_size} and tokens must be below it"
-                )
+                raise UserError(beyond(self.pieces[number].name, int(row.max()), self.vocab_size))
         return torch.from_numpy(rows)
 
     def spread(self, number: int) -> Indices:
