@@ -121,10 +121,9 @@ class NamedOptimizer(MixedOptimizer):
             if name != "lr" and name not in SHARED
         }
         if unknown := options.keys() - own.keys() - SHARED.keys():
-            allowed = ", ".join(sorted({"lr", *own, *SHARED}))
-            known = {*own, *SHARED}
+            known = sorted({"lr", *own, *SHARED})
             names = ", ".join(f"{name!r}{mistaken(name, None, known)}" for name in sorted(unknown))
-            raise TypeError(f"{type(self).__name__}: unexpected keyword argument {names}; it takes {allowed}")
+            raise TypeError(f"{type(self).__name__}: unexpected keyword argument {names}; it takes {', '.join(known)}")
         of_groups = {"lr": lr, **own, **options}
         of_all = {name: of_groups.pop(name) for name in _OF_THE_OPTIMIZER if name in of_groups}
         super().__init__(params, algorithm=self.algorithm, options=of_groups, **of_all)

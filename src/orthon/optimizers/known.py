@@ -53,5 +53,5 @@ class KnownParameters:
                 f"{owner}: {', '.join(names[:_MOST])}{more} {have} frozen when the optimizer was made, so that no step "
                 "changes them; give them to add_param_group, make the optimizer anew, or unfreeze them before it is "
                 "made",
-                stacklevel=6,
+                stacklevel=8,  # the line that calls step()
             )

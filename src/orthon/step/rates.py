@@ -13,9 +13,8 @@ class Rates:
 
     Loops with `for group in optimizer.param_groups: group["lr"] = lr` do so, and `OneCycleLR(optimizer, max_lr=0.02)`.
     Embeddings are then trained with the learning rate of matrices, without an error. Steps with a learning rate of 0
-    tell nothing. In the first step that tells, one number is enough. Later, the end of a schedule may be the same for
-    all groups. Such an end raises none of them. Without a scheduler of torch's, one that lowers them at once, to less
-    than half of the largest, is no such end either.
+    tell nothing. The end of a schedule may be the same for all groups. So once the learning rates have moved, one
+    number for all that is below each of them tells nothing either.
 
     Attributes:
         decided: whether it has warned.
@@ -52,7 +51,10 @@ class Rates:
         if rates == self._last or not any(rates):
             return
         last, self._last = self._last, rates
-        if any(rate != rates[0] for rate in rates) or not _at_once(rates[0], last, groups):
+        if any(rate != rates[0] for rate in rates):
+            return
+        have_moved = not all(rate in self._given for rate in last)
+        if have_moved and rates[0] <= _MORE * min(rate for rate in last if rate):
             return
         self.decided = True
         were = ", ".join(f"{rate:g}" for rate in self._given)
@@ -62,13 +64,3 @@ class Rates:
             "by a factor; give OneCycleLR and CyclicLR a list with one number for each group",
             stacklevel=9,
         )
-
-
-def _at_once(rate: float, last: Sequence[float], groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether groups with these last rates have got this one otherwise than at the end of a schedule."""
-    if not last:
-        return True
-    if len(set(last)) == 1:  # has been seen to be such an end
-        return False
-    raised = rate > _MORE * min(each for each in last if each)
-    return raised or (rate < max(last) / 2 and not any("initial_lr" in group for group in groups))
