@@ -60,6 +60,13 @@ def test_the_ways_out_bring_none(way: str) -> None:
     assert not torch.equal(model[0].weight, before)
 
 
+def test_a_gradient_from_before_is_none() -> None:
+    model = net(frozen=False)
+    model(torch.randn(5, 6)).sum().backward()
+    model[0].requires_grad_(False)
+    step(model, Dion.for_model(model))
+
+
 def test_it_keeps_nothing_alive_and_changes_no_state() -> None:
     model = net()
     optimizer = Dion.for_model(model)

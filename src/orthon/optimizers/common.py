@@ -1,7 +1,7 @@
 """What the optimizers with one main algorithm share: options, constructor, and `for_model`."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any, ClassVar, Self, TypedDict
 
 import torch
@@ -159,8 +159,9 @@ class NamedOptimizer(MixedOptimizer):
             options: further keyword arguments of the constructor.
 
         Warns:
-            UserWarning: if no parameter goes to this algorithm, for an option that none of the algorithms has, and as
-                `orthon.param_groups` does. From `step`, if a parameter that was frozen here has a gradient.
+            UserWarning: if no parameter goes to this algorithm, for an option that has no effect, as none of the
+                algorithms has it, and as `orthon.param_groups` does. From `step`, if a parameter that was frozen here
+                has a gradient.
 
         Raises:
             TypeError, ValueError: as the constructor and `orthon.param_groups` do, and for scalar_lr with a ratio.
@@ -199,10 +200,14 @@ class NamedOptimizer(MixedOptimizer):
         return optimizer
 
 
-def _warn_of_unused(options: Iterable[str], algorithms: Set[str], owner: str) -> None:
-    """Warn of options that none of these algorithms has. Torch's hints are for whatever follows them."""
+def _warn_of_unused(options: Mapping[str, Any], algorithms: Set[str], owner: str) -> None:
+    """Warn of options that none of these algorithms has.
+
+    Torch's hints are for whatever follows them. Programs that hand over all options give some at their defaults.
+    """
     used = {*HINTS, *_OF_THE_OPTIMIZER, *(name for each in algorithms for name in RULES[each].options)}
-    if unused := [name for name in options if name not in used]:
+    defaults = [(name, option.default) for rule in RULES.values() for name, option in rule.options.items()]
+    if unused := [name for name, value in options.items() if name not in used and (name, value) not in defaults]:
         warnings.warn(
             f"{owner}.for_model: {', '.join(unused)} has no effect, as no parameter goes to an algorithm that has it; "
             f"the algorithms are {', '.join(sorted(algorithms))}",

@@ -38,20 +38,20 @@ class KnownParameters:
         """Warn once if parameters have gradients that were frozen, and are in none of the groups."""
         for ref, _ in self._frozen:
             param = ref()
-            if param is not None and param.grad is not None:
+            if param is not None and param.grad is not None and param.requires_grad:
                 break
         else:
             return
         held = {id(param) for group in groups for param in group["params"]}
         alive = [(param, name) for ref, name in self._frozen if (param := ref()) is not None and id(param) not in held]
-        names = [repr(name) for param, name in alive if param.grad is not None]
+        names = [repr(name) for param, name in alive if param.grad is not None and param.requires_grad]
         self._frozen = [] if names else [(weakref.ref(param), name) for param, name in alive]
         if names:
             more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
             have = "has a gradient, but was" if len(names) == 1 else "have gradients, but were"
             warnings.warn(
-                f"{owner}: {', '.join(names[:_MOST])}{more} {have} frozen when the optimizer was made, so that no step "
-                "changes them; give them to add_param_group, make the optimizer anew, or unfreeze them before it is "
-                "made",
+                f"{owner}: {', '.join(names[:_MOST])}{more} {have} frozen when the optimizer was made, so that its "
+                "steps do not change them; give them to add_param_group, make the optimizer anew, or unfreeze them "
+                "before it is made",
                 stacklevel=8,  # the line that calls step()
             )
