@@ -60,6 +60,15 @@ def test_the_ways_out_bring_none(way: str) -> None:
     assert not torch.equal(model[0].weight, before)
 
 
+def test_a_frozen_parameter_that_is_replaced() -> None:
+    """As `fully_shard` does."""
+    model = net()
+    optimizer = Dion.for_model(model)
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    with pytest.warns(UserWarning, match="Dion: '0.weight' has a gradient"):
+        step(model, optimizer)
+
+
 def test_a_gradient_from_before_is_none() -> None:
     model = net(frozen=False)
     model(torch.randn(5, 6)).sum().backward()
@@ -75,6 +84,7 @@ def test_it_keeps_nothing_alive_and_changes_no_state() -> None:
     step(model, plain)
     assert optimizer.state_dict().keys() == plain.state_dict().keys()
     assert optimizer.state_dict()["param_groups"] == plain.state_dict()["param_groups"]
+    assert not any(map(weakref.getweakrefs, model.parameters())), "Module.to swaps DTensors, and those without alone"
     frozen = weakref.ref(model[0].weight)
     model[0] = nn.Linear(6, 8)
     gc.collect()

@@ -15,7 +15,6 @@ from orthon.algorithms.options import number
 from orthon.machines import Machine
 from orthon.model.asked import check_model, known_rule
 from orthon.model.distributed import ranks_of_frozen, replicas_of, warn_if_idle
-from orthon.model.places import places, spots
 from orthon.model.routing import param_groups
 from orthon.optimizers.known import KnownParameters
 from orthon.optimizers.mixed import MixedOptimizer, Params
@@ -191,8 +190,7 @@ class NamedOptimizer(MixedOptimizer):
         warn_if_idle(model, groups, cls.algorithm, cls.__name__)
         optimizer = cls(groups, lr, **options)
         optimizer._known = KnownParameters(
-            {param: where[0].name for param, where in places(list(spots(model))).items()},
-            scalar_algorithm if RULES[cls.algorithm].work.takes_matrices else None,
+            model, scalar_algorithm if RULES[cls.algorithm].work.takes_matrices else None
         )
         _warn_of_unused(options, {cls.algorithm, scalar_algorithm, *(g["algorithm"] for g in groups)}, cls.__name__)
         if (frozen := ranks_of_frozen(model)) is not None:

@@ -97,8 +97,8 @@ def _take_names(group: dict[str, Any], others: Sequence[Mapping[str, Any]], know
     """Give a group names if all are known, and no other has none. Torch wants names in all groups or in none."""
     if "param_names" in group or any(other["params"] and "param_names" not in other for other in others):
         return
-    names = [known.name(param) for param in group["params"]]
-    if None not in names and (names or any("param_names" in other for other in others)):
+    names = known.names(group["params"])
+    if names is not None and (names or any("param_names" in other for other in others)):
         group["param_names"] = names
 
 
