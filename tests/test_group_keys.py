@@ -1,6 +1,7 @@
 """Keys of param groups: those of others are left to them, and what is meant as an option is one."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+import orthon
 from orthon import Dion, MixedOptimizer
 from orthon.algorithms import RULES
+from orthon.algorithms.names import mistaken
 from orthon.saving import LoadPlanner
 from tests.support.all_rules import CLASSES, Weights, all_rules, step, weights
+from tests.support.doc_blocks import ROOT
 
 FOREIGN: dict[str, Any] = {
     "initial_wd": 0.1,
@@ -112,6 +116,68 @@ def test_what_resembles_an_option_is_refused(rule: str, key: str, meant: str) ->
         with pytest.raises(ValueError, match=message):
             optimizer.step()
         assert torch.equal(optimizer.param_groups[0]["params"][0], before)
+
+
+THEIRS = [
+    ("use_muon", False, "muon", "a group says it by 'algorithm', such as 'muon' or 'adamw'"),
+    ("mu", 0.9, "muon", "called 'momentum' here"),
+    ("ef_decay", 0.9, "dion2", "called 'momentum' here"),
+    ("mu", 0.9, "adamw", "called 'momentum' here, an option of dion, dion2, dion3, muon, normuon"),
+    ("epsilon", 1e-8, "adamw", "called 'eps' here"),
+    ("epsilon", 1e-8, "dion", "called 'eps' here, an option of adamw, dion3, normuon"),
+    ("adamw_eps", 1e-8, "adamw", "called 'eps' here"),
+    ("learning_rate", 0.1, "dion", "called 'lr' here"),
+    ("wd", 0.1, "dion", "called 'weight_decay' here"),
+    ("beta1", 0.9, "adamw", "called 'betas' here"),
+    ("adamw_betas", (0.9, 0.95), "adamw", "called 'betas' here"),
+    ("muon_beta2", 0.9, "normuon", "called 'beta2' here"),
+    ("ns_steps", 5, "muon", "called 'polar_steps' here"),
+    ("ns_coefficients", (1, 2, 3), "muon", "called 'polar' here"),
+    ("cautious_wd", True, "muon", "called 'cautious_weight_decay' here"),
+    ("power_iters", 1, "dion", "called 'power_iterations' here"),
+    ("adjust_lr", "spectral_norm", "dion", "called 'adjust_lr_fn' here"),
+    ("selection_scope", "local", "dion2", "called 'selection' here"),
+    ("flatten", True, "muon", "called 'view' here"),
+    ("num_heads", 4, "muon", "called 'view' here"),
+    ("mixed_precision_config", None, "dion", "called 'state_dtype' here"),
+    ("oversample", 1.25, "dion", "there is one method to make columns orthonormal"),
+    ("outer_shard_mesh", None, "dion", "meshes are read off the parameters"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule", "meant"), THEIRS, ids=[f"{key}, {rule}" for key, _, rule, _ in THEIRS]
+)
+def test_what_other_packages_call_an_option(key: str, value: Any, rule: str, meant: str) -> None:
+    """In a group when it is made, added or changed, and as a keyword argument."""
+    param = nn.Parameter(torch.ones(4, 3))
+    group = {"params": [param], "algorithm": rule}
+    message = rf"Dion: param group \d: unknown option '{key}' for {rule} \({meant}.*\); it takes "
+    with pytest.raises(ValueError, match=message):
+        Dion([{**group, key: value}])
+    optimizer = Dion([{"params": [nn.Parameter(torch.ones(2, 2))]}])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({**group, key: value})
+    optimizer.add_param_group(group)
+    optimizer.param_groups[1][key] = value
+    param.grad = torch.ones(4, 3)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    for make in (lambda: Dion([param], **{key: value}), lambda: orthon.Muon.for_model(nn.Linear(3, 4), **{key: value})):
+        with pytest.raises(TypeError, match=rf"unexpected keyword argument '{key}' \({meant.split(' here')[0]}"):
+            make()
+
+
+def test_the_tables_of_the_pages_are_known() -> None:
+    """Each name of another package in docs/move/ that is none here, but for what is kept: `differentiable`."""
+    for page in ("adamw", "torch_muon", "keller_jordan", "microsoft_dion"):
+        text = (ROOT / "docs" / "move" / f"{page}.md").read_text(encoding="utf-8")
+        firsts = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+        names = {name for first in firsts for name in re.findall(r"`([a-z]\w*)(?:=.*?)?`", first)}
+        assert names
+        for name in names - {"params", "differentiable"}:
+            is_option = any(name in rule.options for rule in RULES.values())
+            assert is_option or mistaken(name, None, RULES["dion"].options), f"{page}: {name}"
 
 
 @pytest.mark.parametrize("make", CLASSES, ids=lambda make: make.__name__)

@@ -57,9 +57,35 @@ def test_schedulers_that_set_one_number() -> None:
         step(net, optimizer)
 
 
+@pytest.mark.parametrize("lr", [0.02, 0.004, 0.003, 0.001, 1e-5])
+def test_one_number_at_a_later_step(lr: float) -> None:
+    net = model()
+    optimizer = Dion.for_model(net)
+    for _ in range(3):
+        step(net, optimizer)
+    with pytest.warns(UserWarning, match=f"all param groups have the learning rate {lr:g} now"):
+        step(net, optimizer, lr)
+    step(net, optimizer, lr / 2)  # once is enough
+
+
+@pytest.mark.parametrize("lr", [0.02, 0.0045])
+def test_one_number_beside_a_scheduler(lr: float) -> None:
+    """One that is below all of them may be the end of its schedule."""
+    net = model()
+    optimizer = Dion.for_model(net)
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda t: 0.9**t)
+    for _ in range(3):
+        step(net, optimizer)
+        schedule.step()
+    with pytest.warns(UserWarning, match=f"all param groups have the learning rate {lr:g} now"):
+        step(net, optimizer, lr)
+
+
 FINE: dict[str, Callable[[MixedOptimizer], lr_scheduler.LRScheduler]] = {
     "factors": lambda o: lr_scheduler.LambdaLR(o, lambda t: min(t / 3, 1.0)),
     "a list": lambda o: lr_scheduler.OneCycleLR(o, [0.02, 0.003, 0.003], total_steps=20),
+    "one end for all, for long": lambda o: lr_scheduler.CosineAnnealingLR(o, 3, eta_min=1e-3),
+    "one floor for all": lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.1, patience=0, min_lr=1e-4),
     "one end for all": lambda o: lr_scheduler.CosineAnnealingLR(o, 4, eta_min=1e-5),
 }
 
@@ -73,7 +99,18 @@ def test_what_keeps_several_is_fine(name: str) -> None:
         warnings.simplefilter("error")
         for _ in range(6):
             step(net, optimizer)
-            schedule.step()
+            schedule.step(*([1.0] if name == "one floor for all" else []))
+
+
+def test_one_floor_by_hand_is_fine() -> None:
+    net = model()
+    optimizer = Dion.for_model(net)
+    starts = [group["lr"] for group in optimizer.param_groups]
+    for t in range(12):
+        for group, start in zip(optimizer.param_groups, starts, strict=True):
+            group["lr"] = max(start * 0.7**t, 1e-3)
+        step(net, optimizer)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
 
 
 def test_one_number_from_the_beginning_is_fine() -> None:
@@ -85,4 +122,7 @@ def test_one_number_from_the_beginning_is_fine() -> None:
 
 def test_tensors_are_not_read() -> None:
     net = model()
-    step(net, Dion.for_model(net, torch.tensor(0.01), scalar_lr=torch.tensor(0.003)), 0.02)
+    optimizer = Dion.for_model(net, torch.tensor(0.01), scalar_lr=torch.tensor(0.003))
+    step(net, optimizer, 0.02)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.01, device="meta")
+    optimizer._check.rates.look(optimizer.param_groups)

@@ -1,6 +1,6 @@
 """The keys of a param group: which are options, and which belong to somebody else."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,6 +15,39 @@ HINTS = frozenset({"foreach", "fused"})
 
 # What a param group is, beside its options.
 _OF_GROUPS = frozenset({"params", "param_names", "seed_names", "name", "reason", "algorithm", "others"})
+
+# What other packages call an option, and its name here. The pages in docs/move/ have the same, with the packages.
+_THEIRS: Mapping[str, str] = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    **dict.fromkeys(("mu", "ef_decay"), "momentum"),
+    **dict.fromkeys(("epsilon", "adamw_eps"), "eps"),
+    **dict.fromkeys(("beta1", "adamw_betas"), "betas"),
+    "muon_beta2": "beta2",
+    "ns_steps": "polar_steps",
+    **dict.fromkeys(("ns_coefficients", "use_triton", "newton_schulz_func"), "polar"),
+    "cautious_wd": "cautious_weight_decay",
+    "power_iters": "power_iterations",
+    "adjust_lr": "adjust_lr_fn",
+    "selection_scope": "selection",
+    **dict.fromkeys(("flatten", "num_heads", "split_sizes"), "view"),
+    "mixed_precision_config": "state_dtype",
+    "replicate_mesh_grad_sync": "sync_gradients",
+}
+
+# What they have, and is said in another way or not at all here.
+_OTHERWISE: Mapping[str, str] = {
+    "use_muon": "a group says it by 'algorithm', such as 'muon' or 'adamw'",
+    **dict.fromkeys(("muon_params", "adamw_params"), "give param groups with 'algorithm', such as 'muon' or 'adamw'"),
+    **dict.fromkeys(
+        ("replicate_mesh", "outer_shard_mesh", "inner_shard_mesh", "distributed_mesh"),
+        "meshes are read off the parameters; with DistributedDataParallel give 'replicas'",
+    ),
+    **dict.fromkeys(
+        ("qr_method", "oversample", "cqr_warmup_steps"),
+        "there is one method to make columns orthonormal; 'precision' chooses its arithmetic",
+    ),
+}
 
 # As much must a key be like an option to be a slip of the pen: `beta` and `rank_frac` are, `lr_mult` is not.
 _ALIKE = 0.8
@@ -48,6 +81,11 @@ def mistaken(key: object, value: object, options: Collection[str]) -> str:
         return "" if is_number(value) else " (called 'adjust_lr_fn' now, as in torch.optim.Muon)"
     if owners := _rules_with(key):
         return f" (an option of {owners})"
+    if key in _OTHERWISE:
+        return f" ({_OTHERWISE[key]})"
+    if key in _THEIRS:
+        owners = "" if _THEIRS[key] in options else _rules_with(_THEIRS[key])
+        return f" (called {_THEIRS[key]!r} here{owners and f', an option of {owners}'})"
     if own := likely(key, options):
         return f" (did you mean {' or '.join(map(repr, own))}?)"
     others = likely(key, {name for each in RULES.values() for name in each.options})

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from orthon.algorithms import RULES
+from orthon.algorithms.options import flag
+from orthon.model.asked import check_model, check_overrides, known_rule
 from orthon.model.deciding import Deciding
 from orthon.model.roles import HIDDEN, Role
 from orthon.sharding.matrix_view import MatrixView
@@ -52,8 +54,9 @@ def param_groups(
 
     Args:
         model: any module.
-        algorithm: for hidden matrices.
-        scalar_algorithm: for the rest.
+        algorithm: for hidden matrices. Upper case counts as lower case.
+        scalar_algorithm: for the rest: "adamw", "lion", or a registered rule that takes parameters of any shape. Upper
+            case counts as lower case.
         lr: learning rate of the hidden matrices. None is the optimizer's.
         scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`: 0.003 for AdamW, 0.0003 for
             Lion.
@@ -76,12 +79,15 @@ def param_groups(
             usual in the stages of a pipeline.
 
     Raises:
-        ValueError: for an unknown algorithm, a view that is not allowed, a parameter of a lazy module that has no shape
-            yet, or a model without parameters.
+        TypeError: for a model that is none, overrides that are no options by pattern, or a per_head that is no bool.
+        ValueError: for an algorithm that is unknown or cannot update the rest, a view that is not allowed, a parameter
+            of a lazy module that has no shape yet, or a model without parameters.
     """
-    for argument, name in (("algorithm", algorithm), ("scalar_algorithm", scalar_algorithm)):
-        if name not in RULES:
-            raise ValueError(f"param_groups: {argument} should be one of {sorted(RULES)}, but is {name!r}")
+    check_model(model, "param_groups")
+    algorithm = known_rule("algorithm", algorithm)
+    scalar_algorithm = known_rule("scalar_algorithm", scalar_algorithm, elementwise=True)
+    check_overrides(overrides)
+    flag(False).check("per_head", per_head, "param_groups")
     deciding = Deciding(model, per_head=per_head)
     if not deciding.places:
         raise ValueError(f"param_groups: {type(model).__name__} has no parameters")

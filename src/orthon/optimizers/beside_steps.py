@@ -34,7 +34,7 @@ def warn_of_no_gradients(owner: str) -> None:
     warnings.warn(
         f"{owner}: no parameter has a gradient, so step() changes nothing; if parameters have been replaced or frozen "
         "since the optimizer was made, as fully_shard and PEFT do, make it after that",
-        stacklevel=6,
+        stacklevel=8,  # the line that calls step()
     )
 
 

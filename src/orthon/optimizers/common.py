@@ -1,6 +1,7 @@
 """What the optimizers with one main algorithm share: options, constructor, and `for_model`."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Set
 from typing import Any, ClassVar, Self, TypedDict
 
 import torch
@@ -9,11 +10,13 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from orthon.algorithms import RULES
-from orthon.algorithms.names import mistaken
+from orthon.algorithms.names import HINTS, mistaken
 from orthon.algorithms.options import number
 from orthon.machines import Machine
+from orthon.model.asked import check_model, known_rule
 from orthon.model.distributed import ranks_of_frozen, replicas_of, warn_if_idle
 from orthon.model.routing import param_groups
+from orthon.optimizers.known import KnownParameters
 from orthon.optimizers.mixed import MixedOptimizer, Params
 from orthon.sharding.matrix_view import MatrixView
 
@@ -117,10 +120,9 @@ class NamedOptimizer(MixedOptimizer):
             if name != "lr" and name not in SHARED
         }
         if unknown := options.keys() - own.keys() - SHARED.keys():
-            allowed = ", ".join(sorted({"lr", *own, *SHARED}))
-            known = {*own, *SHARED}
+            known = sorted({"lr", *own, *SHARED})
             names = ", ".join(f"{name!r}{mistaken(name, None, known)}" for name in sorted(unknown))
-            raise TypeError(f"{type(self).__name__}: unexpected keyword argument {names}; it takes {allowed}")
+            raise TypeError(f"{type(self).__name__}: unexpected keyword argument {names}; it takes {', '.join(known)}")
         of_groups = {"lr": lr, **own, **options}
         of_all = {name: of_groups.pop(name) for name in _OF_THE_OPTIMIZER if name in of_groups}
         super().__init__(params, algorithm=self.algorithm, options=of_groups, **of_all)
@@ -144,7 +146,7 @@ class NamedOptimizer(MixedOptimizer):
             model: any module. `orthon.param_groups` decides by the types and names of its modules. The processes of a
                 DistributedDataParallel, wherever it is in the model, become `replicas`.
             lr: learning rate of the hidden matrices.
-            scalar_algorithm: what updates the rest, "adamw" or "lion".
+            scalar_algorithm: what updates the rest, "adamw" or "lion", as in `orthon.param_groups`.
             scalar_lr: learning rate of the rest. None is the usual one of `scalar_algorithm`, 0.003 for AdamW and
                 0.0003 for Lion, whatever lr is.
             scalar_lr_ratio: scalar_lr over lr, instead of scalar_lr. It ties the two, so that a search over lr moves
@@ -156,11 +158,16 @@ class NamedOptimizer(MixedOptimizer):
             options: further keyword arguments of the constructor.
 
         Warns:
-            UserWarning: if no parameter goes to this algorithm, and as `orthon.param_groups` does.
+            UserWarning: if no parameter goes to this algorithm, for an option that has no effect, as none of the
+                algorithms has it, and as `orthon.param_groups` does. From `step`, if a parameter that was frozen here
+                has a gradient.
 
         Raises:
             TypeError, ValueError: as the constructor and `orthon.param_groups` do, and for scalar_lr with a ratio.
         """
+        check_model(model, f"{cls.__name__}.for_model")
+        lr = RULES[cls.algorithm].options["lr"].check("lr", lr, cls.__name__)
+        scalar_algorithm = known_rule("scalar_algorithm", scalar_algorithm, elementwise=True)
         if scalar_lr_ratio is not None:
             if scalar_lr is not None:
                 raise ValueError(
@@ -182,6 +189,25 @@ class NamedOptimizer(MixedOptimizer):
         )
         warn_if_idle(model, groups, cls.algorithm, cls.__name__)
         optimizer = cls(groups, lr, **options)
+        optimizer._known = KnownParameters(
+            model, scalar_algorithm if RULES[cls.algorithm].work.takes_matrices else None
+        )
+        _warn_of_unused(options, {cls.algorithm, scalar_algorithm, *(g["algorithm"] for g in groups)}, cls.__name__)
         if (frozen := ranks_of_frozen(model)) is not None:
             optimizer.work_beside(*frozen)
         return optimizer
+
+
+def _warn_of_unused(options: Mapping[str, Any], algorithms: Set[str], owner: str) -> None:
+    """Warn of options that none of these algorithms has.
+
+    Torch's hints are for whatever follows them. Programs that hand over all options give some at their defaults.
+    """
+    used = {*HINTS, *_OF_THE_OPTIMIZER, *(name for each in algorithms for name in RULES[each].options)}
+    defaults = [(name, option.default) for rule in RULES.values() for name, option in rule.options.items()]
+    if unused := [name for name, value in options.items() if name not in used and (name, value) not in defaults]:
+        warnings.warn(
+            f"{owner}.for_model: {', '.join(unused)} has no effect, as no parameter goes to an algorithm that has it; "
+            f"the algorithms are {', '.join(sorted(algorithms))}",
+            stacklevel=3,
+        )

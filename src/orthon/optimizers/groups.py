@@ -7,7 +7,8 @@ from torch import Tensor
 
 from orthon.algorithms import RULES
 from orthon.algorithms.names import mistaken
-from orthon.algorithms.rule import rule_for
+from orthon.algorithms.rule import is_plain_matrix, options_of, rule_for
+from orthon.optimizers.known import KnownParameters
 from orthon.sharding import check_placements
 from orthon.step.names import parameter_names
 from orthon.step.options import OptionCheck, plain_options, rule_of
@@ -39,25 +40,31 @@ def shown_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return plain_options({name: value for name, value in shown.items() if name != "betas"})
 
 
-def completed(given: object, others: Sequence[Mapping[str, Any]], check: OptionCheck) -> dict[str, Any]:
-    """Return a param group with all its options.
+def completed(
+    given: object, others: Sequence[Mapping[str, Any]], check: OptionCheck, known: KnownParameters
+) -> dict[str, Any]:
+    """Return a param group with all its options. No other group holds the same tensor for one of them.
 
     Args:
         given: the group, as the user gives it. It is not changed.
         others: the groups that there are already.
         check: of the optimizer's options.
+        known: the parameters of the model for which the optimizer was made.
 
     Raises:
         TypeError, ValueError, NotImplementedError: for a group, an option or a parameter that cannot be used.
     """
     if not isinstance(given, dict) or "params" not in given:
         raise TypeError(f"{check.owner}: a param group should be a dict with 'params', but is {given!r}")
-    group = dict(given)
+    group, label = dict(given), check.label(given, len(others))
+    _separate_names(group, label)
+    if known.others is not None and "algorithm" not in group and not all(map(_is_matrix, group["params"])):
+        group.setdefault("others", known.others)
     check.complete(group, len(others), by_schedule=False)
-    _separate_names(group, check.label(group, len(others)))
-    if not group["params"] and any("param_names" in other for other in others):
-        group["param_names"] = []  # torch wants names in all groups or in none
+    _take_names(group, others, known)
     _check_parameters(group, others, check.owner)
+    _check_names(group, others, label)
+    _take_own_tensors(group, others)
     return group
 
 
@@ -66,6 +73,50 @@ def name_empty_groups(groups: Sequence[dict[str, Any]], added: Mapping[str, Any]
     for group in groups:  # torch wants names in all groups or in none
         if "param_names" in added and not group["params"]:
             group.setdefault("param_names", [])
+
+
+def _is_matrix(param: object) -> bool:
+    return isinstance(param, Tensor) and is_plain_matrix(param)
+
+
+def _take_own_tensors(group: dict[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
+    """Give a group copies of those options that are tensors of another group, or of another option of its own.
+
+    Otherwise a scheduler that changes a tensor in place, group by group, would change it once for each of them.
+    """
+    taken = {id(value) for other in others for value in other.values() if isinstance(value, Tensor)}
+    for name in options_of(group):
+        value = group[name]
+        if isinstance(value, Tensor):
+            if id(value) in taken:
+                group[name] = value = value.detach().clone()
+            taken.add(id(value))
+
+
+def _take_names(group: dict[str, Any], others: Sequence[Mapping[str, Any]], known: KnownParameters) -> None:
+    """Give a group names if all are known, and no other has none. Torch wants names in all groups or in none."""
+    if "param_names" in group or any(other["params"] and "param_names" not in other for other in others):
+        return
+    names = known.names(group["params"])
+    if names is not None and (names or any("param_names" in other for other in others)):
+        group["param_names"] = names
+
+
+def _check_names(group: Mapping[str, Any], others: Sequence[Mapping[str, Any]], label: str) -> None:
+    """Raise a ValueError for names in some groups alone. Groups without parameters do not count."""
+    filled = [other for other in others if other["params"]]
+    has_names, theirs = "param_names" in group, any("param_names" in other for other in filled)
+    if not filled or not group["params"] or has_names == theirs or not all(p.is_leaf for p in group["params"]):
+        return  # of non-leaf tensors torch tells
+    if theirs:
+        raise ValueError(
+            f"{label}: its parameters have no names, but those of other groups have, and not all of them are of the "
+            "model of for_model; give (name, tensor) pairs"
+        )
+    raise ValueError(
+        f"{label}: its parameters have names, but those of other groups have none; give tensors, or make the optimizer "
+        "with model.named_parameters() or by for_model"
+    )
 
 
 def _check_parameters(group: dict[str, Any], others: Sequence[Mapping[str, Any]], owner: str) -> None:

@@ -14,6 +14,7 @@ from orthon.algorithms.options import choice, flag, number_or_none
 from orthon.machines import Machine, named_machine
 from orthon.optimizers.beside_steps import make_equal, warn_of_no_gradients
 from orthon.optimizers.groups import check_defaults, completed, name_empty_groups, shown_defaults
+from orthon.optimizers.known import KnownParameters
 from orthon.optimizers.scaler_flag import step_decides
 from orthon.optimizers.wrapped import own_optimizer
 from orthon.saving.loading import fit_state
@@ -61,8 +62,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         machine: on which the processes run, where several work together: a name of `orthon.machines.MACHINES` or a
             `Machine`. It decides who does what, and nothing about the result. None looks at the device.
         wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several
-            work together; one matrix, if that is more. None is a sixteenth of the device's memory. Three such waves
-            are under way at a time.
+            work together; one matrix, if that is more. None is 1/16 of the device's. Three are under way at a time.
         others: the algorithm for those parameters of a group without an algorithm that are no matrices: vectors, and
             what has more than two dims. They have the options of their group. None refuses them.
 
@@ -88,23 +88,22 @@ class MixedOptimizer(torch.optim.Optimizer):
         others: str | None = None,
     ) -> None:
         owner = type(self).__name__
-        _NONFINITE.check("nonfinite", nonfinite, owner)
-        self.nonfinite = nonfinite
+        self.nonfinite = _NONFINITE.check("nonfinite", nonfinite, owner)
         self._skipped: Tensor | None = None
         self._replicas = replica_group(replicas, owner)
-        flag(False).check("sync_gradients", sync_gradients, owner)
+        self.sync_gradients = flag(False).check("sync_gradients", sync_gradients, owner)
         if sync_gradients and replicas is None:
             raise ValueError(f"{owner}: sync_gradients=True averages over replicas=..., but replicas is None")
-        self.sync_gradients = sync_gradients
-        _WAVE_MEMORY.check("wave_memory", wave_memory, owner)
-        self.machine, self.wave_memory = named_machine(machine, owner), wave_memory
+        self.wave_memory = _WAVE_MEMORY.check("wave_memory", wave_memory, owner)
+        self.machine = named_machine(machine, owner)
         given = {"algorithm": algorithm, **check_defaults(algorithm, options, owner)}
         if others is not None:
             rule_of_others(others, owner)
         self._check = OptionCheck(owner, given, nonfinite, others)
         self._beside: tuple[Ranks, torch.device] | None = None
         self._begin_anew()
-        self._warned, self._unconsolidated = False, set[Tensor]()  # whose momentum differs between replicas
+        self._unconsolidated = set[Tensor]()  # whose momentum differs between replicas
+        self._warned, self._known = False, KnownParameters()
         if isinstance(params, Tensor):
             raise TypeError(f"{owner}: params should be an iterable of tensors, but is one tensor")
         super().__init__(cast(Any, params), shown_defaults(given))
@@ -141,7 +140,7 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options for them; everything is checked before anything changes."""
-        group = completed(param_group, self.param_groups, self._check)
+        group = completed(param_group, self.param_groups, self._check, self._known)
         name_empty_groups(self.param_groups, group)
         options = group.keys() | {"params"}
         super().add_param_group(group)
@@ -183,6 +182,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         if not plan.sets and not self._warned and plan.members and all(m.grad is None for m in plan.members):
             self._warned = True
             warn_of_no_gradients(type(self).__name__)
+        self._known.warn_of_unfrozen(self.param_groups, type(self).__name__)
         if is_new:
             check_ranks(plan.members, type(self).__name__)
             plan.agreement.check_copies(plan.members)
@@ -258,7 +258,7 @@ class MixedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._replicas, self._beside, self._warned = None, None, False
+        self._replicas, self._beside, self._warned, self._known = None, None, False, KnownParameters()
         self._begin_anew()
 
     def members(self) -> list[Member]:

@@ -4,16 +4,20 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# By how much more than rounding a learning rate must have grown.
+_MORE = 1 + 1e-6
+
 
 class Rates:
-    """Notices in the first steps whether several learning rates have become one.
+    """Notices whether several learning rates have become one.
 
     Loops with `for group in optimizer.param_groups: group["lr"] = lr` do so, and `OneCycleLR(optimizer, max_lr=0.02)`.
     Embeddings are then trained with the learning rate of matrices, without an error. Steps with a learning rate of 0
-    tell nothing. Later ones are not looked at, as the end of a schedule may be the same for all groups.
+    tell nothing. The end of a schedule may be the same for all groups. So once the learning rates have moved, one
+    number for all that is below each of them tells nothing either.
 
     Attributes:
-        decided: whether it has looked at a step that tells.
+        decided: whether it has warned.
 
     Args:
         owner: the optimizer, for the warning.
@@ -22,11 +26,12 @@ class Rates:
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self._given: list[float] = []  # different ones, in the order of the groups
+        self._last: list[float] = []  # of the last step that tells
         self.decided = False
 
     def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Forget all other groups, and take these for those that were made."""
-        self._given, self.decided = [], False
+        self._given, self._last, self.decided = [], [], False
         for group in groups:
             self.add(group["lr"])
 
@@ -36,17 +41,26 @@ class Rates:
             self._given.append(lr)
 
     def look(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Look at the learning rates of a step, and warn once if all are one number."""
+        """Look at the learning rates of a step, and warn once if they have become one number."""
+        if len(self._given) < 2:
+            return
         rates = [group["lr"] for group in groups]
-        are_numbers = all(isinstance(rate, int | float) for rate in rates)
-        if not rates or (are_numbers and rates[0] == 0):
+        for rate in rates:
+            if not isinstance(rate, int | float):  # a tensor, which is not read
+                return
+        if rates == self._last or not any(rates):
+            return
+        last, self._last = self._last, rates
+        if any(rate != rates[0] for rate in rates):
+            return
+        have_moved = not all(rate in self._given for rate in last)
+        if have_moved and rates[0] <= _MORE * min(rate for rate in last if rate):
             return
         self.decided = True
-        if are_numbers and len(self._given) > 1 and all(rate == rates[0] for rate in rates):
-            were = ", ".join(f"{rate:g}" for rate in self._given)
-            warnings.warn(
-                f"{self._owner}: all param groups have the learning rate {rates[0]:g} now, but were made with {were}; "
-                "embeddings, heads and norms have another one than matrices. Keep what each group had, and multiply it "
-                "by a factor; give OneCycleLR and CyclicLR a list with one number for each group",
-                stacklevel=9,
-            )
+        were = ", ".join(f"{rate:g}" for rate in self._given)
+        warnings.warn(
+            f"{self._owner}: all param groups have the learning rate {rates[0]:g} now, but were made with {were}; "
+            "embeddings, heads and norms have another one than matrices. Keep what each group had, and multiply it "
+            "by a factor; give OneCycleLR and CyclicLR a list with one number for each group",
+            stacklevel=9,
+        )
