@@ -18,8 +18,7 @@ from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.config import Optimizer as TitansOptimizer
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
 
-from orthon.integrations.torchtitan_config import arguments, of_torchtitan
-from orthon.optimizers.by_name import class_of
+from orthon.integrations.torchtitan_config import arguments, of_torchtitan, optimizer_class
 from orthon.optimizers.common import NamedOptimizer
 from orthon.step.names import plain_names
 
@@ -89,7 +88,7 @@ class OptimizersBuilder:
             )
         if ft_manager is not None and ft_manager.enabled:
             raise NotImplementedError("fault_tolerance.enable should be false: Orthon has not been tried with torchft")
-        optimizer = class_of(optimizer_config.name)
+        optimizer = optimizer_class(optimizer_config)
         options = {**arguments(optimizer_config), **self.options}
         if parallel_dims.dp_replicate_enabled and not parallel_dims.fsdp_enabled:  # plain tensors tell no mesh
             options.setdefault("replicas", parallel_dims.get_mesh("dp_replicate"))
