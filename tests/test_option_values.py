@@ -61,7 +61,10 @@ def test_betas_of_any_kind() -> None:
     assert {type(beta) for beta in betas.param_groups[0]["betas"]} == {float}
 
 
-@pytest.mark.parametrize(("rule", "option"), [("dion", "state_dtype"), ("dion", "product_dtype"), ("muon", "polar_dtype")])
+DTYPES = [("dion", "state_dtype"), ("dion", "product_dtype"), ("muon", "polar_dtype")]
+
+
+@pytest.mark.parametrize(("rule", "option"), DTYPES)
 @pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])
 def test_dtypes_by_name(rule: str, option: str, name: str) -> None:
     param = nn.Parameter(torch.ones(6, 4))

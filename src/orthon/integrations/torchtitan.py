@@ -18,7 +18,9 @@ from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.config import Optimizer as TitansOptimizer
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
 
+from orthon.algorithms import RULES
 from orthon.integrations.torchtitan_config import arguments, of_torchtitan, optimizer_class
+from orthon.model.roles import HIDDEN
 from orthon.optimizers.common import NamedOptimizer
 from orthon.step.names import plain_names
 
@@ -183,15 +185,19 @@ def give_same_groups(optimizers: Sequence[NamedOptimizer], stages: dist.ProcessG
         has = {_key(group) for group in optimizer.param_groups}
         for key in groups.keys() - has:
             optimizer.add_param_group({"params": [], **groups[key]})
-        main = optimizer.algorithm
-        # Matrices come first, as torchtitan logs the learning rate of the first group.
-        optimizer.param_groups.sort(key=lambda group: (group["algorithm"] != main, _key(group)))
+        optimizer.param_groups.sort(key=lambda group, main=optimizer.algorithm: (*_place(group, main), _key(group)))
         for group in optimizer.param_groups:
             group["name"] = names[_key(group)]
 
 
 def _without_parameters(group: Group) -> Group:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _place(group: Group, main: str) -> tuple[bool, bool]:
+    """Return what sorts matrices first, as torchtitan logs the learning rate of the first group."""
+    of_whole_model = not RULES[main].work.takes_matrices  # its algorithm does not tell matrices then
+    return group["algorithm"] != main, of_whole_model and _base(group["name"]) != HIDDEN.name
 
 
 def _key(group: Group) -> str:
