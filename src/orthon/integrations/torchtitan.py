@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -185,7 +186,7 @@ def give_same_groups(optimizers: Sequence[NamedOptimizer], stages: dist.ProcessG
         has = {_key(group) for group in optimizer.param_groups}
         for key in groups.keys() - has:
             optimizer.add_param_group({"params": [], **groups[key]})
-        optimizer.param_groups.sort(key=lambda group, main=optimizer.algorithm: (*_place(group, main), _key(group)))
+        optimizer.param_groups.sort(key=partial(_place, optimizer.algorithm))
         for group in optimizer.param_groups:
             group["name"] = names[_key(group)]
 
@@ -194,10 +195,10 @@ def _without_parameters(group: Group) -> Group:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
 
 
-def _place(group: Group, main: str) -> tuple[bool, bool]:
-    """Return what sorts matrices first, as torchtitan logs the learning rate of the first group."""
+def _place(main: str, group: Group) -> tuple[bool, bool, str]:
+    """Return what sorts groups. Matrices come first, as torchtitan logs the learning rate of the first group."""
     of_whole_model = not RULES[main].work.takes_matrices  # its algorithm does not tell matrices then
-    return group["algorithm"] != main, of_whole_model and _base(group["name"]) != HIDDEN.name
+    return group["algorithm"] != main, of_whole_model and _base(group["name"]) != HIDDEN.name, _key(group)
 
 
 def _key(group: Group) -> str:

@@ -85,7 +85,8 @@ def create(
         scalar_lr_ratio: scalar_lr over lr, instead of scalar_lr, as in `for_model`.
         overrides: as in `for_model`.
         per_head: as in `for_model`.
-        options: of the rule, and those of `orthon.optimizers.CommonOptions`.
+        options: of the rule, and those of `orthon.optimizers.CommonOptions`. A dtype may be given by its name, as files
+            have it: "bfloat16".
 
     Raises:
         TypeError: for an option that the optimizer does not have, or a model that is none; they tell what there is.
