@@ -368,7 +368,7 @@ class GptOssGroupedExperts(nn.Module):
 
 @pytest.mark.parametrize("make", [GroupedExperts, GptOssGroupedExperts])
 def test_the_experts_of_torchtitan(make: type[nn.Module]) -> None:
-    """tests/integrations/test_torchtitan.py has the real ones."""
+    """tests/integrations/test_torchtitan_experts.py has the real ones."""
     model = nn.ModuleDict({"experts": make()})
     found = options_of(model)
     for name, param in model.named_parameters():
