@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import pickle
 import sys
 import weakref
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 
 import orthon
-from orthon import Dion, Dion3, MixedOptimizer, Muon
-from orthon.algorithms import RULES
+from orthon import Dion, Dion3, MixedOptimizer, Muon, Rule
+from orthon.algorithms import RULES, Batch, Elementwise, WholeMatrix
 from orthon.optimizers.by_name import class_of
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "adamuon.py"
@@ -105,6 +106,8 @@ REFUSED: list[tuple[Any, ...]] = [
     ("muon", {"rank_fraction": 0.5}, TypeError, r"'rank_fraction' \(an option of dion\)"),
     ("dion", {"lr": -1.0}, ValueError, "lr should be"),
     ("dion", {"scalar_algorithm": "adam"}, ValueError, "scalar_algorithm should be one of .* but is 'adam'"),
+    ("dion", {"scalar_algorithm": "muon"}, ValueError, "scalar_algorithm should be one of 'adamw', 'lion', but is 'mu"),
+    ("dion", {"scalar_algorithm": 3}, TypeError, "scalar_algorithm should be one of 'adamw', 'lion', but is 3"),
     ("dion", {"scalar_lr": 1.0, "scalar_lr_ratio": 1.0}, ValueError, "scalar_lr or scalar_lr_ratio, not both"),
     ("dion", {"scalar_lr_ratio": -0.1}, ValueError, "scalar_lr_ratio should be a number >= 0, but is -0.1"),
     ("dion", {"scalar_lr_ratio": "0.1"}, TypeError, "scalar_lr_ratio should be a number >= 0, but is '0.1'"),
@@ -126,13 +129,63 @@ def test_a_list_of_parameters_is_refused() -> None:
 def test_a_whole_model_by_one_elementwise_rule() -> None:
     net, other = model(), model()
     optimizer, right = (
-        orthon.create("adamw", net, lr=1e-3, scalar_lr_ratio=1.0, weight_decay=0.0),
+        orthon.create("adamw", net, lr=1e-3, weight_decay=0.0),
         torch.optim.AdamW(other.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0),
     )
     for _ in range(3):
         assert step(net, optimizer) == step(other, right)
-    assert set(rates(orthon.create("adamw", net)).values()) == {3e-3}
-    assert set(rates(orthon.create("lion", net, scalar_algorithm="lion")).values()) == {3e-4}
+
+
+# What is given, and the rules and learning rates of the hidden matrices and of the rest.
+WHOLE: list[tuple[str, dict[str, Any], tuple[str, float], tuple[str, float]]] = [
+    ("adamw", {}, ("adamw", 3e-3), ("adamw", 3e-3)),
+    ("adamw", {"lr": 1e-4}, ("adamw", 1e-4), ("adamw", 1e-4)),
+    ("adamw", {"lr": 1e-4, "scalar_algorithm": "adamw"}, ("adamw", 1e-4), ("adamw", 1e-4)),
+    ("adamw", {"lr": 1e-4, "scalar_algorithm": "lion"}, ("adamw", 1e-4), ("lion", 3e-4)),
+    ("adamw", {"lr": 1e-4, "scalar_lr": 1e-2}, ("adamw", 1e-4), ("adamw", 1e-2)),
+    ("adamw", {"lr": 1e-4, "scalar_lr_ratio": 0.5}, ("adamw", 1e-4), ("adamw", 5e-5)),
+    ("lion", {}, ("lion", 3e-4), ("lion", 3e-4)),
+    ("Lion", {"lr": 1e-5}, ("lion", 1e-5), ("lion", 1e-5)),
+    ("lion", {"scalar_algorithm": "AdamW"}, ("lion", 3e-4), ("adamw", 3e-3)),
+    ("steepest", {}, ("steepest", 0.01), ("steepest", 0.01)),
+    ("steepest", {"lr": 0.5}, ("steepest", 0.5), ("steepest", 0.5)),
+    ("whole", {"lr": 0.5}, ("whole", 0.5), ("adamw", 3e-3)),
+    ("muon", {}, ("muon", 0.01), ("adamw", 3e-3)),
+    ("muon", {"scalar_algorithm": "Lion"}, ("muon", 0.01), ("lion", 3e-4)),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "matrices", "rest"), WHOLE)
+def test_the_rule_and_the_learning_rate_of_the_rest(name: str, given: Any, matrices: Any, rest: Any) -> None:
+    orthon.register_rule(Rule("steepest", steepest, {}, Elementwise(), {}))
+    orthon.register_rule(Rule("whole", steepest, {}, WholeMatrix(), {}))
+    made = [orthon.create(name, model(), **given)]
+    if not any(word[:1].isupper() for word in (name, given.get("scalar_algorithm", ""))):
+        made.append(class_of(name).for_model(model(), **given))
+    for optimizer in made:
+        found = {group["name"]: (group["algorithm"], group["lr"]) for group in optimizer.param_groups}
+        assert found.pop("hidden matrices") == matrices
+        assert found.keys() == {"embeddings", "norms and biases", "output head"}
+        assert set(found.values()) == {rest}
+
+
+def steepest(batch: Batch) -> None:
+    batch.descend(batch.G)
+
+
+def test_names_that_differ_by_case() -> None:
+    def registered(name: str) -> None:
+        orthon.register_rule(Rule(name, steepest, {}, Elementwise(), {}))
+
+    registered("MyRule")
+    for name in ("MyRule", "myrule", "MYRULE"):
+        assert class_of(name).algorithm == "MyRule"
+    registered("myrule")
+    for name in ("MyRule", "myrule"):
+        assert class_of(name).algorithm == name
+    assert class_of("MyRule") is not class_of("myrule")
+    with pytest.raises(ValueError, match=r"but is 'MYRULE' \(did you mean 'MyRule' or 'myrule'\?\)"):
+        class_of("MYRULE")
 
 
 def test_the_ratio_ties_both_learning_rates() -> None:
@@ -196,6 +249,37 @@ def counts() -> tuple[int, int]:
     return sum(issubclass(type(each), torch.Tensor) for each in objects), len(objects)
 
 
-def test_classes_of_named_rules_are_pickled_by_their_own_names() -> None:
-    optimizer = orthon.create("dion", model())
-    assert type(pickle.loads(pickle.dumps(optimizer))) is Dion
+@pytest.mark.parametrize("name", ["dion", "adamw", "lion", "steepest", "my_rule", "MyRule"])
+def test_optimizers_are_pickled(name: str) -> None:
+    """Also where two rules have classes of one name."""
+    for own in ("steepest", "my_rule", "MyRule"):
+        orthon.register_rule(Rule(own, steepest, {}, Elementwise(), {}))
+    net = model()
+    optimizer = orthon.create(name, net)
+    step(net, optimizer)
+    written = io.BytesIO()
+    torch.save((net, optimizer), written)
+    written.seek(0)
+    copies = [copy.deepcopy((net, optimizer)), torch.load(written, weights_only=False)]
+    copies += [pickle.loads(pickle.dumps((net, optimizer), protocol)) for protocol in (2, pickle.HIGHEST_PROTOCOL)]
+    expected = step(net, optimizer), step(net, optimizer)
+    for other_net, other in copies:
+        assert type(other) is type(optimizer) is class_of(name)
+        assert (step(other_net, other), step(other_net, other)) == expected
+    assert pickle.loads(pickle.dumps(type(optimizer))) is type(optimizer)
+
+
+class Mine(class_of("lion")):  # type: ignore[misc]
+    """A class of somebody's own, which is pickled by its own name."""
+
+
+def test_somebodys_class_of_such_a_rule_is_pickled() -> None:
+    assert type(pickle.loads(pickle.dumps(Mine.for_model(model())))) is Mine
+
+
+def test_a_rule_that_is_not_registered_is_said_when_unpickling() -> None:
+    orthon.register_rule(Rule("steepest", steepest, {}, Elementwise(), {}))
+    written = pickle.dumps(orthon.create("steepest", model()))
+    del RULES["steepest"]
+    with pytest.raises(ValueError, match="'steepest' is not; import the module that calls orthon.register_rule"):
+        pickle.loads(written)

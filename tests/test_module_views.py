@@ -345,6 +345,40 @@ def test_unknown_modules_are_left_alone() -> None:
     assert groups["experts.down_proj"]["algorithm"] == "adamw"
 
 
+class GroupedExperts(nn.Module):
+    """Experts as torchtitan 0.2.2 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.randn(E, INNER, D))
+        self.w2 = nn.Parameter(torch.randn(E, D, INNER))
+        self.w3 = nn.Parameter(torch.randn(E, INNER, D))
+
+
+class GptOssGroupedExperts(nn.Module):
+    """Those of its GPT-OSS, with gate and up in turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp1_weight = nn.Parameter(torch.randn(E, 2 * INNER, D))
+        self.mlp1_bias = nn.Parameter(torch.randn(E, 2 * INNER))
+        self.mlp2_weight = nn.Parameter(torch.randn(E, D, INNER))
+        self.mlp2_bias = nn.Parameter(torch.randn(E, D))
+
+
+@pytest.mark.parametrize("make", [GroupedExperts, GptOssGroupedExperts])
+def test_the_experts_of_torchtitan(make: type[nn.Module]) -> None:
+    """tests/integrations/test_torchtitan_experts.py has the real ones."""
+    model = nn.ModuleDict({"experts": make()})
+    found = options_of(model)
+    for name, param in model.named_parameters():
+        if name.endswith("bias"):
+            assert found[name]["name"] == "norms and biases"
+        else:
+            assert (found[name]["algorithm"], found[name]["view"]) == ("dion", MatrixView())
+            assert found[name]["view"].read(param.shape).matrix(0) == tuple(param.shape[1:])
+
+
 def test_grouping_by_view() -> None:
     model = build(MODELS["llama"][0])
     groups = [group for group in param_groups(model, per_head=True) if group["algorithm"] == "dion"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import orthon
 from orthon import Dion, MixedOptimizer
 from tests.support.all_rules import all_rules, step, weights
 
@@ -58,6 +59,22 @@ def test_betas_of_any_kind() -> None:
     )
     assert betas.param_groups[0]["betas"] == (0.5, 0.5)
     assert {type(beta) for beta in betas.param_groups[0]["betas"]} == {float}
+
+
+DTYPES = [("dion", "state_dtype"), ("dion", "product_dtype"), ("muon", "polar_dtype")]
+
+
+@pytest.mark.parametrize(("rule", "option"), DTYPES)
+@pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])
+def test_dtypes_by_name(rule: str, option: str, name: str) -> None:
+    param = nn.Parameter(torch.ones(6, 4))
+    group = {"params": [param], "algorithm": rule}
+    for optimizer in (Dion([{**group, option: name}]), orthon.create(rule, nn.Linear(4, 6), **{option: name})):
+        assert optimizer.param_groups[0][option] is torch.bfloat16
+    optimizer = Dion([group])
+    optimizer.param_groups[0][option] = name
+    step({"w": param}, optimizer, 0)
+    assert optimizer.param_groups[0][option] is torch.bfloat16
 
 
 @pytest.mark.parametrize("value", [np.bool_(True), 1 + 0j, torch.tensor(True), "0.1", np.ones(2), torch.ones(2), [0.1]])

@@ -156,6 +156,8 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "no rule": ("steepest", TypeError, "rule should be a Rule, but is a str"),
     "a name with a space": (replace(STEEPEST, name="my rule"), ValueError, "name should be a Python identifier"),
     "the name of another": (replace(STEEPEST, name="muon"), ValueError, r"name is taken by orthon\.algorithms\.muon"),
+    "the second name of another": (replace(STEEPEST, name="nordion2"), ValueError, "taken, as a second name of dion3"),
+    "that name in upper case": (replace(STEEPEST, name="NorDion2"), ValueError, "taken, as a second name of dion3"),
     "routes without effort": (
         replace(STEEPEST, work=HalfWork()),
         ValueError,

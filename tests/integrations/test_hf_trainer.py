@@ -6,11 +6,20 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback, get_scheduler
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    default_data_collator,
+    get_scheduler,
+)
 
 import orthon
 from orthon.integrations import hf
-from tests.integrations.support.tiny import BATCH, llama, logged, rows, trainer
+from orthon.optimizers.by_name import class_of
+from orthon.optimizers.wrapped import unwrapped
+from tests.integrations.support.tiny import BATCH, arguments, llama, logged, rows, trainer
 
 MAKERS = [orthon.Dion, orthon.Muon, orthon.NorMuon, orthon.Dion2, orthon.Dion3]
 
@@ -140,6 +149,21 @@ def test_arguments_are_used(options: Any, given: Any, matrices: Any, head: Any, 
     assert groups["norms and biases"]["weight_decay"] == groups["embeddings"]["weight_decay"] == 0.0
 
 
+# What `hf` gets with the class of a rule that a whole model has, TrainingArguments, and what all groups have.
+WHOLE: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ("adamw", {"lr": 1e-3}, {}, {"algorithm": "adamw", "lr": 1e-3, **ADAM}),
+    ("adamw", {}, {"learning_rate": 1e-4}, {"algorithm": "adamw", "lr": 1e-4, **ADAM}),
+    ("lion", {"lr": 1e-4}, {}, {"algorithm": "lion", "lr": 1e-4, "betas": (0.9, 0.95)}),
+    ("lion", {}, {"learning_rate": 1e-5}, {"algorithm": "lion", "lr": 1e-5}),
+]
+
+
+@pytest.mark.parametrize(("rule", "options", "given", "expected"), WHOLE)
+def test_a_whole_model_by_one_rule(rule: str, options: Any, given: Any, expected: Any, tmp_path: Path) -> None:
+    for group in made(tmp_path, options, class_of(rule), **given).param_groups:
+        assert {key: group[key] for key in expected} == expected
+
+
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"lr": 0.02}, {"learning_rate": 2e-4},
      r"lr=0.02 and TrainingArguments.learning_rate=0.0002 disagree; give one of them; a learning rate for what AdamW "),
@@ -161,9 +185,54 @@ def test_arguments_that_have_no_use_are_refused(options: Any, given: Any, messag
 
 
 def test_the_default_learning_rate_is_the_optimizers_own_and_said(tmp_path: Path) -> None:
-    message = "Muon takes its own default, lr=0.01, as TrainingArguments.learning_rate=5e-05 is at its default"
-    with pytest.warns(UserWarning, match=message):
-        assert made(tmp_path, {}, orthon.Muon).param_groups[0]["lr"] == 0.01
+    for make, lr in ((orthon.Muon, 0.01), (class_of("lion"), 0.0003), (class_of("adamw"), 0.003)):
+        name = make.__name__
+        message = f"{name} takes its own default, lr={lr}, as TrainingArguments.learning_rate=5e-05 is at its default"
+        with pytest.warns(UserWarning, match=message):
+            assert made(tmp_path, {}, make).param_groups[0]["lr"] == lr
+
+
+def test_betas_for_adamw_are_refused_for_a_model_of_lion(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="adam_beta2=0.99 is for AdamW, but the optimizer is Lion"):
+        made(tmp_path, {"lr": 1e-4}, class_of("lion"), adam_beta2=0.99)
+
+
+def test_a_trainer_that_does_not_take_it_takes_the_attribute(tmp_path: Path) -> None:
+    given = Seq2SeqTrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
+    run = Seq2SeqTrainer(model=llama(), args=given, train_dataset=rows(), data_collator=default_data_collator)
+    run.optimizer_cls_and_kwargs = hf(orthon.Dion, lr=0.02)
+    run.train()
+    assert isinstance(unwrapped(run.optimizer), orthon.Dion)
+    assert run.optimizer.param_groups[0]["initial_lr"] == 0.02
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_search_moves_both_learning_rates(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Seen(Trainer):
+        def create_optimizer(self, *args: Any, **options: Any) -> Any:
+            optimizer = super().create_optimizer(*args, **options)
+            seen.append({group["name"]: group["lr"] for group in optimizer.param_groups})
+            return optimizer
+
+    run = Seen(
+        model_init=llama,
+        args=arguments(tmp_path, max_steps=2),
+        train_dataset=rows(),
+        eval_dataset=rows(4),
+        data_collator=default_data_collator,
+        optimizer_cls_and_kwargs=hf(orthon.Dion, scalar_lr_ratio=0.15),
+    )
+    best = run.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 3e-3, 0.3, log=True)},
+        backend="optuna",
+        n_trials=2,
+    )
+    assert best.hyperparameters["learning_rate"] in [each["hidden matrices"] for each in seen]
+    assert len({each["hidden matrices"] for each in seen}) == 2
+    for each in seen:
+        assert each["output head"] == 0.15 * each["hidden matrices"]
 
 
 def test_what_is_wrong_is_said() -> None:

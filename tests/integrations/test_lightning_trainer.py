@@ -110,6 +110,9 @@ def test_the_command_line_takes_a_rule_and_its_options_from_yaml(tmp_path: Path)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.05, 0.005, 0.005])
     assert optimizer.param_groups[0]["rank_fraction"] == 0.5
     assert module.losses[-1] < module.losses[0]
+    module = from_yaml(Chosen, f"{text}    state_dtype: bfloat16\n    product_dtype: torch.bfloat16\n", tmp_path)
+    group = module.optimizers().param_groups[0]
+    assert (group["state_dtype"], group["product_dtype"]) == (torch.bfloat16, torch.bfloat16)
     module = from_yaml(Chosen, text, tmp_path, "--model.rule=muon", "--model.options={polar_steps: 6}")
     assert isinstance(module.optimizers(), orthon.Muon)
     assert module.optimizers().param_groups[0]["polar_steps"] == 6

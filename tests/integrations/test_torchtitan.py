@@ -201,9 +201,40 @@ def test_command_line(tmp_path: Path) -> None:
         ConfigManager().parse_args([f"--job.config_file={path}", "--optimizer.rank_frac=0.125"])
 
 
+# The section; the options and learning rate of the first group; the rule and learning rate of the embeddings.
+MEANT: list[tuple[dict[str, Any], dict[str, Any], tuple[str, float]]] = [
+    ({"name": "lion"}, {"algorithm": "lion", "lr": 3e-4, "betas": (0.9, 0.95)}, ("lion", 3e-4)),
+    ({"name": "adamw"}, {"algorithm": "adamw", "lr": 3e-3}, ("adamw", 3e-3)),
+    ({"name": "adamw", "lr": 1e-3}, {"algorithm": "adamw", "lr": 1e-3}, ("adamw", 1e-3)),
+    ({"name": "adamw", "lr": 1e-3, "scalar_lr": 1e-4}, {"lr": 1e-3}, ("adamw", 1e-4)),
+    ({"name": "lion", "scalar_algorithm": "AdamW"}, {"algorithm": "lion", "lr": 3e-4}, ("adamw", 3e-3)),
+    ({"scalar_algorithm": "Lion", "beta1": 0.8}, {"algorithm": "dion", "lr": 0.01}, ("lion", 3e-4)),
+    ({"precision": "float32"}, {"precision": "float32"}, ("adamw", 3e-3)),
+    ({"state_dtype": "float64"}, {"state_dtype": torch.float64}, ("adamw", 3e-3)),
+    ({"product_dtype": "torch.bfloat16"}, {"product_dtype": torch.bfloat16}, ("adamw", 3e-3)),
+    ({"name": "muon", "polar_dtype": "float32"}, {"polar_dtype": torch.float32}, ("adamw", 3e-3)),
+]
+
+
+@pytest.mark.parametrize(("said", "first", "embeddings"), MEANT)
+def test_what_a_section_means(said: dict[str, Any], first: dict[str, Any], embeddings: tuple[str, float]) -> None:
+    (optimizer, *_) = built(Optimizer(**said), parts()[:1]).optimizers
+    found = optimizer.param_groups[0]
+    assert {name: found[name] for name in first} == first
+    (group,) = [group for group in optimizer.param_groups if group["param_names"] == ["tok_embeddings.weight"]]
+    assert (group["algorithm"], group["lr"]) == embeddings
+    assert found["lr"] == first.get("lr", 0.01)  # the first is what torchtitan logs
+
+
+SCALAR = "optimizer.scalar_algorithm should be one of 'adamw', 'lion', but is "
+
 REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (Optimizer(early_step_in_backward=True), {}, ValueError, "optimizer.early_step_in_backward should be false"),
-    (Optimizer(name="Dino"), {}, ValueError, "but is 'Dino' .did you mean 'dion'"),
+    (Optimizer(name="Dino"), {}, ValueError, "^optimizer.name should be .* but is 'Dino' .did you mean 'dion'"),
+    (TitansOptimizer(name="Dino"), {}, ValueError, "^optimizer.name should be .* but is 'Dino' .did you mean 'dion'"),
+    (Optimizer(scalar_algorithm="foo"), {}, ValueError, f"^{SCALAR}'foo'"),
+    (Optimizer(scalar_algorithm="dion"), {}, ValueError, f"^{SCALAR}'dion'"),
+    (Optimizer(state_dtype="float8"), {}, ValueError, "state_dtype should be None or one of torch.float64, .*'float8'"),
     (Optimizer(name="muon", rank_fraction=0.5), {}, TypeError, r"'rank_fraction' \(an option of dion\)"),
     (Optimizer(name="AdamW", rank_fraction=0.5), {}, ValueError, "'AdamW', torchtitan's own, .* 'rank_fraction'"),
     (TitansOptimizer(), {"rank_fraction": 0.5}, ValueError, "'AdamW', torchtitan's own, .* rank_fraction"),

@@ -175,13 +175,18 @@ def betas(default: tuple[float, float]) -> Option:
 
 
 def float_dtype_or_none(*, float16: bool = True) -> Option:
-    """Return an option that takes a real floating dtype of 16 bits or more, or None; float16 only if told so."""
+    """Return an option that takes a real floating dtype of 16 bits or more, or None; float16 only if told so.
+
+    It also takes the dtype's name, as files have it: "bfloat16" or "torch.bfloat16".
+    """
     dtypes = (torch.float64, torch.float32, torch.bfloat16, *((torch.float16,) if float16 else ()))
+    by_name = {name: dtype for dtype in dtypes for name in (str(dtype), str(dtype).removeprefix("torch."))}
     return Option(
         None,
         "None or one of " + ", ".join(map(str, dtypes)),
-        lambda v: v is None or isinstance(v, torch.dtype),
+        lambda v: v is None or isinstance(v, torch.dtype | str),
         lambda v: v is None or v in dtypes,
+        plain=lambda v: by_name.get(v, v),
     )
 
 

@@ -96,6 +96,9 @@ def is_plain_matrix(param: Tensor) -> bool:
 RULES: MutableMapping[str, Rule] = {}
 """All rules by name. To be read; `register_rule` adds to it."""
 
+ALIASES = {"nordion2": "dion3"}
+"""Second names of rules, for `orthon.create`."""
+
 
 def options_of(group: Group) -> Mapping[str, Option]:
     """Return what a param group may set: the options of its rule, and of that for its other parameters, if it has one.
@@ -135,6 +138,8 @@ def register_rule(rule: Rule) -> Rule:
     where = f"register_rule: rule {rule.name!r}"
     if not isinstance(rule.name, str) or not rule.name.isidentifier():
         raise ValueError(f"{where}: name should be a Python identifier, such as 'adamuon'")
+    if (known_as := ALIASES.get(rule.name.lower())) is not None:
+        raise ValueError(f"{where}: name is taken, as a second name of {known_as}; choose another one")
     known = RULES.get(rule.name)
     if known is not None and _origin(known) != _origin(rule):
         raise ValueError(f"{where}: name is taken by {_origin(known)}; choose another one")

@@ -28,12 +28,14 @@ def hf(optimizer: type[NamedOptimizer], **options: Any) -> tuple[Any, dict[str, 
 
     What `TrainingArguments` says about the optimizer is used or refused:
 
-    - `learning_rate` is the `lr` of the hidden matrices. Its default, 5e-5, is meant for AdamW, and far too low for
-      these. So where it is at its default, `lr` counts. Without `lr` either, the optimizer's own default counts, and a
-      warning says so: the Trainer does not know whether a person wrote 5e-5 or nothing.
+    - `learning_rate` is the `lr` of the hidden matrices. Its default, 5e-5, is meant for fine-tuning by AdamW, and far
+      too low for these. TRL has other defaults, one for each of its trainers. So where it is at its default, `lr`
+      counts. Without `lr` either, the optimizer's own default counts, and a warning says so: the Trainer does not know
+      whether a person wrote 5e-5 or nothing.
     - `weight_decay` is `weight_decay`, also where it is at its default, 0.
     - `adam_beta1`, `adam_beta2` and `adam_epsilon` are `betas` and `eps`, also where they are at their defaults. With
-      `scalar_algorithm="lion"` they are refused, unless they are at their defaults.
+      `scalar_algorithm="lion"`, or an optimizer that is Lion itself, they are refused, unless they are at their
+      defaults.
     - `optim`, `optim_args` and `optim_target_modules` choose among other optimizers, and are refused.
 
     An option that is given here may not differ from what is set there.

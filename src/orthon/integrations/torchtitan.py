@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -18,8 +19,9 @@ from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.config import Optimizer as TitansOptimizer
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
 
-from orthon.integrations.torchtitan_config import arguments, of_torchtitan
-from orthon.optimizers.by_name import class_of
+from orthon.algorithms import RULES
+from orthon.integrations.torchtitan_config import arguments, of_torchtitan, optimizer_class
+from orthon.model.roles import HIDDEN
 from orthon.optimizers.common import NamedOptimizer
 from orthon.step.names import plain_names
 
@@ -89,7 +91,7 @@ class OptimizersBuilder:
             )
         if ft_manager is not None and ft_manager.enabled:
             raise NotImplementedError("fault_tolerance.enable should be false: Orthon has not been tried with torchft")
-        optimizer = class_of(optimizer_config.name)
+        optimizer = optimizer_class(optimizer_config)
         options = {**arguments(optimizer_config), **self.options}
         if parallel_dims.dp_replicate_enabled and not parallel_dims.fsdp_enabled:  # plain tensors tell no mesh
             options.setdefault("replicas", parallel_dims.get_mesh("dp_replicate"))
@@ -184,15 +186,19 @@ def give_same_groups(optimizers: Sequence[NamedOptimizer], stages: dist.ProcessG
         has = {_key(group) for group in optimizer.param_groups}
         for key in groups.keys() - has:
             optimizer.add_param_group({"params": [], **groups[key]})
-        main = optimizer.algorithm
-        # Matrices come first, as torchtitan logs the learning rate of the first group.
-        optimizer.param_groups.sort(key=lambda group: (group["algorithm"] != main, _key(group)))
+        optimizer.param_groups.sort(key=partial(_place, optimizer.algorithm))
         for group in optimizer.param_groups:
             group["name"] = names[_key(group)]
 
 
 def _without_parameters(group: Group) -> Group:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _place(main: str, group: Group) -> tuple[bool, bool, str]:
+    """Return what sorts groups. Matrices come first, as torchtitan logs the learning rate of the first group."""
+    of_whole_model = not RULES[main].work.takes_matrices  # its algorithm does not tell matrices then
+    return group["algorithm"] != main, of_whole_model and _base(group["name"]) != HIDDEN.name, _key(group)
 
 
 def _key(group: Group) -> str:

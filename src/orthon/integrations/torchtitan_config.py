@@ -11,11 +11,13 @@ from operator import or_
 from typing import Any, get_args
 
 import torch
-from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.config import Optimizer as TitansOptimizer
 
 from orthon.algorithms import RULES
+from orthon.model.asked import known_rule
 from orthon.optimizers.by_name import class_of
+from orthon.optimizers.common import NamedOptimizer
+from orthon.optimizers.other_rules import default_scalar_algorithm
 
 # Options that torchtitan's own fields set, that a config file cannot hold, or that belong to other trainers.
 _ELSEWHERE = {"lr", "weight_decay", "betas", "beta2", "eps", "fused", "foreach"}
@@ -30,12 +32,12 @@ class _Section(TitansOptimizer):  # type: ignore[misc]
 
     Attributes:
         name: of a rule, as `orthon.rules()` lists them. "Adam" and "AdamW" are torchtitan's own.
-        lr: learning rate of the hidden matrices.
+        lr: learning rate of the hidden matrices. With "adamw" or "lion", of the whole model.
         beta1: the first beta of AdamW or Lion on the rest.
         beta2: the second. NorMuon and Dion3 have an option beta2 for rows, which `train_spec(name, beta2=...)` sets.
         eps: of AdamW, and of the second moments of rows.
         weight_decay: of matrices and heads, times lr.
-        scalar_algorithm: what updates the rest, "adamw" or "lion".
+        scalar_algorithm: what updates the rest, "adamw" or "lion". None is AdamW, and Lion beside Lion.
         scalar_lr: learning rate of the rest.
         scalar_lr_ratio: scalar_lr over lr, instead of scalar_lr.
         per_head: whether each attention head is a matrix of its own.
@@ -47,7 +49,7 @@ class _Section(TitansOptimizer):  # type: ignore[misc]
     beta2: float | None = None
     eps: float | None = None
     weight_decay: float | None = None
-    scalar_algorithm: str = "adamw"
+    scalar_algorithm: str | None = None
     scalar_lr: float | None = None
     scalar_lr_ratio: float | None = None
     per_head: bool = False
@@ -84,14 +86,27 @@ class JobConfig:
     optimizer: Optimizer = field(default_factory=Optimizer)  # type: ignore[valid-type]
 
 
+def optimizer_class(config: Any) -> type[NamedOptimizer]:
+    """Return the class of Orthon's that a section names, or raise a ValueError that names the setting."""
+    return class_of(config.name, "optimizer.name")
+
+
 def arguments(config: Any) -> dict[str, Any]:
-    """Return the keyword arguments for `for_model` that a section says, one of torchtitan's own or one with options."""
+    """Return the keyword arguments for `for_model` that a section says, one of torchtitan's own or one with options.
+
+    Raises:
+        ValueError: for a name or a scalar_algorithm that no rule has.
+    """
     said = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) is not None}
-    known = {"lr", "weight_decay", "eps", "scalar_algorithm", "scalar_lr", "scalar_lr_ratio", "per_head", *OPTIONS}
-    found = {name: TORCH_DTYPE_MAP.get(value, value) for name, value in said.items() if name in known}
-    betas = RULES[said.get("scalar_algorithm", "adamw")].options["betas"].default
+    known = {"lr", "weight_decay", "eps", "scalar_lr", "scalar_lr_ratio", "per_head", *OPTIONS}
+    found = {name: value for name, value in said.items() if name in known}
+    scalar = default_scalar_algorithm(optimizer_class(config))
+    if "scalar_algorithm" in said:
+        scalar = known_rule("optimizer.scalar_algorithm", said["scalar_algorithm"], elementwise=True)
+        found["scalar_algorithm"] = scalar
     if "beta1" in said or "beta2" in said:
-        found["betas"] = said.get("beta1", betas[0]), said.get("beta2", betas[1])
+        usual = RULES[scalar if "betas" in RULES[scalar].options else "adamw"].options["betas"].default
+        found["betas"] = said.get("beta1", usual[0]), said.get("beta2", usual[1])
     implementation = said["implementation"]
     return found | {"fused": implementation == "fused", "foreach": implementation == "foreach"}
 

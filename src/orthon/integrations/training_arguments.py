@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from orthon.optimizers.common import DEFAULT_LR, NamedOptimizer
+from orthon.algorithms import RULES
+from orthon.optimizers.common import NamedOptimizer
+from orthon.optimizers.other_rules import default_lr, default_scalar_algorithm
 
 # Arguments that choose among the Trainer's own optimizers, which an optimizer of Orthon's takes the place of.
 _OF_OTHERS = ("optim", "optim_args", "optim_target_modules")
@@ -38,7 +40,13 @@ def with_arguments(options: Mapping[str, Any], args: Any, optimizer: type[NamedO
     for name in _OF_OTHERS:
         if (value := getattr(args, name)) != defaults[name]:
             raise ValueError(f"hf: TrainingArguments.{name} should not be set beside hf(...), but is {value!r}")
-    companion = options.get("scalar_algorithm", "adamw")
+    companion = options.get("scalar_algorithm") or default_scalar_algorithm(optimizer)
+    by_itself = not RULES[optimizer.algorithm].work.takes_matrices
+    not_adamw = None
+    if by_itself and optimizer.algorithm != "adamw":
+        not_adamw = f"the optimizer is {optimizer.__name__}"
+    elif companion != "adamw":
+        not_adamw = f"scalar_algorithm is {companion!r}"
     result = dict(options)
     for option, names in _SAME.items():
         values = [getattr(args, name) for name in names]
@@ -48,15 +56,13 @@ def with_arguments(options: Mapping[str, Any], args: Any, optimizer: type[NamedO
         if option in options:
             if is_set:
                 _check_equal(option, options[option], value, written)
-        elif option in _OF_ADAM and companion != "adamw":
+        elif option in _OF_ADAM and not_adamw is not None:
             if is_set:
-                raise ValueError(
-                    f"hf: {written} is for AdamW, but scalar_algorithm is {companion!r}; give {option} to hf instead"
-                )
+                raise ValueError(f"hf: {written} is for AdamW, but {not_adamw}; give {option} to hf instead")
         elif option == "lr" and not is_set:
             warnings.warn(
-                f"hf: {optimizer.__name__} takes its own default, lr={DEFAULT_LR}, as {written} is at its default, "
-                "which is meant for AdamW; give lr to hf, or another learning_rate",
+                f"hf: {optimizer.__name__} takes its own default, lr={default_lr(optimizer)}, as {written} is at its "
+                "default, which is meant for fine-tuning by AdamW; give lr to hf, or another learning_rate",
                 stacklevel=3,
             )
         else:

@@ -1,6 +1,7 @@
-"""What `param_groups` is asked for: whether its arguments are what they should be."""
+"""What is asked for a model: whether arguments are what they should be."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 
 from torch import nn
 
@@ -18,22 +19,38 @@ def check_model(model: object, where: str) -> None:
         )
 
 
-def known_rule(argument: str, name: object, *, elementwise: bool = False) -> str:
-    """Return the name of a rule that is meant. Upper case counts as lower case.
+def known_rule(called: str, name: object, *, elementwise: bool = False) -> str:
+    """Return the name of a rule that is meant, as `meant` does.
 
     Args:
-        argument: what the name was given for; starts the message with `param_groups`.
+        called: what errors call the name.
         name: as it was given.
         elementwise: whether only those rules are allowed that take parameters of any shape.
+    """
+    return meant(called, name, sorted(rule for rule in RULES if not (elementwise and RULES[rule].work.takes_matrices)))
+
+
+def meant(called: str, name: object, names: Collection[str]) -> str:
+    """Return which of the names is meant. Upper and lower case are the same where one name alone is meant.
+
+    Args:
+        called: what errors call the name.
+        name: as it was given.
+        names: that are allowed.
 
     Raises:
-        ValueError: for a name that no such rule has.
+        TypeError: for a name that is no string.
+        ValueError: for a name that is none of these, or may mean several; it tells the nearest ones.
     """
-    allowed = sorted(rule for rule in RULES if not (elementwise and RULES[rule].work.takes_matrices))
-    for each in (name, name.lower()) if isinstance(name, str) else ():
-        if each in allowed:
-            return each
-    raise ValueError(f"param_groups: {argument} should be one of {', '.join(map(repr, allowed))}, but is {name!r}")
+    allowed = ", ".join(map(repr, names))
+    if not isinstance(name, str):
+        raise TypeError(f"{called} should be one of {allowed}, but is {name!r}")
+    same = [each for each in names if each.lower() == name.lower()]
+    if name in names or len(same) == 1:
+        return name if name in names else same[0]
+    near = same or get_close_matches(name.lower(), names, 2)
+    likely = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    raise ValueError(f"{called} should be one of {allowed}, but is {name!r}{likely}")
 
 
 def check_overrides(overrides: object) -> None:

@@ -21,6 +21,12 @@ _PLAIN_EXPERTS = {
     "InklingSharedExperts": False,
     "Step3p7Experts": False,
 }
+# Weights of torchtitan's experts, stored as (expert, out, in), in its version 0.2.2. Those of its GPT-OSS have gate and
+# up in turns.
+_OF_TORCHTITAN = {
+    "GroupedExperts": {"w1": _EXPERTS, "w2": _EXPERTS, "w3": _EXPERTS},
+    "GptOssGroupedExperts": {"mlp1_weight": _INTERLEAVED_EXPERTS, "mlp2_weight": _EXPERTS},
+}
 _EXPERT_WEIGHTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -41,6 +47,15 @@ def experts(module: nn.Module) -> Iterator[Finding]:
         reason = _EXPERTS if not both else _FUSED_EXPERTS if halves else _INTERLEAVED_EXPERTS
         view = MatrixView(transposed=transposed, blocks=2 if both and halves else 1)
         yield weight, hidden(reason, view, "experts")
+
+
+def torchtitans_experts(module: nn.Module) -> Iterator[Finding]:
+    """Find the experts of torchtitan's modules, which lie in tensors of three dims, the experts first."""
+    for name in class_names(module) & _OF_TORCHTITAN.keys():
+        for child, reason in _OF_TORCHTITAN[name].items():
+            weight = stored(module, child)
+            if weight is not None and weight.ndim == 3:
+                yield weight, hidden(reason, MatrixView(), "experts")
 
 
 def stacked_experts(module: nn.Module) -> Iterator[Finding]:

@@ -1,8 +1,9 @@
 """Modules whose weights are read as matrices in a way that the module tells, not the shape.
 
-Torch's modules are known by their types. Those of transformers are known by the names of their classes, so that the
-core need not import it, and by their attributes. The tables here and beside were read off its version 5.23. A module
-that is not listed, or whose sizes do not fit, tells nothing: blocks in the wrong places would be worse than none.
+Torch's modules are known by their types. Those of transformers and torchtitan are known by the names of their classes,
+so that the core need not import them, and by their attributes. The tables here and beside were read off transformers
+5.23 and torchtitan 0.2.2. A module that is not listed, or whose sizes do not fit, tells nothing: blocks in the wrong
+places would be worse than none.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from orthon.model.attention_views import attention, multihead
-from orthon.model.expert_views import experts, stacked_experts
+from orthon.model.expert_views import experts, stacked_experts, torchtitans_experts
 from orthon.model.layers import Finding, Layer, is_conv1d
 from orthon.model.places import Place, Spot
 from orthon.model.roles import DEPTHWISE, PATCHES, Role, hidden
@@ -74,6 +75,7 @@ def _findings(path: Sequence[str], module: nn.Module, *, per_head: bool) -> Iter
     yield from _gated(module)
     yield from _conv1d(module)
     yield from experts(module)
+    yield from torchtitans_experts(module)
     yield from stacked_experts(module)
 
 

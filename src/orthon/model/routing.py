@@ -84,8 +84,8 @@ def param_groups(
             of a lazy module that has no shape yet, or a model without parameters.
     """
     check_model(model, "param_groups")
-    algorithm = known_rule("algorithm", algorithm)
-    scalar_algorithm = known_rule("scalar_algorithm", scalar_algorithm, elementwise=True)
+    algorithm = known_rule("param_groups: algorithm", algorithm)
+    scalar_algorithm = known_rule("param_groups: scalar_algorithm", scalar_algorithm, elementwise=True)
     check_overrides(overrides)
     flag(False).check("per_head", per_head, "param_groups")
     deciding = Deciding(model, per_head=per_head)

@@ -167,7 +167,8 @@ class NamedOptimizer(MixedOptimizer):
         """
         check_model(model, f"{cls.__name__}.for_model")
         lr = RULES[cls.algorithm].options["lr"].check("lr", lr, cls.__name__)
-        scalar_algorithm = known_rule("scalar_algorithm", scalar_algorithm, elementwise=True)
+        called = f"{cls.__name__}.for_model: scalar_algorithm"
+        scalar_algorithm = known_rule(called, scalar_algorithm, elementwise=True)
         if scalar_lr_ratio is not None:
             if scalar_lr is not None:
                 raise ValueError(
