@@ -29,8 +29,14 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"overrides": "0.weight"}, TypeError, "overrides should be a dict such as .* but is '0.weight'"),
     *[({"per_head": v}, TypeError, f"per_head should be True or False, but is {v!r}") for v in ("false", 1, None)],
     *[
-        ({"scalar_algorithm": v}, ValueError, f"scalar_algorithm should be one of 'adamw'.*'lion'.*, but is {v!r}")
-        for v in ("muon", "Dion", "adam", None, 3)
+        ({"scalar_algorithm": v}, error, f"scalar_algorithm should be one of 'adamw'.*'lion'.*, but is {v!r}")
+        for v, error in (
+            ("muon", ValueError),
+            ("Dion", ValueError),
+            ("adam", ValueError),
+            (None, TypeError),
+            (3, TypeError),
+        )
     ],
 ]
 
