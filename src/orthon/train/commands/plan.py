@@ -11,15 +11,16 @@ from rich.console import Console
 
 from orthon import machines
 from orthon.machines import Machine
-from orthon.train.commands.machine_word import MEASURE, machine_of_word
+from orthon.train.commands.machine_word import machine_of_word
 from orthon.train.commands.plan_lines import lines_below
 from orthon.train.commands.planned import Planner
 from orthon.train.commands.training_step import TrainingStep
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import process_rank, processes
+from orthon.train.results.console import plain_console
 from orthon.train.results.directory import replace_file
 from orthon.train.results.plan_progress import PlanProgress
-from orthon.train.settings.cluster import PlanConfig
+from orthon.train.settings.cluster import MEASURE, PlanConfig
 
 
 def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -> None:  # noqa: B008  # frozen
@@ -28,7 +29,7 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
     Raises:
         UserError: The settings cannot be used, the mesh does not divide the model, or the model fits nowhere.
     """
-    console = Console(highlight=False)
+    console = plain_console()
     for path in (config.json_file, config.picture, config.machine_file if config.machine == MEASURE else None):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -51,12 +52,12 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
         # The rest takes longer. If nothing fits here, it may be that nothing does anywhere, which is an error.
         at_once = any(row.fits for row in asked.rows)
         if at_once:
-            console.print(table, markup=False, soft_wrap=True)
+            console.print(table, soft_wrap=True)
         found = planner.find(progress)
     if not at_once:
-        console.print(table, markup=False, soft_wrap=True)
+        console.print(table, soft_wrap=True)
     lines = lines_below(found, training)
-    console.print("\n" + "\n".join(lines), markup=False, soft_wrap=True)
+    console.print("\n" + "\n".join(lines), soft_wrap=True)
     if config.json_file is not None:
         content = found.to_dict() | {"training_step_seconds": training.seconds, "said": lines}
         replace_file(config.json_file, json.dumps(content, indent=2) + "\n")

@@ -48,10 +48,13 @@ def run_together(command: Callable[[], int]) -> NoReturn:
 
     from orthon.train.processes.meeting import meet
 
+    started = f"WORLD_SIZE is {processes()}, but torchrun did not start this process"
+    if process_rank() >= processes():
+        raise UserError(f"{started}: RANK is {process_rank()}")
     try:
         store, rank, world = next(rendezvous("env://"))
     except ValueError as error:
-        raise UserError(f"WORLD_SIZE is {processes()}, but torchrun did not start this process: {error}") from error
+        raise UserError(f"{started}: {error}") from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store = meet(store, rank, world)
