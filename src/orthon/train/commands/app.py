@@ -19,6 +19,7 @@ from cyclopts import (
 )
 from pydantic import ValidationError
 
+from orthon.early_interrupt import raise_again
 from orthon.train.errors import UserError
 from orthon.train.settings.base import in_words
 from orthon.train.settings.nearest import nearest
@@ -84,6 +85,9 @@ def carry_out(words: Sequence[str]) -> None:
     if _asks_for_short_help(words):
         return
     _refuse_deep(words)
+    if words and words[0] in COMMANDS:
+        app[words[0]]  # imports it
+    raise_again()
     words = [str(fraction(word)) if NEGATIVE.fullmatch(word) else word for word in words]
     try:
         app(words)

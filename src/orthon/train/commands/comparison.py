@@ -67,8 +67,8 @@ def parse_optimizer(label: str, same: Mapping[str, Any]) -> OptimizerConfig:
     """
     if "," in label or " " in label.strip():
         raise UserError(
-            "optimizers takes words with spaces between, as in dion:1/16 muon, and in a file [dion:1/16, muon], "
-            f"but has {shown(label)}"
+            f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {shown(label)}; "
+            "in a file they are [dion:1/16, muon]"
         )
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):

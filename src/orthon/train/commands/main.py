@@ -16,6 +16,8 @@ EXTRA = ("cyclopts", "matplotlib", "numpy", "pydantic", "rich", "tensorboard", "
 TRAINING = ("train", "compare")  # commands whose results are files
 HELPS = {"--help", "-h", "--help-all"}  # where the output is the result
 
+_unsaid: list[str] = []  # errors of another rank than 0, which are mostly its own as well
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes() == 1:
             return _with_output(out, words)
         try:
-            return run_together(lambda: _with_output(out, words))
+            return run_together(lambda: _with_output(out, words), _say_unsaid)
         except UserError as error:  # of this process alone, which has met no other
             return _complain(str(error), 2, alone=True)
         except KeyboardInterrupt as error:
@@ -82,5 +84,13 @@ def _complain(message: str, code: int, *, alone: bool = False) -> int:
     line = f"orthon: {one_line(message, limit=4000)}"
     if alone or process_rank() == 0:
         print(line, file=sys.stderr)
+    else:
+        _unsaid.append(line)
     report(line)
     return code
+
+
+def _say_unsaid() -> None:
+    """Say why this process fails, where rank 0 has not."""
+    for line in _unsaid:
+        print(f"{line} (rank {process_rank()})", file=sys.stderr)
