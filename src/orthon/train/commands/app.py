@@ -94,7 +94,8 @@ def carry_out(words: Sequence[str]) -> None:
     except UnknownCommandError as error:
         name = (error.unused_tokens or [""])[0]
         close = nearest(name, [*COMMANDS, HELP[0], HELP_ALL] if name.startswith("-") else COMMANDS)
-        raise UserError(f"Unknown command {_quoted(name)}.{_meant(close and _quoted(close))}") from error
+        rest = _meant(_quoted(close)) if close else f" Available commands: {', '.join(COMMANDS)}."
+        raise UserError(f"Unknown command {_quoted(name)}.{rest}") from error
     except UnusedCliTokensError as error:
         unused = shown(" ".join(error.unused_tokens or ()))
         raise UserError(f"{unused} belongs to no setting: write --NAME before it; --help lists the names") from error

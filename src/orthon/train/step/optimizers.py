@@ -121,10 +121,10 @@ def build_mixed(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Pro
 
 
 def _refused(config: OptimizerConfig, error: Exception) -> UserError:
-    """An error of a constructor with the name of the settings, in place of the class that builds for several."""
+    """An error of a constructor. Orthon's AdamW and Lion are made by Dion, whose name would mislead."""
     message = " ".join(str(error).split())
-    for kind in _CLASSES.values():
-        message = message.removeprefix(f"{kind.__name__}: ")
+    if config.name not in _CLASSES:
+        message = message.removeprefix("Dion: ")
     return UserError(f"optimizer {config.name}: {message}")
 
 
