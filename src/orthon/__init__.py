@@ -4,6 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from orthon import early_interrupt as _early_interrupt  # noqa: F401  # before torch is imported
 from orthon.algorithms import Rule, register_rule
 from orthon.explain import Explanation, explain
 from orthon.machines import Machine

@@ -70,6 +70,8 @@ def test_many_ranks_go_on(tmp_path: Path, tiny: list[str], numbers) -> None:
     [
         ('"$@" | true', ["plan", "--help"], 0, ""),
         ('"$@" > /dev/full', ["plan", "--help"], 2, NO_ROOM),
+        ('"$@" > /dev/full', ["train", "--help"], 2, NO_ROOM),
+        pytest.param('"$@" > /dev/full', ["compare", "--help-all"], 2, NO_ROOM, marks=pytest.mark.long),
         pytest.param('"$@" 2>&1 | true', ["fly"], 2, "", marks=pytest.mark.long),
         pytest.param('"$@" > /dev/full', ["fly"], 2, "orthon: Unknown command", marks=pytest.mark.long),
     ],

@@ -118,7 +118,7 @@ def test_errors_of_train(
         ("--optimizers adamw:1/4", "optimizers takes a fraction for dion, dion2, dion3 alone but has 'adamw:1/4'"),
         ("--optimizers dion dion", "each once"),
         ("--sweep", "sweep must name one or more"),
-        ("--sweep 0", "sweep.0 must be greater than 0 but is '0'"),
+        ("--sweep 0", "sweep must be greater than 0 but is '0'"),
         ("--optimizer.lr 1", "Unknown option: --optimizer.lr"),
         ("--resume x", "Unknown option: --resume"),
     ],

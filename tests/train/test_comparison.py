@@ -14,6 +14,24 @@ from orthon.train.run.run import Run
 from orthon.train.settings.run import CompareConfig
 
 
+def test_names_that_look_like_markup_and_a_picture_that_cannot_be_written(
+    tmp_path: Path, tiny: list[str], fails, snapshot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a[" / "b]:x:[red]"
+    (out / "comparison.png").mkdir(parents=True)
+    words = ["compare", *tiny, "--steps=2", f"--out={out}", "--optimizers", "adamw"]
+    said = fails(*words, code=1)
+    assert said == (
+        f"orthon: {out}/comparison.png: Is a directory; all runs are done and saved: the same command writes the "
+        "results\n"
+    )
+    (out / "comparison.png").rmdir()
+    before = {path: state for path, state in snapshot(out).items() if "-lr" in path}
+    assert main(words) == 0
+    assert f"results in {out}: comparison.png, comparison.md, and" in capsys.readouterr().out
+    assert {path: state for path, state in snapshot(out).items() if "-lr" in path} == before
+
+
 def test_a_comparison_and_its_second_call(
     tmp_path: Path, tiny: list[str], fails, snapshot, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:

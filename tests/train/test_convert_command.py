@@ -56,6 +56,20 @@ def test_two_files_become_one(files: list[nn.Parameter], capsys: pytest.CaptureF
     assert not Path("out.pt.part").exists()
 
 
+def test_names_with_brackets_and_keys_that_are_numbers(
+    files: list[nn.Parameter], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("[b].pt").write_bytes(Path("adamw.pt").read_bytes())
+    assert convert("[b].pt --source torch-adamw --out [red]:x:.pt") == 0
+    said = capsys.readouterr().out
+    assert "[b].pt, group 0" in said
+    assert "wrote [red]:x:.pt;" in said
+    torch.save({5: torch.load("adamw.pt")}, "numbered.pt")
+    assert convert("numbered.pt --source torch-adamw --key 5 --out out.pt") == 0
+    assert convert("numbered.pt --source torch-adamw --key 6 --out other.pt") == 2
+    assert "has no key '6'; it has 5" in capsys.readouterr().err
+
+
 def test_one_source_for_all_and_a_key(files: list[nn.Parameter]) -> None:
     assert convert("checkpoint.pt --source torch-adamw --key optimizer --out out.pt") == 0
     load("out.pt", files[1:])

@@ -1,5 +1,8 @@
 """Processes that start again find each other, and not what the start before has left in the store."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -35,3 +38,18 @@ def test_the_others_do_not_go_on_alone() -> None:
         first = meet(store, 0, 2)
         first.set("here", "1")
         assert second.result(timeout=10).get("here") == b"1"
+
+
+@pytest.mark.parametrize(
+    ("rank", "port", "message"),
+    [
+        ("5", "29500", "torchrun did not start this process: RANK is 5"),
+        ("1", "abc", "torchrun did not start this process: invalid literal for int() with base 10: 'abc'"),
+    ],
+)
+def test_a_process_of_odd_variables_says_so(rank: str, port: str, message: str) -> None:
+    """Whatever its rank: the others may not be there."""
+    variables = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "orthon", "train"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, **variables})
+    assert (ended.returncode, ended.stderr) == (2, f"orthon: WORLD_SIZE is 2, but {message}\n")

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,16 @@ def test_a_measured_machine_is_read_back(plans, monkeypatch: pytest.MonkeyPatch,
     assert "16 GPUs of a100" in said
     assert machines.machine_from(yaml.safe_load(path.read_text()), str(path)) == MACHINES["a100"]
     assert "16 GPUs of a100" in plans(f"--machine={path}", "--optimizers", "dion", "--no-other-ranks")
+
+
+def test_names_that_look_like_markup(plans, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "[").mkdir()
+    path = tmp_path / "[/b]:x:.yaml"
+    monkeypatch.setattr(machines, "measure", lambda **_: replace(MACHINES["a100"], name="[/b] $\\no$ :x:"))
+    words = ("--optimizers", "dion", f"--picture={tmp_path / 'plan.png'}")
+    said = plans("--machine=measure", f"--machine-file={path}", *words)
+    assert f"measured this machine: {path}; " in said
+    assert "16 GPUs of [/b] $\\no$ :x:;" in said
 
 
 @pytest.mark.parametrize(

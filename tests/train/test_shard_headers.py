@@ -141,6 +141,26 @@ def test_bits_on_the_command_line(tmp_path: Path, tiny: list[str]) -> None:
     assert main(["train", *words, "--data.token-bits", "32", "--data.vocab-size", "1e5"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "words", "message"),
+    [
+        (2**31 - 1, [], "the vocabulary of the text must be at most 1,048,576 tokens but is 2,147,483,647"),
+        (2**20, ["--model.hidden-size=1048576"], "0.02M with 1,048,576 tokens take 8,796 GB, but this machine has "),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_giant_vocabularies(
+    tmp_path: Path, tiny: list[str], fails, monkeypatch, command: str, vocabulary: int, words: list[str], message: str
+) -> None:
+    shape = "orthon.train.settings.model.Shape.matrix_weights"
+    monkeypatch.setattr(shape, property(lambda _: 20_000))  # so that only the vocabulary counts
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes(numbers(GPT2, 1, len(TOKENS), vocabulary))
+    words = [*tiny[:-2], *words, "--data.source=shards", f"--data.paths={tmp_path}", f"--out={tmp_path / 'run'}"]
+    assert message in fails(command, *words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_on_32_bit_tokens(tmp_path: Path, tiny: list[str]) -> None:
     small = np.random.default_rng(2).integers(70000, 70100, 3000)
     for name in ("train.bin", "val.bin"):

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,20 @@ def test_after_the_last_step(tmp_path: Path, tiny: list[str], when: str, name: s
     assert not (run / "run.lock").exists()
     assert main(["train", f"--resume={run}"]) == 0
     assert (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("part", ["libc10", "libtorch_cpu", "libtorch_python"])
+@pytest.mark.parametrize("script", [True, False])
+def test_while_torch_is_imported(tmp_path: Path, part: str, script: bool) -> None:
+    entry = tmp_path / "orthon"
+    entry.write_text("from orthon.train.commands.main import main\nmain()\n")
+    command = [sys.executable, *([str(entry)] if script else ["-m", "orthon"]), "train"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while process.poll() is None and part not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert (process.returncode, complaints) == (130, "orthon: interrupted\n")
 
 
 def test_before_the_first_step_of_a_run_that_goes_on(tmp_path: Path, tiny: list[str], snapshot) -> None:

@@ -49,7 +49,7 @@ def test_yaml_leaves_out_and_converts(tmp_path: Path) -> None:
         ("steps: 2.5", "steps must be a valid integer but is 2.5"),
         ("clip: yes", "clip must be a valid number but is True"),
         ("clip_matrices: 1", "clip_matrices must be a valid boolean but is 1"),
-        ("data: {paths: file}", "data.paths must be a valid array but is 'file'"),
+        ("data: {paths: {a: file}}", "data.paths must be a valid array but is {'a': 'file'}"),
         ("data: {name: 3}", "data.name must be a valid string but is 3"),
         (
             "optimizer: {name: sgd}",

@@ -59,6 +59,18 @@ def test_short_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("train --optimizer.name muon --optimizer.options polar_step=3", "did you mean 'polar_steps'?"),
         ("train --optimizer.options eps=1 eps=2", "optimizer.options names 'eps' 2 times"),
         ("train --optimizer.options power-iterations=1 power_iterations=2", "names 'power_iterations' 2 times"),
+        ("TRAIN", 'Unknown command "TRAIN". Did you mean "train"?'),
+        ("--helpall", 'Did you mean "--help-all"?'),
+        ("train --helpall", "Did you mean --help-all?"),
+        ("train --optimizer.rank 1/8", "Did you mean --optimizer.rank-fraction?"),
+        ("train --rank 1/8", "Did you mean --optimizer.rank-fraction?"),
+        ("train --optimizer.learning-rate 1", "Did you mean --optimizer.lr?"),
+        ("train --fraction-rank 1/8", "Did you mean --optimizer.rank-fraction?"),
+        ("train --size-batch 8", "Did you mean --batch-size?"),
+        ("train --batchsize 8", "Did you mean --batch-size?"),
+        ("train --mesh.dp 8", "Did you mean --mesh.dp-shard?"),
+        ("train --data.source text --data.path a.txt", "Unknown option: --data.path. Did you mean --data.paths?"),
+        ("convert a --source torch-adam --out b", "but is 'torch-adam'; did you mean 'torch-adamw'?"),
     ],
 )
 def test_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, words: str, message: str) -> None:
@@ -90,6 +102,8 @@ def test_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, wo
         ("steps: 010", "steps must be a valid integer but is '010'"),
         ("steps: 1:30", "steps must be a valid integer but is '1:30'"),
         ("schedule: {decay: }", "schedule.decay must be 'linear', 'cosine' or 'constant' but is None\n"),
+        ("sweep: 0", "sweep must be greater than 0 but is 0"),
+        ("sweep: {a: 1}", "sweep must be a valid array but is {'a': 1}"),
         ("settings: {steps: 3}", "there is no setting settings; there are steps, "),
         ("optimizer.rank-fraction: 1/8", "no setting optimizer.rank_fraction; write rank_fraction under optimizer:"),
     ],
@@ -97,7 +111,7 @@ def test_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, wo
 def test_files_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails, text: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(text)
-    said = fails("train", "--config", "run.yaml")
+    said = fails("compare" if "optimizers" in text or "sweep" in text else "train", "--config", "run.yaml")
     assert "run.yaml" in said
     assert message in said
     assert len(said) < 500
@@ -135,7 +149,22 @@ def test_files_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail
         ("train --optimizer.name torch-muon --optimizer.options ns_steps=x", "optimizer torch-muon: "),
         ("train --optimizer.name adamw --optimizer.options betas=3", "optimizer adamw: "),
         ("compare --optimizers dion:1e999999999", "optimizer.rank_fraction must be a finite number"),
-        ("compare --sweep 1/0", "sweep.0 must be a valid number"),
+        ("compare --sweep 0", "sweep must be greater than 0 but is '0'"),
+        ("compare --sweep 5e-324", "sweep has 4.94066e-324, with which the learning rate of dion would be 0"),
+        ("compare --sweep 1e308 1.7e308 --optimizers adamw --weight-decay=0", "optimizer adamw: "),
+        ("train --clip -1/2", "clip must be greater than or equal to 0 but is '-0.5'"),
+        ("train --optimizer.name lion --optimizer.options betas=3", "optimizer lion: betas should be two numbers"),
+        ("explain --optimizer.name adamw --optimizer.options betas=3", "optimizer adamw: betas should be two numbers"),
+        ("explain --mesh.dp-shard 1e12", "mesh.tp must be at most 131,072 processes but is 1,000,000,000,000"),
+        ("plan --mesh.dp-replicate 3e9", "mesh.tp must be at most 131,072 processes but is 3,000,000,000"),
+        ("plan --vocabulary 1e9", "vocabulary must be less than or equal to 1048576 but is '1e9'"),
+        ("explain --config-json tokens.json", "tokens.json: vocab_size must be at most 1,048,576 but is 2147483647"),
+        ("train --model.size 405B --data.vocab-size 1e9", "data.vocab_size must be less than or equal to 1048576"),
+        ("plan --utilization 1/2", "utilization is for the estimate from tokens_per_step: leave it out, or give that"),
+        ("plan --recompute", "recompute is for the estimate from tokens_per_step"),
+        ("plan --machine-file x", "machine_file is what machine measure writes, but machine is 'h100'"),
+        ("convert a --source torch-adamw --out=", "out must be a path but is ''"),
+        ("compare --sweep 1/0", "sweep must be a valid number"),
         ("plan --machine deep.yaml", "machine: deep.yaml is not YAML: it is nested more than 20 levels deep"),
         ("plan --config-json deep.yaml", "deep.yaml is not JSON"),
         ("plan --config-json /dev/zero", "/dev/zero has more than 16,777,216 bytes"),
@@ -149,7 +178,7 @@ def test_files_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail
         ("train --data.tokenizer=~no-such-user/x", "data.tokenizer: there is no home folder for '~no-such-user/x'"),
         ("compare --out=", "out must be a path but is ''"),
         ("tokenize --data.tokenizer x --out=", "out must be a path but is ''"),
-        ("plan --json=", "json_file must be a path but is ''"),
+        ("plan --json=", "json must be a path but is ''"),
         ("explain --machine ~no-such-user/x.yaml", "machine: there is no home folder for '~no-such-user/x.yaml'"),
         ("convert ~no-such-user --source torch-adamw --out x", "IN.pt: there is no home folder for '~no-such-user'"),
         ("train --out /proc/x", "/proc/x cannot be made"),
@@ -167,6 +196,7 @@ def test_one_line_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deep.yaml").write_text("[" * 100_000)
     (tmp_path / "giant.json").write_text('{"model_type": "llama", "num_hidden_layers": 1000000000}')
+    (tmp_path / "tokens.json").write_text('{"model_type": "llama", "vocab_size": 2147483647}')
     before = snapshot(tmp_path)
     said = fails(*words.split())
     assert message in said
@@ -198,6 +228,15 @@ def test_files_mean_what_they_say(tmp_path: Path) -> None:
     assert (config.steps, config.batch_size, config.model) == (1000, 4, ModelConfig())
     assert config.optimizer.rank_fraction == 0.125
     assert config.optimizer.options == {"right_factor": "polar", "betas": [0.9, 0.99]}
+
+
+def test_one_value_is_a_list_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("optimizers: dion:1/8\nsweep: 1/2\ndata: {source: text, paths: a b.txt, held-out-paths: c.txt}\n")
+    config = read_config(path, CompareConfig)
+    assert (config.optimizers, config.sweep) == (("dion:1/8",), (0.5,))
+    assert config.data.paths == (str(Path("a b.txt").absolute()),)
+    assert config.data.held_out_paths == (str(Path("c.txt").absolute()),)
 
 
 def test_names_of_models() -> None:

@@ -16,6 +16,9 @@ _RATES: dict[torch.dtype | Literal["tf32"], str] = {
     torch.float16: "bfloat16",
 }
 
+# Of a figure. With larger ones, or with smaller ones than its inverse, times would be no finite numbers.
+LARGEST = 1e30
+
 
 @dataclass(frozen=True)
 class Link:
@@ -27,7 +30,7 @@ class Link:
 
     Raises:
         TypeError: if one of them is no number.
-        ValueError: if one of them is not finite and > 0.
+        ValueError: if one of them is not from 1e-30 to 1e30.
     """
 
     bandwidth: float
@@ -69,7 +72,8 @@ class Machine:
 
     Raises:
         TypeError: if a figure is no number, `ranks_per_node` no integer, or a link no `Link`.
-        ValueError: if a figure is not finite and > 0, or `first_touch` not >= 0.
+        ValueError: if a figure is not from 1e-30 to 1e30, where `first_touch` may be 0; or if `name` has characters
+            that cannot be printed.
     """
 
     name: str
@@ -92,6 +96,8 @@ class Machine:
 
     def __post_init__(self) -> None:
         _check("Machine", "name", self.name, str, "a string")
+        if not self.name.isprintable():
+            raise ValueError(f"Machine: name should have printable characters alone, but is {self.name!r}")
         for name in ("within_node", "between_nodes"):
             _check("Machine", name, getattr(self, name), Link, "an orthon.machines.Link")
         _check("Machine", "ranks_per_node", self.ranks_per_node, int, "an integer >= 1")
@@ -175,8 +181,12 @@ def _check(where: str, name: str, value: object, kind: type, allowed: str) -> No
 
 def _check_positive(where: str, name: str, value: object, *, or_zero: bool = False) -> None:
     allowed = ">= 0" if or_zero else "> 0"
-    message = f"{where}: {name} should be a finite number {allowed}, but is {value!r}"
+    huge = isinstance(value, int) and value.bit_length() > 256  # which Python may refuse to write
+    found = "a huge number" if huge else repr(value)
+    message = f"{where}: {name} should be a finite number {allowed}, but is {found}"
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(message)
-    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
+    if huge or not math.isfinite(value) or not (value > 0 or (or_zero and value == 0)):
         raise ValueError(message)
+    if value > LARGEST or 0 < value < 1 / LARGEST:
+        raise ValueError(f"{where}: {name} should be from {1 / LARGEST:g} to {LARGEST:g}, but is {found}")

@@ -68,9 +68,11 @@ def new_file(path: Path) -> Iterator[io.BufferedRandom]:
         with create(part) as file:
             yield file
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             part.unlink()
+        if isinstance(error, OSError) and error.filename == str(part):
+            error.filename, error.filename2 = str(path), None  # nobody knows the other name
         raise
 
 

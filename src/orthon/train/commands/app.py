@@ -5,18 +5,31 @@ A command is imported only when it is called, so that the general help and error
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    ArgumentCollection,
+    CycloptsError,
+    Parameter,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from pydantic import ValidationError
 
+from orthon.early_interrupt import raise_again
 from orthon.train.errors import UserError
 from orthon.train.settings.base import in_words
 from orthon.train.settings.nearest import nearest
+from orthon.train.settings.numbers import fraction
 from orthon.train.settings.shown import shown
 
 HELP = ("--help", "-h")
 HELP_ALL = "--help-all"
+COMMANDS = ("train", "compare", "tokenize", "convert", "explain", "plan")
+NEGATIVE = re.compile(r"-\d+(\.\d*)?/\d+(\.\d*)?")  # a fraction, which cyclopts takes for an option
 
 app = App(
     name="orthon",
@@ -72,16 +85,27 @@ def carry_out(words: Sequence[str]) -> None:
     if _asks_for_short_help(words):
         return
     _refuse_deep(words)
+    if words and words[0] in COMMANDS:
+        app[words[0]]  # imports it
+    raise_again()
+    words = [str(fraction(word)) if NEGATIVE.fullmatch(word) else word for word in words]
     try:
         app(words)
+    except UnknownCommandError as error:
+        name = (error.unused_tokens or [""])[0]
+        close = nearest(name, [*COMMANDS, HELP[0], HELP_ALL] if name.startswith("-") else COMMANDS)
+        rest = _meant(_quoted(close)) if close else f" Available commands: {', '.join(COMMANDS)}."
+        raise UserError(f"Unknown command {_quoted(name)}.{rest}") from error
     except UnusedCliTokensError as error:
         unused = shown(" ".join(error.unused_tokens or ()))
         raise UserError(f"{unused} belongs to no setting: write --NAME before it; --help lists the names") from error
     except UnknownOptionError as error:
-        raise UserError(_unknown_option(error)) from error
+        name = (error.token.keyword or error.token.value).partition("=")[0]
+        raise UserError(_unknown_option(name, error.argument_collection)) from error
     except CycloptsError as error:
         cause = error.__cause__
         if isinstance(cause, ValidationError) and error.argument is not None:
+            _refuse_unknown(words, error)  # what is missing or wrong may be what its value was meant for
             raise UserError(in_words(cause, error.argument.hint)) from error
         raise UserError(str(error)) from error
 
@@ -112,11 +136,33 @@ def _asks_for_short_help(words: Sequence[str]) -> bool:
     return True
 
 
-def _unknown_option(error: UnknownOptionError) -> str:
+def _refuse_unknown(words: Sequence[str], error: CycloptsError) -> None:
+    """Raise a UserError for the first word that is an option of no setting, if there is one."""
+    if error.app is None:
+        return
+    known = error.app.assemble_argument_collection()
+    for word in words:
+        if word == "--":
+            return
+        name = word.partition("=")[0]
+        try:
+            if name.startswith("--"):
+                known.match(name)
+        except ValueError:
+            raise UserError(_unknown_option(name, known)) from error
+
+
+def _unknown_option(name: str, known: ArgumentCollection) -> str:
     """The option, and the one that was meant."""
-    word = error.token.keyword or error.token.value
-    name = word.partition("=")[0]
-    close = nearest(name, [one for argument in error.argument_collection for one in argument.names])
+    close = nearest(name, [*(one for argument in known for one in argument.names), HELP[0], HELP_ALL])
     if close == name:
         return f"{name} comes after --, which ends the options: write it before"
-    return f"Unknown option: {shown(name)[1:-1]}." + (f" Did you mean {close}?" if close is not None else "")
+    return f"Unknown option: {shown(name)[1:-1]}.{_meant(close)}"
+
+
+def _meant(close: str | None) -> str:
+    return f" Did you mean {close}?" if close else ""
+
+
+def _quoted(word: str) -> str:
+    return f'"{shown(word)[1:-1]}"'

@@ -20,9 +20,10 @@ from orthon.train.commands.comparison_report import (
     target_loss,
     write_markdown,
 )
-from orthon.train.errors import DivergedError, UserError
+from orthon.train.errors import DivergedError, TrainingError, UserError
 from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
+from orthon.train.results.console import plain_console
 from orthon.train.results.directory import CONFIG, Summary, holds_nothing, named, read_summary, write_summary
 from orthon.train.results.metrics import read_metrics
 from orthon.train.results.strange_parts import refuse_strange_folder, refuse_strange_parts
@@ -63,9 +64,9 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
     Raises:
         UserError: The settings cannot be used, or do not fit the runs that are there; nothing is written.
     """
-    console = Console(highlight=False)
+    console = plain_console()
     ranks = join_ranks(command.settings)
-    with alone_in(command.out, ranks, partial(console.print, markup=False, soft_wrap=True)):
+    with alone_in(command.out, ranks, partial(console.print, soft_wrap=True)):
         _compare(command, ranks, console)
 
 
@@ -80,14 +81,14 @@ def _compare(command: CompareCommand, ranks: Processes, console: Console) -> Non
     results = []
     for number, (one, summary) in enumerate(zip(planned, done, strict=True), start=1):
         if summary is None:
-            console.print(f"\\[{number}/{len(planned)}] {one.label}, lr {one.lr:g}")
+            console.print(f"[{number}/{len(planned)}] {one.label}, lr {one.lr:g}", soft_wrap=True)
             summary = _train(one, corpus, ranks, console)
         if summary is None:
             console.print("stopped; the same command goes on from here")
             return
         records = ranks.on_main(lambda one=one: read_metrics(one.directory))  # type: ignore[misc]
         results.append(Result(one.label, one.lr, summary, records))
-    ranks.on_main(lambda: _report(results, command, console))
+    ranks.on_main(lambda: _finish(results, command, console))
 
 
 def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], Corpus]:
@@ -99,7 +100,9 @@ def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], 
     planned = plan(command.settings, command.out)
     for one in planned:
         try_options(one.config.optimizer, ranks)
-    return planned, load_corpus(command.settings.data, beside=command.out)
+    corpus = load_corpus(command.settings.data, beside=command.out)
+    refuse_giants(command.settings, ranks, vocabulary=corpus.vocab_size)
+    return planned, corpus
 
 
 def _summary(one: Planned, corpus: Corpus) -> Summary | None:
@@ -128,17 +131,17 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
 
 
 def _train(one: Planned, corpus: Corpus, ranks: Processes, console: Console) -> Summary | None:
-    with alone_in(one.directory, ranks, partial(console.print, markup=False, soft_wrap=True)):
+    with alone_in(one.directory, ranks, partial(console.print, soft_wrap=True)):
         return _train_alone(one, corpus, ranks, console)
 
 
 def _train_alone(one: Planned, corpus: Corpus, ranks: Processes, console: Console) -> Summary | None:
-    checkpoint = newest_checkpoint(one.directory, ranks, partial(console.print, markup=False, soft_wrap=True))
+    checkpoint = newest_checkpoint(one.directory, ranks, partial(console.print, soft_wrap=True))
     run = Run(one.config, one.directory, corpus, checkpoint, ranks)
     try:
         return run.train(console)
     except DivergedError as error:  # that a learning rate is too high is a result
-        console.print(str(error), markup=False, soft_wrap=True)
+        console.print(str(error), soft_wrap=True)
         summary = Summary(
             steps=run.training.step,
             val_loss=math.inf,
@@ -150,6 +153,20 @@ def _train_alone(one: Planned, corpus: Corpus, ranks: Processes, console: Consol
         )
         ranks.on_main(lambda: write_summary(one.directory, summary))
         return summary
+
+
+def _finish(results: list[Result], command: CompareCommand, console: Console) -> None:
+    """Show and write the results.
+
+    Raises:
+        TrainingError: The disk is full, or has another fault.
+    """
+    try:
+        _report(results, command, console)
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename}: {error.strerror}; all runs are done and saved: the same command writes the results"
+        ) from error
 
 
 def _report(results: list[Result], command: CompareCommand, console: Console) -> None:
@@ -169,7 +186,5 @@ def _report(results: list[Result], command: CompareCommand, console: Console) ->
         plot_comparison(command.out / PICTURE, title, {result.label: result.records for result in best})
     winner = min(best, key=lambda result: result.summary.val_loss)
     if winner.summary.sample:
-        console.print(
-            f"\n{winner.label} writes (after ▮):\n{printable(winner.summary.sample)}\n", markup=False, soft_wrap=True
-        )
+        console.print(f"\n{winner.label} writes (after ▮):\n{printable(winner.summary.sample)}\n", soft_wrap=True)
     console.print(f"results in {command.out}: {PICTURE}, {TABLE}, and a directory for each run", soft_wrap=True)

@@ -1,5 +1,6 @@
 """The runs of a comparison: one for each optimizer and learning rate."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
         base = settle(parse_optimizer(label, same))
         for factor in config.sweep:
             lr = factor * full_lr(base)
+            if not 0 < lr < math.inf:
+                raise UserError(f"sweep has {factor:g}, with which the learning rate of {label} would be {lr:g}")
             name = f"{label.replace(':', '-').replace('/', '_')}-lr{lr:g}"
             run = TrainConfig(**shared, optimizer=base.model_copy(update={"lr": lr}))
             planned.append(Planned(label, lr, run, directory / name))
@@ -62,8 +65,11 @@ def parse_optimizer(label: str, same: Mapping[str, Any]) -> OptimizerConfig:
     Raises:
         UserError: The label is neither, or the fraction is not allowed.
     """
-    if "," in label:
-        raise UserError(f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {shown(label)}")
+    if "," in label or " " in label.strip():
+        raise UserError(
+            f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {shown(label)}; "
+            "in a file they are [dion:1/16, muon]"
+        )
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):
         raise UserError(

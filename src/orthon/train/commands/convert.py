@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 from cyclopts import Parameter
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from orthon.saving.convert import SOURCES, Conversion, ConvertedGroup, convert_states
@@ -18,13 +17,15 @@ from orthon.saving.untrusted.errors import DamagedError, RefusedError
 from orthon.saving.untrusted.torch_file import read_torch_file
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import processes
+from orthon.train.results.console import plain_console
+from orthon.train.settings.nearest import did_you_mean
 from orthon.train.settings.paths import as_path
 
 
 def convert(
-    *inputs: Annotated[Path, Parameter(name="IN.pt")],
+    *inputs: Annotated[str, Parameter(name="IN.pt", json_list=False)],
     source: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    out: Path,
+    out: str,
     key: str | None = None,
 ) -> None:
     """Convert states, write the result, and say what became of each group.
@@ -43,25 +44,27 @@ def convert(
         raise UserError("convert works in one process; call it without torchrun")
     if not inputs:
         raise UserError("convert needs one or more files: orthon convert IN.pt --source NAME --out OUT.pt")
-    out = as_path("out", out)
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists; choose another --out")
-    inputs = tuple(as_path("IN.pt", path) for path in inputs)
-    given = [(_read(path, key), name) for path, name in zip(inputs, _one_for_each(source, len(inputs)), strict=True)]
+    path_out = as_path("out", out)
+    if os.path.lexists(path_out):
+        raise UserError(f"{path_out} exists; choose another --out")
+    paths = [as_path("IN.pt", word) for word in inputs]
+    given = [(_read(path, key), name) for path, name in zip(paths, _one_for_each(source, len(paths)), strict=True)]
     try:
         conversion = convert_states(given)
     except Exception as error:  # values of strangers can break comparisons and tensors in many ways
         reason = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {error}"
-        raise UserError(_with_paths(one_line(reason), inputs)) from error
-    _write(out, conversion.state_dict)
-    _report(conversion, inputs, out)
+        raise UserError(_with_paths(one_line(reason), paths)) from error
+    _write(path_out, conversion.state_dict)
+    _report(conversion, paths, path_out)
 
 
 def _one_for_each(sources: tuple[str, ...], number: int) -> tuple[str, ...]:
     """A source for each of a number of files."""
     allowed = ", ".join(SOURCES)
     if unknown := [name for name in sources if name not in SOURCES]:
-        raise UserError(f"source must be one of {allowed} but is {unknown[0]!r}")
+        raise UserError(
+            f"source must be one of {allowed} but is {shown(unknown[0])}{did_you_mean(unknown[0], SOURCES)}"
+        )
     if len(sources) not in (1, number):
         raise UserError(
             f"source must be given once, or once for each of {number} files, but is {len(sources)} times; "
@@ -88,9 +91,11 @@ def _read(path: Path, key: str | None) -> Any:
                 f"{path} holds no optimizer's state_dict(); choose one of its keys by --key: {_keys(content)}"
             )
         return content
-    if not isinstance(content, Mapping) or key not in content:
-        raise UserError(f"{path} has no key {shown(key)}; it has {_keys(content)}")
-    return content[key]
+    if isinstance(content, Mapping):
+        for name in (key, *content):  # 5 also means the number 5, but a name goes first
+            if name in content and str(name) == key:
+                return content[name]
+    raise UserError(f"{path} has no key {shown(key)}; it has {_keys(content)}")
 
 
 def _keys(content: object) -> str:
@@ -121,7 +126,7 @@ def _write(out: Path, state_dict: dict[str, Any]) -> None:
 
 
 def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("group", "algorithm", "parameters", "with state", "from"):
         table.add_column(name, justify="left" if name in ("algorithm", "from") else "right")
@@ -136,7 +141,7 @@ def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
             lines.append(f"group {number}, dropped (no effect, or always so in orthon): {', '.join(group.dropped)}")
     lines += [f"note: {note}" for note in conversion.notes]
     lines.append(f"wrote {out}; load it in an optimizer whose groups have these parameters in this order")
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _options(group: ConvertedGroup) -> str:

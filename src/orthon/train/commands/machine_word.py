@@ -5,13 +5,13 @@ from pathlib import Path
 from orthon import machines
 from orthon.machines import MACHINES, Machine
 from orthon.train.errors import UserError
+from orthon.train.settings.cluster import MEASURE
 from orthon.train.settings.nearest import did_you_mean
 from orthon.train.settings.paths import as_path
 from orthon.train.settings.shown import shown
 from orthon.train.settings.yaml import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
-MEASURE = "measure"
 
 
 def machine_of_word(word: str, *, measures: bool = False) -> Machine:

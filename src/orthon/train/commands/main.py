@@ -14,6 +14,9 @@ from orthon.train.processes.signals import said_and_code, signals_raise
 
 EXTRA = ("cyclopts", "matplotlib", "numpy", "pydantic", "rich", "tensorboard", "transformers", "yaml")
 TRAINING = ("train", "compare")  # commands whose results are files
+HELPS = {"--help", "-h", "--help-all"}  # where the output is the result
+
+_unsaid: list[str] = []  # errors of another rank than 0, which are mostly its own as well
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes() == 1:
             return _with_output(out, words)
         try:
-            return run_together(lambda: _with_output(out, words))
-        except UserError as error:
-            return _complain(str(error), 2)
+            return run_together(lambda: _with_output(out, words), _say_unsaid)
+        except UserError as error:  # of this process alone, which has met no other
+            return _complain(str(error), 2, alone=True)
         except KeyboardInterrupt as error:
             return _complain(*said_and_code(error))
 
@@ -72,13 +75,22 @@ def _with_output(out: LastingStream | None, words: list[str]) -> int:
     out.flush()
     if out.fault is None:
         return code
-    needed = code == 0 and words[:1] not in ([name] for name in TRAINING)
+    trains = words[:1] in ([name] for name in TRAINING) and not HELPS & set(words)
+    needed = code == 0 and not trains
     return _complain(f"the output could not be written: {out.fault.strerror}", 2 if needed else code)
 
 
-def _complain(message: str, code: int) -> int:
+def _complain(message: str, code: int, *, alone: bool = False) -> int:
     line = f"orthon: {one_line(message, limit=4000)}"
-    if process_rank() == 0:
+    if alone or process_rank() == 0:
         print(line, file=sys.stderr)
+    else:
+        _unsaid.append(line)
     report(line)
     return code
+
+
+def _say_unsaid() -> None:
+    """Say why this process fails, where rank 0 has not."""
+    for line in _unsaid:
+        print(f"{line} (rank {process_rank()})", file=sys.stderr)

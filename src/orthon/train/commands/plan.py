@@ -11,16 +11,17 @@ from rich.console import Console
 
 from orthon import machines
 from orthon.machines import Machine
-from orthon.train.commands.machine_word import MEASURE, machine_of_word
+from orthon.train.commands.machine_word import machine_of_word
 from orthon.train.commands.plan_lines import lines_below
 from orthon.train.commands.planned import Planner
 from orthon.train.commands.training_step import TrainingStep
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import process_rank, processes
 from orthon.train.results.asked_files import refuse_unwritable
+from orthon.train.results.console import plain_console
 from orthon.train.results.directory import replace_file
 from orthon.train.results.plan_progress import PlanProgress
-from orthon.train.settings.cluster import PlanConfig
+from orthon.train.settings.cluster import MEASURE, PlanConfig
 
 
 def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -> None:  # noqa: B008  # frozen
@@ -29,7 +30,7 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
     Raises:
         UserError: The settings cannot be used, the mesh does not divide the model, or the model fits nowhere.
     """
-    console = Console(highlight=False)
+    console = plain_console()
     refuse_unwritable(config.json_file, config.picture, config.machine_file if config.machine == MEASURE else None)
     if config.machine == MEASURE:
         machine = _measured(config.machine_file, console)
@@ -48,12 +49,12 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
         # The rest takes longer. If nothing fits here, it may be that nothing does anywhere, which is an error.
         at_once = any(row.fits for row in asked.rows)
         if at_once:
-            console.print(table, markup=False, soft_wrap=True)
+            console.print(table, soft_wrap=True)
         found = planner.find(progress)
     if not at_once:
-        console.print(table, markup=False, soft_wrap=True)
+        console.print(table, soft_wrap=True)
     lines = lines_below(found, training)
-    console.print("\n" + "\n".join(lines), markup=False, soft_wrap=True)
+    console.print("\n" + "\n".join(lines), soft_wrap=True)
     if config.json_file is not None:
         content = found.to_dict() | {"training_step_seconds": training.seconds, "said": lines}
         replace_file(config.json_file, json.dumps(content, indent=2) + "\n")

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from pydantic import BeforeValidator, Field
-from rich.console import Console
 
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import processes
+from orthon.train.results.console import plain_console
 from orthon.train.results.text_progress import text_progress
 from orthon.train.settings.base import Settings
 from orthon.train.settings.data import DataConfig
@@ -49,7 +49,7 @@ def tokenize(*, command: Annotated[TokenizeCommand, Parameter(name="*")] = Token
         raise UserError("tokenize needs --data.tokenizer: a tokenizer's JSON file, a folder, or a name on the hub")
     if data.vocab_size is not None:
         raise UserError("data.vocab_size has no effect on tokens; leave it out here, and give it to orthon train")
-    console = Console(highlight=False)
+    console = plain_console()
     job = text_job(data, per_shard=command.shard_tokens)
 
     note = make_token_folder(
@@ -61,5 +61,4 @@ def tokenize(*, command: Annotated[TokenizeCommand, Parameter(name="*")] = Token
         f"and {amount(note.held_out)} that are held out\n"
         f"train on them with: orthon train --data.source shards {paths}",
         soft_wrap=True,
-        markup=False,
     )

@@ -16,6 +16,7 @@ from orthon.train.checkpoints.restore import refuse_differences
 from orthon.train.errors import UserError
 from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
+from orthon.train.results.console import plain_console
 from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
 from orthon.train.results.strange_parts import refuse_strange_parts
 from orthon.train.run.room import refuse_giants
@@ -63,8 +64,8 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
         UserError: The settings cannot be used; nothing has been written.
         TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
     """
-    console = Console(highlight=False)
-    say = partial(console.print, soft_wrap=True, markup=False)
+    console = plain_console()
+    say = partial(console.print, soft_wrap=True)
     ranks = join_ranks(command.settings)
     with alone_in(_directory(command), ranks, say):
         _train(command, ranks, console, say)
@@ -127,10 +128,16 @@ def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path
         if command.resume is None or not (directory / CONFIG).exists():
             refuse_existing(directory)
             try_options(config.optimizer, ranks)
-            return config, directory, load_corpus(config.data, beside=directory.parent), None
+            return config, directory, _corpus(config, directory, ranks), None
     elif command.out is not None or command.config is not None:
         raise UserError("--resume goes on in its own directory with its own settings: no --out or --config")
     before = flatten(as_plain(read_config(directory / CONFIG, TrainConfig)))
     refuse_differences(before, config, f"the run in {directory}")
     try_options(config.optimizer, ranks)
-    return config, directory, load_corpus(config.data, beside=directory.parent), before["steps"]
+    return config, directory, _corpus(config, directory, ranks), before["steps"]
+
+
+def _corpus(config: TrainConfig, directory: Path, ranks: Processes) -> Corpus:
+    corpus = load_corpus(config.data, beside=directory.parent)
+    refuse_giants(config, ranks, vocabulary=corpus.vocab_size)
+    return corpus

@@ -1,6 +1,7 @@
 """A model without weights: from its shape, or from a configuration file of transformers."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig,
 from orthon.train.errors import UserError
 from orthon.train.model.build import llama_config
 from orthon.train.settings.cluster import ClusterConfig
+from orthon.train.settings.data import MOST_TOKENS
 from orthon.train.settings.shown import shown
 
 FILE = "config.json"
@@ -83,12 +85,15 @@ def _read(path: Path) -> PretrainedConfig:
 
 
 def _refuse_giants(content: Any, file: Path) -> None:
-    """Refuse numbers of layers or experts that no model has: each takes its time even without weights."""
+    """Refuse numbers of layers, experts or tokens that no model has: each takes its time even without weights."""
     for key, value in content.items():
         if isinstance(value, dict):
             _refuse_giants(value, file)
-        elif isinstance(value, int) and value > MOST and re.search("layer|expert|depth|block", key):
-            raise UserError(f"{file}: {shown(key)[1:-1]} must be at most {MOST:,} but is {shown(value)}")
+        elif isinstance(value, int):
+            counted = re.search("layer|expert|depth|block", key)
+            most = MOST if counted else MOST_TOKENS if "vocab" in key else math.inf
+            if value > most:
+                raise UserError(f"{file}: {shown(key)[1:-1]} must be at most {most:,} but is {shown(value)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ def _number(variable: str, default: int) -> int:
     return int(value) if value.isascii() and value.isdigit() else default
 
 
-def run_together(command: Callable[[], int]) -> NoReturn:
+def run_together(command: Callable[[], int], say: Callable[[], None]) -> NoReturn:
     """Carry out a command in all processes, and end the processes. Only the output of rank 0 is shown.
 
     Tensors on a CPU and small objects are sent by gloo, tensors on a GPU by NCCL. If a process ends too early, the
@@ -38,6 +38,7 @@ def run_together(command: Callable[[], int]) -> NoReturn:
 
     Args:
         command: Returns the exit code.
+        say: Says why this process fails. It is called where rank 0 has not done so.
 
     Raises:
         UserError: An environment variable is missing that torchrun sets.
@@ -48,10 +49,13 @@ def run_together(command: Callable[[], int]) -> NoReturn:
 
     from orthon.train.processes.meeting import meet
 
+    started = f"WORLD_SIZE is {processes()}, but torchrun did not start this process"
+    if process_rank() >= processes():
+        raise UserError(f"{started}: RANK is {process_rank()}")
     try:
         store, rank, world = next(rendezvous("env://"))
     except ValueError as error:
-        raise UserError(f"WORLD_SIZE is {processes()}, but torchrun did not start this process: {error}") from error
+        raise UserError(f"{started}: {error}") from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store = meet(store, rank, world)
@@ -68,8 +72,10 @@ def run_together(command: Callable[[], int]) -> NoReturn:
         _end(code)
     if code and rank:
         # torchrun ends all processes as soon as one fails. Before that, rank 0 must say why.
-        with contextlib.suppress(RuntimeError):
+        try:
             store.wait([LAST_WORD], PATIENCE)
+        except RuntimeError:
+            say()
     elif code:
         store.set(LAST_WORD, "said")
     dist.destroy_process_group()

@@ -44,7 +44,7 @@ def plot_plan(
         for label, rows in by_ranks.items():
             milliseconds = [1e3 * row.seconds for row in rows.values()]
             right.plot(list(rows), milliseconds, color=colors[label], marker="o", markersize=4, label=label)
-        figure.suptitle(title, fontweight="bold")
+        figure.suptitle(title, fontweight="bold", parse_math=False)
         fractions = {fraction for rows in by_fraction.values() for fraction in rows}
         ranks = sorted({count for rows in by_ranks.values() for count in rows})
         _on_logarithms(left, "over the rank fraction", "rank fraction", {f: str(Fraction(f)) for f in fractions})

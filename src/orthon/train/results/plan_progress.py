@@ -16,7 +16,7 @@ class PlanProgress(Shown):
 
     def __init__(self, console: Console, total: int) -> None:
         bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -66,7 +66,7 @@ class BarProgress(Shown):
         bar = Bar(
             BarColumn(bar_width=min(40, max(8, console.width - NUMBERS_WIDTH))),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeRemainingColumn(),
             console=console,
         )

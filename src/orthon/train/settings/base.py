@@ -59,7 +59,7 @@ def in_words(error: ValidationError, kind: type[BaseModel], under: str = "") -> 
         under: Dotted name of `kind` among all settings.
     """
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
+    path = [part for part in first["loc"] if isinstance(part, str)]  # without the place in a list
     if path[:1] == ["settings"] and "settings" in kind.model_fields:  # on the command line they are named without it
         path, kind = path[1:], kind.model_fields["settings"].annotation  # type: ignore[assignment]
     name = ".".join([*filter(None, [under]), *path])

@@ -5,20 +5,29 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from cyclopts import Parameter
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from orthon.train.settings.base import Count, Fraction, Positive, Settings
+from orthon.train.settings.data import MOST_TOKENS
 from orthon.train.settings.key_values import WORDS
 from orthon.train.settings.mesh import MeshConfig
 from orthon.train.settings.model import ModelConfig
+from orthon.train.settings.numbers import whole
 from orthon.train.settings.optimizer import OptimizerConfig
-from orthon.train.settings.paths import AnyPath
+from orthon.train.settings.paths import AnyPath, path_for
 from orthon.train.settings.run import section
+from orthon.train.settings.shown import shown
 
 # That of LLaMA 3.
 VOCABULARY = 128256
 
+MEASURE = "measure"  # a machine that is this one
 PICTURES = (".png", ".pdf", ".svg")
+
+
+MOST_RANKS = 2**17  # explain takes a minute for them, and plan longer, as it also looks at 4 times as many
+
+Vocabulary = Annotated[int, BeforeValidator(whole), Field(ge=1, le=MOST_TOKENS)]
 
 
 class ClusterMesh(MeshConfig):
@@ -34,7 +43,7 @@ class ClusterConfig(Settings):
     config_json: AnyPath | None = None
     """Configuration file of a model of Hugging Face's transformers, config.json, or the folder that has it; in place of
     --model. Nothing is downloaded, and no code of the folder runs."""
-    vocabulary: Count = VOCABULARY
+    vocabulary: Vocabulary = VOCABULARY
     """Number of different tokens of the --model."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of the weights, the gradients and the momentum."""
@@ -49,6 +58,15 @@ class ClusterConfig(Settings):
             given = "model" if self.model != ModelConfig() else "vocabulary" if self.vocabulary != VOCABULARY else ""
             if given:
                 raise ValueError(f"config_json gives the whole model: leave out --{given}, or --config-json")
+        return self
+
+    @model_validator(mode="after")
+    def _check_mesh(self) -> Self:
+        if self.ranks > MOST_RANKS:
+            raise ValueError(
+                f"mesh.dp_replicate × mesh.dp_shard × mesh.tp must be at most {MOST_RANKS:,} processes "
+                f"but is {self.ranks:,}"
+            )
         return self
 
     @property
@@ -90,7 +108,7 @@ class PlanConfig(ClusterConfig):
     instead of 6."""
     other_ranks: bool = True
     """Also plan for other numbers of GPUs, by mesh.dp_shard, to tell where one optimizer overtakes another."""
-    json_file: Annotated[AnyPath | None, Parameter(name="--json")] = Field(default=None)
+    json_file: Annotated[Path | None, path_for("json"), Parameter(name="--json")] = Field(default=None)
     """File for all figures."""
     picture: AnyPath | None = None
     """File for a picture: time over the rank fraction, and over the number of GPUs."""
@@ -103,8 +121,9 @@ class PlanConfig(ClusterConfig):
             raise ValueError(f"picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]} but is {self.picture}")
         if self.step_seconds is not None and self.tokens_per_step is not None:
             raise ValueError("step_seconds and tokens_per_step both give the time of a step: leave out one")
-        if self.step_seconds is not None and self.recompute:
-            raise ValueError(
-                "recompute is for the estimate from tokens_per_step: leave it out where step_seconds is given"
-            )
+        for name in ("utilization", "recompute"):
+            if self.tokens_per_step is None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for the estimate from tokens_per_step: leave it out, or give that")
+        if self.machine != MEASURE and self.machine_file != type(self).model_fields["machine_file"].default:
+            raise ValueError(f"machine_file is what machine {MEASURE} writes, but machine is {shown(self.machine)}")
         return self

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -71,7 +71,8 @@ def _read(path: Path) -> Any:
 
 
 def _with_names(content: Any, fields: Mapping[str, Any]) -> Any:
-    """The same with underscores in place of dashes in names, and settings in place of sections that are empty.
+    """The same with underscores in place of dashes in names, and settings in place of sections that are empty. One
+    value where a list is wanted becomes a list.
 
     Raises:
         ValueError: A name is there in both ways.
@@ -84,10 +85,13 @@ def _with_names(content: Any, fields: Mapping[str, Any]) -> Any:
         if name in named:
             raise ValueError(f"{name} is there twice, with a dash and with an underscore")
         kind = fields[name].annotation if name in fields else None
+        kinds = {get_origin(one) or one for one in (kind, *get_args(kind))}
         if isinstance(kind, type) and issubclass(kind, Settings):
             named[name] = {} if value is None else _with_names(value, kind.model_fields)
         elif name == "options":
             named[name] = {} if value is None else _with_names(value, {})
+        elif tuple in kinds and isinstance(value, str | int | float):
+            named[name] = [value]
         else:
             named[name] = value
     return named

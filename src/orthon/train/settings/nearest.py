@@ -1,6 +1,7 @@
 """The name that somebody meant who wrote another one."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -20,12 +21,33 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
         by_form.setdefault(_plain(name), name)
     if written in by_form:
         return by_form[written]
+    if found := _abbreviated(written, list(by_form)):
+        return by_form[found]
     ends = {form: name for form, name in by_form.items() if _last(form) == _last(written)}
     close = get_close_matches(written, ends or by_form, n=1, cutoff=0.0 if ends else 0.6)
     if not close:  # a typing error in a word without its group
         by_end = {_last(form): form for form in by_form}
         close = [by_end[end] for end in get_close_matches(_last(written), by_end, n=1, cutoff=0.75)]
     return by_form[close[0]] if close else None
+
+
+def _abbreviated(written: str, forms: list[str]) -> str | None:
+    """A name that begins with what was written; one of the same words in another order; or one that has its initials.
+    These are nearer than names that have some equal letters.
+    """
+    tests: tuple[Callable[[str, str], bool], ...] = (
+        lambda word, form: len(word) > 1 and form.startswith(word),
+        lambda word, form: word.replace("_", "") == form.replace("_", ""),
+        lambda word, form: sorted(re.split("[._]", word)) == sorted(re.split("[._]", form)),
+        lambda word, form: "_" in word and "".join(part[:1] for part in word.split("_")) == form,
+    )
+    last = _last(written)
+    for test in tests:
+        if found := [form for form in forms if test(written, form)]:
+            return min(found, key=len)
+        if found := [form for form in forms if len(last) > 1 and test(last, _last(form))]:
+            return get_close_matches(written, found, n=1, cutoff=0.0)[0]
+    return None
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

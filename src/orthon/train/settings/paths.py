@@ -27,8 +27,13 @@ def as_path(setting: str, word: str | Path) -> Path:
         raise UserError(f"{setting}: there is no home folder for {str(word)!r}") from error
 
 
-def _checked(word: object, info: ValidationInfo) -> object:
-    return as_path(info.field_name or "", word) if isinstance(word, str | Path) else word
+def path_for(setting: str = "") -> BeforeValidator:
+    """What makes a path of a word, for a setting; where it has no name, that of the field."""
+
+    def checked(word: object, info: ValidationInfo) -> object:
+        return as_path(setting or info.field_name or "", word) if isinstance(word, str | Path) else word
+
+    return BeforeValidator(checked)
 
 
-AnyPath = Annotated[Path, BeforeValidator(_checked)]
+AnyPath = Annotated[Path, path_for()]

@@ -88,7 +88,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks
     try:
         return _BUILDERS[config.name](model, settle(config), seed, ranks)
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
+        raise _refused(config, error) from error
 
 
 def refuse_torchs(config: OptimizerConfig, setting: str = "") -> None:
@@ -117,7 +117,15 @@ def build_mixed(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Pro
     try:
         return orthon.Dion(groups, **_adam_options(config) | {"seed": seed} | _arguments(config.options))
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
+        raise _refused(config, error) from error
+
+
+def _refused(config: OptimizerConfig, error: Exception) -> UserError:
+    """An error of a constructor. Orthon's AdamW and Lion are made by Dion, whose name would mislead."""
+    message = " ".join(str(error).split())
+    if config.name not in _CLASSES:
+        message = message.removeprefix("Dion: ")
+    return UserError(f"optimizer {config.name}: {message}")
 
 
 def settle(config: OptimizerConfig) -> OptimizerConfig:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from orthon.train.processes.launch import process_rank
+from orthon.train.results.console import plain_console
 from orthon.train.results.text_progress import text_progress
 from orthon.train.settings.data import DataConfig
 from orthon.train.text.byte_corpus import byte_corpus
@@ -37,7 +36,7 @@ def load_corpus(data: DataConfig, *, beside: Path | None = None) -> Corpus:
     if data.tokenizer is not None:
         assert beside is not None
         # Only rank 0 has a standard output, but any rank may be the one that makes the tokens.
-        console = Console(highlight=False, stderr=process_rank() > 0)
+        console = plain_console(stderr=process_rank() > 0)
         return tokenized_corpus(data, beside, lambda job: text_progress(f"tokenizing {job.source}", job.total, console))
     source, held_out = open_source(data)
     own = None if held_out is None else whole(held_out.passages())
