@@ -77,7 +77,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, fails) -> None:
         ("--config", "parameter --config requires an argument"),
         ("--resume missing", "cannot read the settings in missing/config.yaml"),
         ("--data.source text --data.paths missing", "there is no file or directory"),
-        ("--data.source text --data.paths empty", "data.paths hold no file: empty"),
+        ("--data.source text --data.paths empty", "data.paths hold no file: /"),
         (
             "--data.source text --data.paths short",
             "the training text (95 tokens) is shorter than one sequence (257 tokens",
