@@ -35,6 +35,7 @@ class KnownParameters:
 
     Attributes:
         others: the algorithm of what is no matrix, in groups that are added; None where no model is known.
+        frozen: the parameters that were frozen and have had no gradient yet.
 
     Args:
         model: the model; None if there is none.
@@ -44,7 +45,7 @@ class KnownParameters:
     def __init__(self, model: nn.Module | None = None, others: str | None = None) -> None:
         self.others = others
         self._all: dict[str, _Known] = {}
-        self._frozen: list[_Known] = []
+        self.frozen: list[_Known] = []
         if model is None:
             return
         names = {param: where[0].name for param, where in places(list(spots(model))).items()}
@@ -55,7 +56,7 @@ class KnownParameters:
                     continue
                 known = self._all[name] = _Known(weakref.ref(module), key, name)
                 if not param.requires_grad:
-                    self._frozen.append(known)
+                    self.frozen.append(known)
 
     def names(self, params: Sequence[Tensor]) -> list[str] | None:
         """Return the names of parameters; None if one of them is not known."""
@@ -65,7 +66,7 @@ class KnownParameters:
 
     def warn_of_unfrozen(self, groups: Sequence[Mapping[str, Any]], owner: str) -> None:
         """Warn once if parameters have gradients that were frozen, and are in none of the groups."""
-        for known in self._frozen:
+        for known in self.frozen:
             module = known.module()  # the property would take twice as long, in every step
             param = None if module is None else module._parameters.get(known.key)
             if param is not None and param.grad is not None and param.requires_grad:
@@ -73,11 +74,11 @@ class KnownParameters:
         else:
             return
         held = {id(param) for group in groups for param in group["params"]}
-        self._frozen = [known for known in self._frozen if id(known.param) not in held]
-        params = [(repr(known.name), known.param) for known in self._frozen]
+        self.frozen = [known for known in self.frozen if id(known.param) not in held]
+        params = [(repr(known.name), known.param) for known in self.frozen]
         names = [name for name, param in params if param is not None and param.grad is not None and param.requires_grad]
         if names:
-            self._frozen = []
+            self.frozen = []
             more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
             have = "has a gradient, but was" if len(names) == 1 else "have gradients, but were"
             warnings.warn(

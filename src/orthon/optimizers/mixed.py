@@ -182,7 +182,8 @@ class MixedOptimizer(torch.optim.Optimizer):
         if not plan.sets and not self._warned and plan.members and all(m.grad is None for m in plan.members):
             self._warned = True
             warn_of_no_gradients(type(self).__name__)
-        self._known.warn_of_unfrozen(self.param_groups, type(self).__name__)
+        if self._known.frozen:
+            self._known.warn_of_unfrozen(self.param_groups, type(self).__name__)
         if is_new:
             check_ranks(plan.members, type(self).__name__)
             plan.agreement.check_copies(plan.members)

@@ -121,7 +121,7 @@ class Planner:
             ValueError: for a gradient on another device than its parameter.
         """
         members = self.members(groups)
-        if not self._check.rates.decided:
+        if self._check.rates.watching:
             self._check.rates.look(groups)
         kinds: list[Any] = []
         for member in members:

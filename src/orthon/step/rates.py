@@ -17,7 +17,7 @@ class Rates:
     number for all that is below each of them tells nothing either.
 
     Attributes:
-        decided: whether it has warned.
+        watching: whether there is something to look at: several learning rates, and no warning yet.
 
     Args:
         owner: the optimizer, for the warning.
@@ -27,11 +27,11 @@ class Rates:
         self._owner = owner
         self._given: list[float] = []  # different ones, in the order of the groups
         self._last: list[float] = []  # of the last step that tells
-        self.decided = False
+        self.watching = False
 
     def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Forget all other groups, and take these for those that were made."""
-        self._given, self._last, self.decided = [], [], False
+        self._given, self._last, self.watching = [], [], False
         for group in groups:
             self.add(group["lr"])
 
@@ -39,11 +39,10 @@ class Rates:
         """Remember with which learning rate a group was made. Tensors are not read."""
         if isinstance(lr, int | float) and lr not in self._given:
             self._given.append(lr)
+            self.watching |= len(self._given) == 2
 
     def look(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Look at the learning rates of a step, and warn once if they have become one number."""
-        if len(self._given) < 2:
-            return
         rates = [group["lr"] for group in groups]
         for rate in rates:
             if not isinstance(rate, int | float):  # a tensor, which is not read
@@ -56,7 +55,7 @@ class Rates:
         have_moved = not all(rate in self._given for rate in last)
         if have_moved and rates[0] <= _MORE * min(rate for rate in last if rate):
             return
-        self.decided = True
+        self.watching = False
         were = ", ".join(f"{rate:g}" for rate in self._given)
         warnings.warn(
             f"{self._owner}: all param groups have the learning rate {rates[0]:g} now, but were made with {were}; "
