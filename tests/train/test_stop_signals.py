@@ -66,12 +66,23 @@ def test_while_torch_is_imported(tmp_path: Path, part: str, script: bool) -> Non
     entry = tmp_path / "orthon"
     entry.write_text("from orthon.train.commands.main import main\nmain()\n")
     command = [sys.executable, *([str(entry)] if script else ["-m", "orthon"]), "train"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    while process.poll() is None and part not in Path(f"/proc/{process.pid}/maps").read_text():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=60)
+    # In the background SIGINT may be ignored, also for the processes that are started there.
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=heed_ctrl_c
+    )
+    try:
+        while process.poll() is None and part not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, complaints) == (130, "orthon: interrupted\n")
+
+
+def heed_ctrl_c() -> None:
+    """Have SIGINT end this process, as usual."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_before_the_first_step_of_a_run_that_goes_on(tmp_path: Path, tiny: list[str], snapshot) -> None:
