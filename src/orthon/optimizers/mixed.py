@@ -56,9 +56,8 @@ class MixedOptimizer(torch.optim.Optimizer):
             tell: those of DistributedDataParallel, or a data-parallel axis that fully_shard does not see; a process
             group, a device mesh with one axis, or "world" for all processes. They share work, and
             `sync_gradients` averages over them.
-        sync_gradients: average the gradients of the replicas, which nothing else does then; matrix rules average
-            their factors instead where these are smaller (compressed synchronization). A missing gradient counts
-            as zero.
+        sync_gradients: average the gradients of the replicas, which nothing else does then; matrix rules average their
+            factors where these are smaller (compressed synchronization). A missing gradient counts as zero.
         machine: on which the processes run, where several work together: a name of `orthon.machines.MACHINES` or a
             `Machine`. It decides who does what, and nothing about the result. None looks at the device.
         wave_memory: bytes that a process may take for the whole matrices on which it works at a time, where several
