@@ -67,16 +67,16 @@ def test_while_torch_is_imported(tmp_path: Path, part: str, script: bool) -> Non
     entry.write_text("from orthon.train.commands.main import main\nmain()\n")
     command = [sys.executable, *([str(entry)] if script else ["-m", "orthon"]), "train"]
     # In the background SIGINT may be ignored, also for the processes that are started there.
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=heed_ctrl_c
-    )
-    try:
-        while process.poll() is None and part not in Path(f"/proc/{process.pid}/maps").read_text():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            while process.poll() is None and part not in Path(f"/proc/{process.pid}/maps").read_text():
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, complaints = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, complaints) == (130, "orthon: interrupted\n")
 
 
