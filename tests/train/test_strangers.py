@@ -73,6 +73,7 @@ def outside_is_as_before(place: Path) -> bool:
     return (place / "outside" / "secret").exists() and not list(place.rglob("executed"))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # of torch 2.11
 def test_runs(finished: Path, tmp_path: Path) -> None:
     assert len(RUNS) + len(FILES) > 150
     cases = []
