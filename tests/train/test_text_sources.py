@@ -191,6 +191,9 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (folder / name).symlink_to(real)
     (real / "back").symlink_to(folder)
+    (folder / "up").symlink_to(tmp_path)
+    write_text(tmp_path / "beside", ["of nobody\n"])
+    write_text(folder / ".hidden", ["hidden\n"])
     corpus = load_corpus(DataConfig(source="text", paths=(str(folder),)))
     assert sorted(texts(corpus.train) + texts(corpus.held_out)) == sorted([*TEXTS, "own\n"])
 

@@ -1,7 +1,6 @@
 """Optimizers of rules that have no class of their own: AdamW, Lion, and rules from outside."""
 
 import copyreg
-from collections.abc import Mapping
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -33,8 +32,6 @@ class OfOtherRule(NamedOptimizer, metaclass=_Made):
         scalar_algorithm: str | None = None,
         scalar_lr: float | Tensor | None = None,
         scalar_lr_ratio: float | None = None,
-        overrides: Mapping[str, Mapping[str, Any]] | None = None,
-        per_head: bool = False,
         **options: Any,
     ) -> Self:
         """Return an optimizer for all parameters of a model, as `orthon.Dion.for_model` does.
@@ -50,9 +47,7 @@ class OfOtherRule(NamedOptimizer, metaclass=_Made):
             scalar_lr: learning rate of the rest. None is lr where the rest has the same rule as the matrices, and
                 otherwise the usual one of `scalar_algorithm`.
             scalar_lr_ratio: scalar_lr over lr, instead of scalar_lr.
-            overrides: options by name pattern, as in `orthon.param_groups`.
-            per_head: whether each attention head is a matrix of its own, as in `orthon.param_groups`.
-            options: further keyword arguments of the constructor.
+            options: the other keyword arguments of `orthon.Dion.for_model`, and those of the constructor.
 
         Raises:
             TypeError, ValueError: as `orthon.Dion.for_model` does.
@@ -67,8 +62,6 @@ class OfOtherRule(NamedOptimizer, metaclass=_Made):
             scalar_algorithm=scalar_algorithm,
             scalar_lr=scalar_lr,
             scalar_lr_ratio=scalar_lr_ratio,
-            overrides=overrides,
-            per_head=per_head,
             **options,
         )
 

@@ -51,11 +51,8 @@ def _all(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
     for given in map(Path, named.paths):
         if given.is_dir():
             for path in sorted(_inside(given, named.setting)):
-                if not path.match(pattern):
-                    continue
-                relative = path.relative_to(given)
-                if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-                    yield path, relative.as_posix()
+                if path.match(pattern) and path.is_file():
+                    yield path, path.relative_to(given).as_posix()
         elif not given.exists():
             raise UserError(f"{named.setting}: there is no file or directory {given}")
         elif not given.is_file():
@@ -65,14 +62,20 @@ def _all(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
 
 
 def _inside(directory: Path, setting: str) -> Iterator[Path]:
-    """All files in a directory and below it. A directory to which several links lead is walked through once."""
+    """All files in a directory and below it that are not hidden. Links are followed, to each directory once, and not
+    to those in which this one is.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{setting}: cannot read {error.filename}: {error.strerror}") from error
 
-    seen = {os.path.realpath(directory)}
+    here = directory.resolve()
+    seen = {here, *here.parents}
     for folder, below, files in os.walk(directory, followlinks=True, onerror=refuse):
-        new = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(below)}
-        below[:] = [name for name, real in new.items() if real not in seen]
-        seen.update(new.values())
-        yield from (Path(folder, name) for name in files)
+        names = sorted(name for name in below if not name.startswith("."))
+        below.clear()  # os.walk goes on with what is left in it
+        for name in names:
+            if (real := Path(folder, name).resolve()) not in seen:
+                seen.add(real)
+                below.append(name)
+        yield from (Path(folder, name) for name in files if not name.startswith("."))

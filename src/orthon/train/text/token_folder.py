@@ -56,8 +56,7 @@ def make_token_folder(folder: Path, job: Job, progress: Progress, *, wait: bool)
     part = folder.with_name(folder.name + PART)
     with locked(part, wait=wait):
         if (note := read_note(folder, job.key)) is not None:  # made while this process waited
-            (part / LOCK).unlink()
-            part.rmdir()
+            _remove(part)
             return note
         state = read_state(part, job.key)
         if not state.passages and (strangers := [path.name for path in part.iterdir() if not _is_ours(path)]):
@@ -67,9 +66,7 @@ def make_token_folder(folder: Path, job: Job, progress: Progress, *, wait: bool)
                 state = write_tokens(part, job, state, advance)
             except UserError:
                 if not (part / STATE).exists():  # nothing to go on with, and in the way of another text
-                    for path in part.iterdir():
-                        path.unlink()
-                    part.rmdir()
+                    _remove(part)
                 raise
         note = Note(
             key=job.key,
@@ -127,6 +124,13 @@ def _shards(folder: Path, part: str, tokens: int, note: Note) -> list[Shard]:
         shards.append(shard)
         held += len(shard.tokens)
     return shards
+
+
+def _remove(part: Path) -> None:
+    """Remove a folder that has nothing but what was made here."""
+    for path in filter(_is_ours, list(part.iterdir())):
+        path.unlink()
+    part.rmdir()
 
 
 def _is_ours(path: Path) -> bool:
