@@ -28,7 +28,6 @@ from orthon.train.settings.shown import shown
 
 HELP = ("--help", "-h")
 HELP_ALL = "--help-all"
-COMMANDS = ("train", "compare", "tokenize", "convert", "explain", "plan")
 NEGATIVE = re.compile(r"-\d+(\.\d*)?/\d+(\.\d*)?")  # a fraction, which cyclopts takes for an option
 
 app = App(
@@ -73,6 +72,7 @@ app.command(
     name="plan",
     help="What a step of several optimizers costs on a cluster that is not here: time, memory, communication.",
 )
+COMMANDS = tuple(name for name in app if not name.startswith("-"))
 
 
 def carry_out(words: Sequence[str]) -> None:
