@@ -5,8 +5,10 @@ of the classes themselves, take gigabytes for one number in the file, and hash t
 end the process. This reader knows the few instructions that torch's files consist of, and makes plain values of them.
 """
 
+import gc
 import struct
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -80,11 +82,24 @@ def read_pickle(content: bytes, *, names: Container[tuple[str, str]], what: str)
     """
     reader = _Reader(content, names, what)
     try:
-        value = reader.read()
+        with _no_garbage():
+            value = reader.read()
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise DamagedError("it is damaged") from error
     check_bounded(value, children=parts, nodes=16 * len(content) + 1000)
     return value
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Look for no garbage. All that is read is kept, and to walk it again and again would take most of the time."""
+    looked = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if looked:
+            gc.enable()
 
 
 class _Reader:
@@ -146,11 +161,6 @@ class _Reader:
         """Take the values since the last mark."""
         values, self.stack = self.stack, self.below.pop()
         return values
-
-    def tuple_of(self, count: int) -> None:
-        if count > len(self.stack):
-            raise DamagedError("it is damaged")
-        self.stack[len(self.stack) - count :] = [tuple(self.stack[len(self.stack) - count :])]
 
     def put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
@@ -229,9 +239,9 @@ _INSTRUCTIONS: dict[int, Callable[[_Reader], Any]] = {
         "\x8d": lambda r: r.text(_LONG),
         "(": _Reader.mark,
         ")": lambda r: r.stack.append(()),
-        "\x85": lambda r: r.tuple_of(1),
-        "\x86": lambda r: r.tuple_of(2),
-        "\x87": lambda r: r.tuple_of(3),
+        "\x85": lambda r: r.stack.append((r.stack.pop(),)),
+        "\x86": lambda r: r.stack.append((r.stack.pop(-2), r.stack.pop())),
+        "\x87": lambda r: r.stack.append((r.stack.pop(-3), r.stack.pop(-2), r.stack.pop())),
         "t": lambda r: _onto(r, tuple(r.to_mark())),
         "]": lambda r: r.stack.append([]),
         "a": lambda r: r.append([r.stack.pop()]),
