@@ -1,6 +1,7 @@
 """What a plan counts, against what ranks do in a real step: operations, bytes of memory and collectives."""
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -80,7 +81,10 @@ def on_this_rank(layout: str, rule: str) -> dict[str, Any]:
     }
 
 
-def counted(tally: Tally) -> tuple[dict[str, float], float, int, int]:
+Counts = tuple[dict[str, float], float, int, int]
+
+
+def counted(tally: Tally) -> Counts:
     return tally.flops, round(tally.factoring, 3), tally.bytes, tally.launches
 
 
@@ -95,18 +99,45 @@ SHORT = one_of_each(CASES)
 
 @pytest.mark.parametrize(("world", "layout", "rule"), marked(CASES, SHORT))
 def test_ranks_do_what_is_planned(ranks: Pool, world: int, layout: str, rule: str) -> None:
-    for rank, told in enumerate(ranks.run(world, on_this_rank, layout, rule)):
-        assert told["made"].keys() == told["planned"].keys(), f"rank {rank}: other phases"
-        if rule in ("Dion2", "Dion3"):  # which rows are selected, and so on which ranks they are, no plan knows
-            assert sum(told["calls"].values()) == sum(told["messages"].values())
-            sums = [sum(count * numbers for (*_, numbers), count in told[key].items()) for key in ("calls", "messages")]
-            assert sums[0] == pytest.approx(sums[1], rel=0.35), f"rank {rank}: numbers in collectives"
-            for phase, (flops, _, moved, launches) in told["made"].items():
-                planned = told["planned"][phase]
-                assert flops == pytest.approx(planned[0], rel=0.35), f"rank {rank}, {phase}"
-                assert moved == pytest.approx(planned[2], rel=0.35), f"rank {rank}, {phase}: bytes"
-                assert launches == pytest.approx(planned[3], rel=0.35), f"rank {rank}, {phase}: launches"
+    told = ranks.run(world, on_this_rank, layout, rule)
+    for rank, of_rank in enumerate(told):
+        assert of_rank["made"].keys() == of_rank["planned"].keys(), f"rank {rank}: other phases"
+        calls, messages = of_rank["calls"], of_rank["messages"]
+        if rule in ("Dion2", "Dion3"):
+            assert sum(calls.values()) == sum(messages.values()), f"rank {rank}: other collectives"
             continue
-        assert told["calls"] == told["messages"], f"rank {rank}: other collectives"
-        for phase, made in told["made"].items():
-            assert made == told["planned"][phase], f"rank {rank}, {phase}: flops, factoring, bytes, launches"
+        assert calls == messages, f"rank {rank}: other collectives"
+        for phase, made in of_rank["made"].items():
+            assert made == of_rank["planned"][phase], f"rank {rank}, {phase}: flops, factoring, bytes, launches"
+    if rule in ("Dion2", "Dion3"):
+        as_planned_together(told)
+
+
+def as_planned_together(told: list[dict[str, Any]]) -> None:
+    """Assert that all ranks together do what is planned. Which ranks have the selected rows, no plan knows.
+
+    Up to four ranks, each has about its share. Of eight, each has two rows of a matrix in the mean, and any number in
+    one step.
+    """
+    all_made, all_planned = (sums(of_rank[key] for of_rank in told) for key in ("made", "planned"))
+    for phase, made in all_made.items():
+        # What a rank sends depends on who has the rows, and with it how it is packed.
+        near = pytest.approx(all_planned[phase], rel=0.12) if phase == "communication" else all_planned[phase]
+        assert made == near, f"all ranks, {phase}: flops, factoring, bytes, launches"
+    for rank, of_rank in enumerate(told if len(told) <= 4 else []):
+        sent, told_of = (sum(k * n for (*_, n), k in of_rank[key].items()) for key in ("calls", "messages"))
+        assert sent == pytest.approx(told_of, rel=0.35), f"rank {rank}: numbers in collectives"
+        planned = sums([of_rank["planned"]])
+        for phase, made in sums([of_rank["made"]]).items():
+            near = pytest.approx(planned[phase], rel=0.35)
+            assert made == near, f"rank {rank}, {phase}: flops, factoring, bytes, launches"
+
+
+def sums(tallies: Iterable[dict[str, Counts]]) -> dict[str, tuple[float, ...]]:
+    """Return what ranks have counted together, by phases; flops of all dtypes."""
+    found: dict[str, tuple[float, ...]] = {}
+    for tally in tallies:
+        for phase, (flops, *others) in tally.items():
+            counts = (sum(flops.values()), *others)
+            found[phase] = tuple(map(sum, zip(found.get(phase, (0,) * 4), counts, strict=True)))
+    return found
