@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from orthon import Dion, Muon
 from orthon.algorithms.tail import MOST
 from orthon.testing.references import dion
-from tests.support.tails import ALL_KINDS, F32, F64, FADES, WAYS, basis, gradients_of, normal, updates
+from tests.support.tails import ALL_KINDS, BF16, F32, F64, FADES, WAYS, basis, gradients_of, normal, updates
 
 SHAPES = ((16, 24), (24, 16), (32, 32), (8, 64), (1, 12))
 
 ROUNDING = {F64: 1e-9, F32: 1e-4}
 
-# ‖E_j‖² is a difference. Where it is hardly more than noise beside ‖N_j‖², it is exact to 1/64 of itself only.
-OF_DIFFERENCE = 0.01
+# ‖E_j‖² is a difference. Where it is hardly more than noise beside ‖N_j‖², it is exact to 1/64 of itself only. In
+# bfloat16, where R has been rounded, it may be a part of what it should be, though in a few columns only.
+OF_DIFFERENCE = {F64: 0.01, F32: 0.01, BF16: 0.3}
+OF_NORM = {F64: 0.01, F32: 0.01, BF16: 0.02}
 
 
 # The whole update
@@ -28,20 +30,20 @@ OF_DIFFERENCE = 0.01
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ALL_KINDS)
-@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+@pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
 def test_finite_and_within_its_bounds(dtype: torch.dtype, kind: str, way: str) -> None:
     """‖update‖₂² ≤ ‖Q‖₂² + tail²·(m − r) and ‖update‖_F² ≤ r + tail²·(m − r), for any gradients.
 
     The tail is orthogonal to P from the left, and its n columns have length tail·√((m − r)/n) at most.
     """
-    for shape, rank_fraction, tail in product(SHAPES, (0.05, 0.5, 0.9), (0.5, 1.0, 3.0)):
+    for shape, rank_fraction, tail in product(SHAPES, (0.05, 0.25, 0.5, 0.9), (0.5, 1.0, 3.0)):
         options = {**WAYS[way], "rank_fraction": rank_fraction, "tail": tail}
         for step, update in enumerate(updates(gradients_of(kind, shape), options, dtype)):
-            where, allowed = f"{shape}, rank {rank_fraction}, tail {tail}, step {step}", 1 + OF_DIFFERENCE
+            where = f"{shape}, rank {rank_fraction}, tail {tail}, step {step}"
             norm = torch.linalg.matrix_norm(update.whole, ord=2).item()
-            assert norm <= update.bound * allowed, f"{where}: {norm:.4f} > {update.bound:.4f}"
-            size = update.whole.square().sum().item()
-            assert size <= (update.r + tail**2 * (update.m - update.r)) * allowed, where
+            assert norm <= update.bound * (1 + OF_NORM[dtype]), f"{where}: {norm:.4f} > {update.bound:.4f}"
+            size, most = update.whole.square().sum().item(), update.r + tail**2 * (update.m - update.r)
+            assert size <= most * (1 + OF_DIFFERENCE[dtype]), f"{where}: {size:.4f} > {most:.4f}"
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32), (64, 64)], ids=str)

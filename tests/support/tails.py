@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from orthon import Dion
 from orthon.testing.gradients import KINDS, Kind
 
-F64, F32 = torch.float64, torch.float32
+F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 
 FADES: dict[str, Any] = {"right_factor": "orthonormalize", "residual_momentum": None, "nesterov": True}
 FEEDS_BACK: dict[str, Any] = {"residual_momentum": 1.0, "nesterov": False}
