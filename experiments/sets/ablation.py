@@ -29,13 +29,20 @@ def _other_tails(rank: Fraction) -> list[Contender]:
     return [dion_with_tail(rank), *(dion_with_tail(rank, tail) for tail in (0.0, 0.25, 0.5, 1.0, 1.4))]
 
 
+def _residuals(base: Contender) -> list[Contender]:
+    """Return Dion with a tail without Nesterov, where what is left out fades by 0.2 a step, and with other residuals."""
+    return [
+        changed(base, "without Nesterov", nesterov=False),
+        changed(base, "residual fades by 0.1", nesterov=False, residual_momentum=0.9),
+        changed(base, "error feedback", nesterov=False, residual_momentum=1.0),
+    ]
+
+
 def _with_tail(base: Contender) -> list[Contender]:
     """Return Dion with a tail, and the same with one thing changed."""
     return [
         base,
         changed(base, "without Nesterov", nesterov=False),
-        changed(base, "residual fades by 0.1", nesterov=False, residual_momentum=0.9),
-        changed(base, "error feedback", nesterov=False, residual_momentum=1.0),
         changed(base, "columns normalized", right_factor="normalize"),
         changed(base, "right factor polar", right_factor="polar"),
         changed(base, f"{EXACT} power iterations", power_iterations=EXACT),
@@ -47,8 +54,10 @@ _GROUPS = [
     _of_the_paper(dion_of_the_paper(QUARTER)),
     _other_tails(QUARTER),
     _with_tail(dion_with_tail(QUARTER)),
+    _residuals(dion_with_tail(QUARTER)),
     _of_the_paper(dion_of_the_paper(SIXTEENTH)),
     _other_tails(SIXTEENTH),
+    _residuals(dion_with_tail(SIXTEENTH)),
 ]
 
 _EVERY = {each.name: each for each in (MUON, *chain(*_GROUPS))}
