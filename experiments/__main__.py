@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import torch
@@ -17,10 +17,11 @@ from experiments.entries import Experiment
 from experiments.place import Place
 from experiments.progress import SetProgress, in_words
 from experiments.quick import quick
-from experiments.results import FOLDER
+from experiments.results import DataError
 from experiments.runner import Failure, run
 from experiments.sets import SETS
 from experiments.workers import Workers
+from orthon.train.errors import UserError
 
 INTERRUPTED = 130  # as a shell has it
 
@@ -35,11 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags.error(f"{experiment.name} is for a GPU, and there is none; on a CPU: --quick or --device cpu")
     console = Console(highlight=False)
     try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as wrong:
+        flags.error(f"argument --out: {given.out}: {wrong.strerror}")
+    try:
         failures = _sitting(experiment, Place(device=device, text=given.text), given.out, given.workers, console)
+        report.write(experiment, given.out, console)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
         return INTERRUPTED
-    report.write(experiment, given.out, console)
+    except (DataError, UserError) as wrong:
+        flags.error(str(wrong).replace("data.paths", "--text"))
     for error, number in Counter(failure.error for failure in failures).items():
         console.print(f"{number} runs FAILED, told above with their settings: {error}", markup=False, soft_wrap=True)
     return 1 if failures else 0
@@ -59,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--device", choices=("cpu", "cuda"), help="cuda: one GPU for all workers (default: the set's)")
     flags.add_argument("--text", metavar="FOLDER", help="in place of the source of this Python's standard library")
-    flags.add_argument("--out", type=Path, default=FOLDER, help="folder of the data (default: experiments/results)")
+    report.add_out(flags)
     return flags
 
 
@@ -72,8 +79,8 @@ def _sitting(experiment: Experiment, place: Place, folder: Path, workers: int, c
         seconds = costs.seconds_per_unit(book.found.values(), where)
         seconds = seconds or costs.measured_seconds_per_unit(crew) or costs.USUAL_SECONDS
 
-        def left() -> float:
-            return costs.units_left(experiment, book.found)
+        def left(failed: Container[str] = ()) -> float:
+            return costs.units_left(experiment, book.found, failed)
 
         console.print(
             f"{len(book.found)} runs are in {book.path}; the others take about "
@@ -90,10 +97,9 @@ def _cores() -> int:
 
 
 def _count(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1 but is {number}")
-    return number
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 but is {word!r}")
+    return int(word)
 
 
 if __name__ == "__main__":

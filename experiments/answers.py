@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from experiments import sweep
@@ -109,4 +109,7 @@ def _compared(answer: Answer, baseline: Answer | None, target: Answer | None) ->
 
 
 def _difference(answer: Answer, other: Answer) -> Difference | None:
-    return paired(*({seed: line.loss for seed, line in of.lines.items()} for of in (answer, other)))
+    found = paired(*({seed: line.loss for seed, line in of.lines.items()} for of in (answer, other)))
+    both = [(answer.lines[seed], other.lines[seed]) for seed in answer.lines.keys() & other.lines.keys()]
+    mixed = any(first.processor != second.processor for first, second in both)
+    return found and replace(found, mixed=mixed)

@@ -1,7 +1,7 @@
 """What runs cost, in units of the demo run: LLaMA 1M, 300 steps of 8 sequences of 256 tokens."""
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from experiments.cell import Cell
@@ -43,9 +43,18 @@ def runs_of(entry: Entry, found: Found) -> int:
     return swept + len(entry.setting.seeds) - 1
 
 
-def units_left(experiment: Experiment, found: Found) -> float:
-    """Return what the missing runs of a set cost, in demo runs, as far as can be told."""
-    return sum(_runs_left(entry, found) * units(entry.cell(0, 0)) for entry in _apart(experiment.entries))
+def units_left(experiment: Experiment, found: Found, failed: Container[str] = ()) -> float:
+    """Return what the missing runs of a set cost, in demo runs, as far as can be told.
+
+    Args:
+        experiment: the set.
+        found: its data.
+        failed: keys of runs that are not tried again. What depends on them is left out.
+    """
+    waiting = [
+        entry for entry in _apart(experiment.entries) if any(cell.key not in failed for cell in entry.missing(found))
+    ]
+    return sum(_runs_left(entry, found) * units(entry.cell(0, 0)) for entry in waiting)
 
 
 def units_of_all(experiments: Iterable[Experiment]) -> float:

@@ -12,6 +12,8 @@ _T = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
+MIXED = " ¹"  # behind differences of pairs on different processors
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -21,11 +23,13 @@ class Difference:
         mean: of the differences.
         half: half of the width of the interval; None for a single difference, which has none.
         number: of differences.
+        mixed: whether the two runs of some pair ran on different processors.
     """
 
     mean: float
     half: float | None
     number: int
+    mixed: bool = False
 
     @property
     def is_none(self) -> bool:
@@ -33,10 +37,11 @@ class Difference:
         return self.half is not None and abs(self.mean) <= self.half
 
     def __str__(self) -> str:
+        mark = MIXED * self.mixed
         if self.half is None:
-            return f"{self.mean:+.3f} (one seed)"
+            return f"{self.mean:+.3f} (one seed){mark}"
         text = f"{self.mean:+.3f} ± {self.half:.3f}"
-        return f"none ({text})" if self.is_none else text
+        return (f"none ({text})" if self.is_none else text) + mark
 
 
 def t_quantile(freedom: int) -> float:

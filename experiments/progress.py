@@ -1,7 +1,7 @@
 """Show how far a set has come: a line for each run that has ended, and in a terminal a bar with the time left."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -18,29 +18,34 @@ class SetProgress(Shown):
 
     Args:
         console: Where to show it.
-        units_left: Returns what is missing, as far as can be told; a run under way counts in full.
+        units_left: Returns what is missing, as far as can be told, given the keys of runs that failed; a run under
+            way counts in full.
         seconds: Of a unit, on all workers together, as long as nothing has ended.
     """
 
-    def __init__(self, console: Console, units_left: Callable[[], float], seconds: float) -> None:
+    def __init__(self, console: Console, units_left: Callable[[Container[str]], float], seconds: float) -> None:
         self._console, self._units_left, self._seconds = console, units_left, seconds
         self._begun = time.monotonic()
         self._ended_units, self._runs = 0.0, 0
         self._under_way: dict[str, float] = {}  # units done, by key
+        self._failed: set[str] = set()
         numbers = TextColumn("{task.fields[numbers]}")
         super().__init__(Progress(BarColumn(), numbers, console=console, disable=not console.is_terminal))
-        self._task = self._bar.add_task("", total=units_left(), numbers="")
+        self._task = self._bar.add_task("", total=units_left(()), numbers="")
 
     def see(self, news: News) -> None:
         """Take news of a run."""
         if news.ended:
             self._under_way.pop(news.cell.key, None)
             self._runs += 1
-            self._ended_units += units(news.cell) if news.outcome else 0.0
+            if news.outcome:
+                self._ended_units += units(news.cell)
+            else:
+                self._failed.add(news.cell.key)
         else:
             self._under_way[news.cell.key] = units(news.cell) * news.done
         done = self._ended_units + sum(self._under_way.values())
-        left = max(0.0, self._units_left() - sum(self._under_way.values()))
+        left = max(0.0, self._units_left(self._failed) - sum(self._under_way.values()))
         elapsed = time.monotonic() - self._begun
         pace = elapsed / done if self._ended_units else self._seconds
         numbers = f"{self._runs} runs, {in_words(left * pace)} left"

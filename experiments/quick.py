@@ -24,7 +24,7 @@ def quick(experiment: Experiment) -> Experiment:
     def shorter(setting: Setting) -> Setting:
         return replace(setting, steps=max(FEWEST_STEPS, math.floor(setting.steps * factor)))
 
-    return resized(replace(small, name=f"{experiment.name}-quick"), shorter)
+    return resized(replace(small, name=f"{experiment.name}-quick", shown="difference"), shorter)
 
 
 def resized(experiment: Experiment, change: Callable[[Setting], Setting]) -> Experiment:

@@ -5,7 +5,10 @@ from typing import TypeAlias
 
 from experiments.answers import Answer, answers, pair_difference
 from experiments.entries import Experiment, Setting
+from experiments.intervals import MIXED
 from experiments.results import Found
+
+HOW = "../experiments.md"
 
 Known: TypeAlias = Mapping[str, Sequence[Answer]]  # by setting
 
@@ -23,7 +26,7 @@ def page(experiment: Experiment, found: Found, pictures: Sequence[str]) -> str:
     parts = [
         f"# {experiment.question}",
         f"Made by `python -m experiments.report {experiment.name}` from {_of_all_runs(found)}. "
-        "[How runs are made and compared](../experiments.md#a-run).",
+        f"[How runs are made and compared]({HOW}#a-run).",
         *(f"![{experiment.question}]({picture})" for picture in pictures[:1]),
     ]
     if len(known) > 1:
@@ -38,6 +41,9 @@ def page(experiment: Experiment, found: Found, pictures: Sequence[str]) -> str:
                 _table(experiment, known[setting.name]),
             ]
     parts += [f"![Losses over learning rates]({picture})" for picture in pictures[1:]]
+    if any(MIXED in part for part in parts):
+        more = f"[what that does]({HOW}#how-they-are-compared)"
+        parts.append(f"{MIXED.strip()} Some of these pairs ran on two kinds of processor: {more}.")
     if experiment.published:
         parts.append(f"**Published.** {experiment.published}")
     return "\n\n".join(parts) + "\n"
@@ -45,9 +51,7 @@ def page(experiment: Experiment, found: Found, pictures: Sequence[str]) -> str:
 
 def _of_all_runs(found: Found) -> str:
     """Return how many runs there are, and where they were made."""
-    machines = [line.where["machine"] for line in found.values()]
-    where = sorted({machine.get("gpu") or f"a CPU ({machine['processor']})" for machine in machines})
-    return f"{len(found)} runs on {' and '.join(where)}"
+    return f"{len(found)} runs on {' and '.join(sorted({line.processor for line in found.values()}))}"
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:

@@ -209,9 +209,40 @@ def test_pages_are_those_of_the_data(name: str) -> None:
 
 
 def test_without_data_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report.main(["batch", "--out", str(tmp_path)])
+    assert report.main(["batch", "--out", str(tmp_path)]) == 1
     assert "there are no data of batch" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_the_data_may_be_given_in_other_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(FOLDER.parents[1])
+    monkeypatch.setattr(report, "PAGES", tmp_path)
+    assert report.main(["default", "--out", "experiments/../experiments/results"]) == 0
+    assert (tmp_path / "default.md").exists()
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--workers x", "argument --workers: must be a whole number of at least 1 but is 'x'"),
+        ("--workers 0", "argument --workers: must be a whole number of at least 1 but is '0'"),
+        ("--out {file}", "argument --out: must be a folder but is the file "),
+        ("--out {file}/below", "argument --out: {file}/below: Not a directory"),
+        ("--text {empty}", "--text hold no file: {empty}"),
+        ("--text /nowhere", "--text: there is no file or directory /nowhere"),
+        ("--out {broken}", "{broken}/notes.jsonl, line 1 is no run: "),
+    ],
+)
+def test_what_cannot_be_is_one_line(words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {name: tmp_path / name for name in ("file", "empty", "broken")}
+    places["file"].touch()
+    places["empty"].mkdir()
+    places["broken"].mkdir()
+    (places["broken"] / "notes.jsonl").write_text("hello\n")
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["family", "--quick", *words.format(**places).split()])
+    assert f"error: {said.format(**places)}" in capsys.readouterr().err
 
 
 def test_worker_processes() -> None:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from experiments import costs
 from experiments.answers import Answer, answers, steps_to
 from experiments.book import Book
 from experiments.cell import Cell
 from experiments.entries import Contender, Experiment, Setting, crossed
 from experiments.intervals import difference, paired, t_quantile
-from experiments.results import Line, Outcome, append, by_key, read
+from experiments.results import DataError, Line, Outcome, append, by_key, read
 from experiments.runner import Failure, run
 from experiments.sweep import FURTHEST, best_of, bottom, further, is_inside, lr_at
 from experiments.tables import page
@@ -152,6 +153,33 @@ def test_what_a_killed_run_has_left_of_a_line_goes(tmp_path: Path) -> None:
     assert read(path) == whole
 
 
+def test_a_whole_last_line_without_an_end_stays(tmp_path: Path) -> None:
+    """Editors may leave it out."""
+    sitting(tmp_path, made_up(0.04))
+    path = tmp_path / "made-up.jsonl"
+    whole = read(path)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert read(path) == whole
+    append(path, whole[0])
+    assert read(path) == [*whole, whole[0]]
+
+
+@pytest.mark.parametrize("wrong", ["hello", "[]", "3", "{}", '{"held_out": 1}', '{"held_out": [[1]], "loss": 2}'])
+def test_a_line_that_is_no_run_is_told_with_its_place(tmp_path: Path, wrong: str) -> None:
+    sitting(tmp_path, made_up(0.04))
+    path = tmp_path / "made-up.jsonl"
+    path.write_text(f"{wrong}\n{path.read_text()}")
+    with pytest.raises(DataError, match=r"made-up\.jsonl, line 1 is no run: .*; delete the line, or mend it"):
+        read(path)
+
+
+def test_runs_that_failed_are_not_left() -> None:
+    [muon, _] = SET.entries
+    all_left = costs.units_left(SET, {})
+    failed = {cell.key for cell in muon.missing({})}
+    assert costs.units_left(SET, {}, failed) == pytest.approx(all_left / 2)
+
+
 def test_runs_on_another_text_do_not_count(tmp_path: Path) -> None:
     sitting(tmp_path, made_up(0.04))
     assert len(book(tmp_path).found) == 10
@@ -252,6 +280,18 @@ def test_the_page_shows_differences_over_settings_and_in_pairs(tmp_path: Path) -
     assert "| Muon | Dion | -0.250 ± 0.000 | -0.250 (one seed) |" in text
     assert "## Plain\n\nLLaMA 1M, 100 steps of 2048 tokens, momentum 0.8, 3 seeds:" in text
     assert "| Dion | 0.04 | 0.04 | 1.350 | +0.250 ± 0.000 |  | 10% |" in text
+
+
+def test_the_page_marks_pairs_on_two_kinds_of_processor(tmp_path: Path) -> None:
+    sitting(tmp_path, made_up(0.04, above=0.25))
+    lines = read(tmp_path / "made-up.jsonl")
+    gpu = {**WHERE, "machine": {"processor": "x", "gpu": "y"}}
+    moved = [replace(line, where=gpu) if line.settings["optimizer"] == "dion" else line for line in lines]
+    text = page(SET, by_key(moved), [])
+    assert "from 10 runs on a CPU (x) and y." in text
+    assert "| 1.350 | +0.250 ± 0.000 ¹ |" in text
+    assert "¹ Some of these pairs ran on two kinds of processor" in text
+    assert "¹" not in page(SET, by_key(lines), [])
 
 
 def test_data_hold_no_number_that_is_none(tmp_path: Path) -> None:

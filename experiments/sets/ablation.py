@@ -30,7 +30,7 @@ def _other_tails(rank: Fraction) -> list[Contender]:
 
 
 def _residuals(base: Contender) -> list[Contender]:
-    """Return Dion with a tail without Nesterov, where what is left out fades by 0.2 a step, and with other residuals."""
+    """Return Dion with a tail where what is left out fades as all of M, by 0.2 a step, and where it fades otherwise."""
     return [
         changed(base, "without Nesterov", nesterov=False),
         changed(base, "residual fades by 0.1", nesterov=False, residual_momentum=0.9),
