@@ -90,8 +90,8 @@ class Dion(NamedOptimizer):
             state. It needs residual_momentum=None, since all of M has to fade at one rate.
         orthonormal_side: the side of the matrix to which P belongs. "short" costs far less work: on a CPU, for matrices
             of 4:1 and rank 1/4, "long" added half of the step's time. "long" needs less state: Q has min(m, n)·r
-            numbers instead of max(m, n)·r. In a small model the loss with "short" was 0.01–0.02 lower at rank 1/16,
-            equal at 1/4, and 0.01 higher at full rank. For a square matrix P belongs to the output side either way.
+            numbers instead of max(m, n)·r. No difference in loss was found at rank 1/4 (docs/measured/ablation.md).
+            For a square matrix P belongs to the output side either way.
         power_iterations: how often P and Q are refined in one step, at least once. Each costs as much as the first. Two
             or eight in place of one made no difference that we found (docs/low_rank.md).
         route: how several processes work on one matrix. "owners": one of them works on the whole of it. "shards": all
