@@ -10,11 +10,10 @@ from orthon.train.processes.ranks import REPLICATE, Processes
 from orthon.train.settings.model import Shape
 from orthon.train.settings.optimizer import OptimizerConfig
 from orthon.train.settings.shown import shown
-from orthon.train.step.optimizers import Optimizers, build_optimizers, full_lr
+from orthon.train.step.optimizers import OF_TORCH, Optimizers, build_optimizers, full_lr
 
 SHAPE = Shape(hidden_size=64, layers=1, heads=1, kv_heads=1, ffn=128, context=16)
 LARGEST_DECAY = torch.finfo(torch.float32).max  # which the weights of small matrices are multiplied by
-OF_TORCH = ("torch-muon", "adamw")
 
 
 def try_options(config: OptimizerConfig, ranks: Processes) -> None:
