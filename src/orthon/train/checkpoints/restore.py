@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orthon.saving.shown import one_line, shown
+from orthon.saving.shown import one_line, unquoted
 from orthon.train.checkpoints.newest import Checkpoint
 from orthon.train.checkpoints.state import load_run_state
 from orthon.train.errors import UserError
@@ -45,7 +45,7 @@ def refuse_differences(before: dict[str, Any], config: TrainConfig, whose: str) 
     now = flatten(as_plain(config))
     for name in sorted(before.keys() | now.keys()):
         if name not in CHANGEABLE and before.get(name) != now.get(name):
-            old, new = _said(before.get(name)), _said(now.get(name))
+            old, new = unquoted(before.get(name)), unquoted(now.get(name))
             raise UserError(f"{whose} has {one_line(name, limit=120)} {old}, which cannot become {new}")
 
 
@@ -71,8 +71,3 @@ def restore(checkpoint: Checkpoint, training: Training, config: TrainConfig, cor
         raise UserError(f"checkpoint {path} does not fit this model and optimizer: {one_line(str(error))}") from error
     training.step = manifest.step
     training.clock.seconds = manifest.seconds
-
-
-def _said(value: object) -> str:
-    """A setting for a message: a word without quotes, as people write it."""
-    return one_line(value, limit=120) if isinstance(value, str) else shown(value)

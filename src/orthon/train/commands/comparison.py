@@ -12,7 +12,7 @@ from orthon.train.settings.nearest import did_you_mean
 from orthon.train.settings.numbers import fraction as number_of
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
 from orthon.train.settings.run import CompareConfig, RunConfig, TrainConfig
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 from orthon.train.step.optimizers import full_lr, settle
 
 
@@ -67,22 +67,22 @@ def parse_optimizer(label: str, same: Mapping[str, Any]) -> OptimizerConfig:
     """
     if "," in label or " " in label.strip():
         raise UserError(
-            f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {shown(label)}; "
+            f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {shortened(label)}; "
             "in a file they are [dion:1/16, muon]"
         )
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):
         raise UserError(
-            f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {shown(label)}"
+            f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {shortened(label)}"
             + did_you_mean(name, get_args(OptimizerName))
         )
     settings: dict[str, Any] = {"name": name, **same}
     if colon:
         setting = FRACTIONS.get(name)  # type: ignore[call-overload]  # checked above
         if setting is None:
-            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {shown(label)}")
+            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {shortened(label)}")
         try:
             settings[setting] = float(number_of(fraction))
         except ValueError as error:
-            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {shown(label)}") from error
+            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {shortened(label)}") from error
     return check(OptimizerConfig, settings, under="optimizer")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orthon.saving.convert import SOURCES, Conversion, ConvertedGroup, convert_states
 from orthon.saving.files import new_file
-from orthon.saving.shown import one_line, shown
+from orthon.saving.shown import one_line, shown, unquoted
 from orthon.saving.untrusted.errors import DamagedError, RefusedError
 from orthon.saving.untrusted.torch_file import read_torch_file
 from orthon.train.errors import UserError
@@ -102,7 +102,7 @@ def _keys(content: object) -> str:
     """The first keys of a dict, for an error message."""
     if not isinstance(content, Mapping):
         return f"none, but is a {type(content).__name__}"
-    named = ", ".join(one_line(name, limit=40) if isinstance(name, str) else shown(name) for name in [*content][:10])
+    named = ", ".join(unquoted(name, limit=40) for name in [*content][:10])
     return f"{named} and {len(content) - 10} more" if len(content) > 10 else named or "none"
 
 
@@ -147,9 +147,4 @@ def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
 def _options(group: ConvertedGroup) -> str:
     """The options that come from the source, as `name=value`."""
     values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in group.options.items()}
-    return " ".join(f"{name}={_as_said(value)}" for name, value in sorted(values.items()))
-
-
-def _as_said(value: object) -> str:
-    """A value without quotes."""
-    return one_line(value, limit=120) if isinstance(value, str) else shown(value)
+    return " ".join(f"{name}={unquoted(value)}" for name, value in sorted(values.items()))

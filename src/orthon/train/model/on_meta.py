@@ -13,7 +13,7 @@ from orthon.train.errors import UserError
 from orthon.train.model.build import llama_config
 from orthon.train.settings.cluster import ClusterConfig
 from orthon.train.settings.data import MOST_TOKENS
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 
 FILE = "config.json"
 LARGEST = 2**24  # bytes of it
@@ -93,7 +93,7 @@ def _refuse_giants(content: Any, file: Path) -> None:
             counted = re.search("layer|expert|depth|block", key)
             most = MOST if counted else MOST_TOKENS if "vocab" in key else math.inf
             if value > most:
-                raise UserError(f"{file}: {shown(key)[1:-1]} must be at most {most:,} but is {shown(value)}")
+                raise UserError(f"{file}: {shortened(key)[1:-1]} must be at most {most:,} but is {shortened(value)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -25,8 +25,7 @@ def text_progress(what: str, total: int, console: Console) -> Iterator[Callable[
         A function to call with how much more is done, in the same unit.
     """
     if console.is_terminal:
-        bar = TextBar(what, total, console)
-        with bar:
+        with TextBar(what, total, console) as bar:
             yield bar.advance
     else:
         yield TextLines(what, total, console).advance

@@ -108,11 +108,11 @@ class Run:
             yield lambda _: None
             return
         try:
-            with make_progress(console, self.training.step, self.config.steps) as progress:
+            with make_progress(console, self.training.step, self.config.steps) as show:
 
                 def publish(record: Record) -> None:
                     log.write(record)
-                    progress.show(record)
+                    show(record)
 
                 yield publish
         finally:

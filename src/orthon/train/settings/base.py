@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from orthon.train.errors import UserError
 from orthon.train.settings.nearest import did_you_mean, nearest
 from orthon.train.settings.numbers import fraction, whole
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 
 LARGEST = 10**12  # of a count: more would take longer, or more memory, than anybody has
 
@@ -63,12 +63,12 @@ def in_words(error: ValidationError, kind: type[BaseModel], under: str = "") -> 
     if path[:1] == ["settings"] and "settings" in kind.model_fields:  # on the command line they are named without it
         path, kind = path[1:], kind.model_fields["settings"].annotation  # type: ignore[assignment]
     name = ".".join([*filter(None, [under]), *path])
-    given = shown(first["input"])
+    given = shortened(first["input"])
     match first["type"]:
         case "value_error":  # from a check of our own, which names the setting itself
             return str(first["ctx"]["error"])
         case "extra_forbidden":
-            return f"there is no setting {shown(name)[1:-1]}; {_others(name, kind, path[:-1])}"
+            return f"there is no setting {shortened(name)[1:-1]}; {_others(name, kind, path[:-1])}"
         case "model_type":
             return f"{name or 'the file'} must hold settings by name but is {given}"
         case "int_parsing_size":

@@ -8,14 +8,16 @@ import torch
 class StepClock:
     """Adds up the time during which it runs.
 
+    Attributes:
+        seconds: The time so far. Where a run is continued, it is set to the time until then.
+
     Args:
         device: If it is a GPU, each reading of the clock waits for it, so that queued work counts where it belongs.
-        seconds: Time to begin with, if a run is continued.
     """
 
-    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds = seconds
+        self.seconds = 0.0
         self._since: float | None = None
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ from orthon.train.model.build import llama_config
 from orthon.train.processes.ranks import REPLICATE, Processes
 from orthon.train.settings.model import Shape
 from orthon.train.settings.optimizer import OptimizerConfig
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 from orthon.train.step.optimizers import OF_TORCH, Optimizers, build_optimizers, full_lr
 
 SHAPE = Shape(hidden_size=64, layers=1, heads=1, kv_heads=1, ffn=128, context=16)
@@ -56,5 +56,5 @@ def _step(model: nn.Module, optimizers: Optimizers, config: OptimizerConfig) -> 
 def _given(config: OptimizerConfig) -> str:
     """What may be the reason, for messages of torch, which name no setting."""
     words = [f"lr {full_lr(config):g}", f"scalar_lr {config.scalar_lr:g}", f"weight_decay {config.weight_decay:g}"]
-    words += [f"{key}={shown(value)}" for key, value in config.options.items()]
+    words += [f"{key}={shortened(value)}" for key, value in config.options.items()]
     return ", ".join(words)
