@@ -11,6 +11,7 @@ from orthon.saving.shown import one_line
 from orthon.train.checkpoints.manifest import NAME, Digest, Manifest
 from orthon.train.errors import UserError
 from orthon.train.processes.ranks import Processes
+from orthon.train.results.directory import CHECKPOINTS
 
 METADATA = ".metadata"
 
@@ -25,12 +26,12 @@ class Checkpoint:
 
 def folder(directory: Path, step: int) -> Path:
     """The folder for the checkpoint of a step."""
-    return directory / "checkpoints" / f"step-{step:08d}"
+    return directory / CHECKPOINTS / f"step-{step:08d}"
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """The folders in the directory of a run whose names are those of checkpoints, oldest first."""
-    folder = directory / "checkpoints"
+    folder = directory / CHECKPOINTS
     if folder.is_symlink():  # to another run, or to anywhere
         raise UserError(f"{folder} is a link, and should be a folder of this run")
     named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]{8,20}", path.name)]

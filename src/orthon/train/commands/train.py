@@ -17,7 +17,16 @@ from orthon.train.errors import UserError
 from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.console import plain_console
-from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
+from orthon.train.results.directory import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    PLOT,
+    SAMPLE,
+    TENSORBOARD,
+    read_summary,
+    refuse_existing,
+)
 from orthon.train.results.strange_parts import refuse_strange_parts
 from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
@@ -104,7 +113,7 @@ def _train(command: TrainCommand, ranks: Processes, console: Console, say: Calla
         f"held-out loss {summary.val_loss:.4f} nats per token after {summary.steps} steps\n"
         f"{summary.seconds:.1f} s of training, {summary.optimizer_share:.1%} of them in the optimizer, "
         f"which keeps {summary.state_bytes / 1e6:.2f} MB of state\n"
-        f"results in {run.directory}: {PLOT}, {SAMPLE}, metrics.jsonl, tensorboard, checkpoints"
+        f"results in {run.directory}: {PLOT}, {SAMPLE}, {METRICS}, {TENSORBOARD}, {CHECKPOINTS}"
     )
 
 

@@ -48,22 +48,21 @@ class Processes:
         """Number of this rank's part of the batch. Ranks that differ in `tp` alone have the same part."""
         return self.rank // self.size(TENSOR)
 
-    def sum(self, *numbers: float) -> list[float]:
-        """The sum of each number over all ranks."""
+    def sum(self, number: float) -> float:
+        """The sum of a number over all ranks."""
         if self.mesh is None:
-            return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so that no GPU must be waited for
+            return number
+        total = torch.tensor(number, dtype=torch.float64)  # on the CPU, so that no GPU must be waited for
         dist.all_reduce(total)
-        summed: list[float] = total.tolist()
-        return summed
+        return total.item()
 
     def mean(self, number: float) -> float:
         """The mean of a number over all ranks."""
-        return self.sum(number)[0] / self.world
+        return self.sum(number) / self.world
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on one of the ranks."""
-        return self.sum(flag)[0] > 0
+        return self.sum(flag) > 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace a tensor on the device by its sum over all ranks."""

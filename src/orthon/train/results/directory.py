@@ -12,10 +12,12 @@ from orthon.train.errors import UserError
 from orthon.train.results.records import STRICT, Count, Seconds, record_of
 
 CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
 SAMPLE = "sample.txt"
 PLOT = "loss.png"
 SUMMARY = "summary.json"
 LOCK = "run.lock"  # who works in the directory
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders
 LARGEST = 2**24  # bytes of a summary
 
 

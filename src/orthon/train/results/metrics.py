@@ -11,11 +11,9 @@ from pydantic import Field
 from orthon.saving.files import read_plain
 from orthon.train.errors import UserError
 from orthon.train.results.appended_file import AppendedFile
-from orthon.train.results.directory import replace_file
+from orthon.train.results.directory import METRICS, TENSORBOARD, replace_file
 from orthon.train.results.events import EventFile
 from orthon.train.results.records import STRICT, Count, Seconds, record_of
-
-FILE = "metrics.jsonl"
 
 LARGEST = 2**30  # bytes of a file that is read
 
@@ -47,11 +45,11 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, step: int, say: Callable[[str], None]) -> None:
-        path = directory / FILE
+        path = directory / METRICS
         kept = [record for record in read_metrics(directory) if record.step <= step]
         replace_file(path, "".join(_line(record) for record in kept))
         self._file = AppendedFile(path, say)
-        self._events = EventFile(directory / "tensorboard", step, say)
+        self._events = EventFile(directory / TENSORBOARD, step, say)
 
     def write(self, record: Record) -> None:
         """Add a record. Its line is in the file when this returns, unless the file cannot be written."""
@@ -81,7 +79,7 @@ def read_metrics(directory: Path) -> list[Record]:
     Raises:
         UserError: Another line is damaged.
     """
-    path = directory / FILE
+    path = directory / METRICS
     if not path.exists():
         return []
     try:

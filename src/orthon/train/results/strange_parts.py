@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orthon.train.errors import UserError
-from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY
+from orthon.train.results.directory import CHECKPOINTS, CONFIG, METRICS, PLOT, SAMPLE, SUMMARY, TENSORBOARD
 
-FILES = (CONFIG, SUMMARY, "metrics.jsonl", SAMPLE, PLOT)
-FOLDERS = ("checkpoints", "tensorboard")
+FILES = (CONFIG, SUMMARY, METRICS, SAMPLE, PLOT)
+FOLDERS = (CHECKPOINTS, TENSORBOARD)
 
 
 def refuse_strange_parts(directory: Path) -> None:

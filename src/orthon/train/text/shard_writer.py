@@ -33,7 +33,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, part: str, *, form: ShardFormat, vocab_size: int, per_shard: int, written: int = 0
+        self, folder: Path, part: str, *, form: ShardFormat, vocab_size: int, per_shard: int, written: int
     ) -> None:
         self._folder, self._part, self._form = folder, part, form
         self._vocab_size, self._per_shard, self.written = vocab_size, per_shard, written
