@@ -79,8 +79,8 @@ def carry_out(words: Sequence[str]) -> None:
     """Carry out the command that the words name.
 
     Raises:
-        UserError: The words are not a command with its settings, or the command refuses them.
-        TrainingError: The training went wrong.
+        UserError: the words are not a command with its settings, or the command refuses them.
+        TrainingError: the training went wrong.
     """
     if _asks_for_short_help(words):
         return
@@ -153,7 +153,7 @@ def _refuse_unknown(words: Sequence[str], error: CycloptsError) -> None:
 
 
 def _unknown_option(name: str, known: ArgumentCollection) -> str:
-    """The option, and the one that was meant."""
+    """Return the option, and the one that was meant."""
     close = nearest(name, [*(one for argument in known for one in argument.names), HELP[0], HELP_ALL])
     if close == name:
         return f"{name} comes after --, which ends the options: write it before"

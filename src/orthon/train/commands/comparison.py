@@ -27,10 +27,10 @@ class Planned:
 
 
 def plan(config: CompareConfig, directory: Path) -> list[Planned]:
-    """All runs of a comparison. They differ in the rule for the hidden matrices and its learning rate alone.
+    """Return all runs of a comparison. They differ in the rule for the hidden matrices and its learning rate alone.
 
     Raises:
-        UserError: An optimizer is unknown, or has a fraction that it does not take.
+        UserError: an optimizer is unknown, or has a fraction that it does not take.
     """
     shared = {name: getattr(config, name) for name in RunConfig.model_fields}
     same = {name: getattr(config, name) for name in ("scalar_lr", "momentum", "weight_decay")}
@@ -56,14 +56,14 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
 
 
 def parse_optimizer(label: str, same: Mapping[str, Any]) -> OptimizerConfig:
-    """The optimizer that `name` or `name:fraction` means; the fraction is written as 1/16 or 0.0625.
+    """Return the optimizer that `name` or `name:fraction` means; the fraction is written as 1/16 or 0.0625.
 
     Args:
-        label: The word.
-        same: Settings that are the same for all.
+        label: the word.
+        same: settings that are the same for all.
 
     Raises:
-        UserError: The label is neither, or the fraction is not allowed.
+        UserError: the label is neither, or the fraction is not allowed.
     """
     if "," in label or " " in label.strip():
         raise UserError(

@@ -15,14 +15,14 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def machine_of_word(word: str, *, measures: bool = False) -> Machine:
-    """The machine that a word means.
+    """Return the machine that a word means.
 
     Args:
-        word: A name of the table, or the path of a YAML file.
-        measures: Whether the command also takes "measure", for the message of an error.
+        word: a name of the table, or the path of a YAML file.
+        measures: whether the command also takes "measure", for the message of an error.
 
     Raises:
-        UserError: It is neither, or the file has not the figures of a machine.
+        UserError: it is neither, or the file has not the figures of a machine.
     """
     if word in MACHINES:
         return MACHINES[word]

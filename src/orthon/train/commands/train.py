@@ -70,8 +70,8 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
     """Train, and say where the results are.
 
     Raises:
-        UserError: The settings cannot be used; nothing has been written.
-        TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
+        UserError: the settings cannot be used; nothing has been written.
+        TrainingError: the loss or a gradient is not finite, or the last checkpoint could not be written.
     """
     console = plain_console()
     say = partial(console.print, soft_wrap=True)
@@ -118,7 +118,7 @@ def _train(command: TrainCommand, ranks: Processes, console: Console, say: Calla
 
 
 def _directory(command: TrainCommand) -> Path:
-    """Where the run is, or will be."""
+    """Return where the run is, or will be."""
     if command.resume is not None and command.resume != AUTO:
         return as_path("resume", command.resume)
     config = command.settings
@@ -126,7 +126,7 @@ def _directory(command: TrainCommand) -> Path:
 
 
 def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path, Corpus, int | None]:
-    """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
+    """Return settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
     config, directory = command.settings, _directory(command)
     refuse_giants(config, ranks)
     if command.resume in (None, AUTO):

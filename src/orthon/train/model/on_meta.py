@@ -24,10 +24,10 @@ LEFT_OUT = ("auto_map", "quantization_config")
 
 
 def model_on_meta(config: ClusterConfig) -> PreTrainedModel:
-    """The model that the settings name, on the device meta.
+    """Return the model that the settings name, on the device meta.
 
     Raises:
-        UserError: The file is no configuration of a model that transformers has for text.
+        UserError: the file is no configuration of a model that transformers has for text.
     """
     described = llama_config(config.model.shape, config.vocabulary)
     name = f"model.size {config.model.size}"
@@ -44,7 +44,7 @@ def model_on_meta(config: ClusterConfig) -> PreTrainedModel:
 
 
 def weights_of_a_token(model: PreTrainedModel) -> int:
-    """How many weights work on one token: all of them, but of experts those that a token is sent to."""
+    """Return how many weights work on one token: all of them, but of experts those that a token is sent to."""
     config = model.config.get_text_config()
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     experts = next((count for name in names if (count := getattr(config, name, None))), None)

@@ -31,11 +31,11 @@ class Processes:
     background: dist.ProcessGroup | None = None  # all ranks, for writing checkpoints during training
 
     def size(self, axis: str) -> int:
-        """Number of ranks along an axis of the mesh."""
+        """Return the number of ranks along an axis of the mesh."""
         return 1 if self.mesh is None else self.mesh[axis].size()
 
     def place(self, axis: str) -> int:
-        """Position of this rank along an axis of the mesh."""
+        """Return the position of this rank along an axis of the mesh."""
         return 0 if self.mesh is None else self.mesh[axis].get_local_rank()
 
     @property
@@ -49,7 +49,7 @@ class Processes:
         return self.rank // self.size(TENSOR)
 
     def sum(self, number: float) -> float:
-        """The sum of a number over all ranks."""
+        """Return the sum of a number over all ranks."""
         if self.mesh is None:
             return number
         total = torch.tensor(number, dtype=torch.float64)  # on the CPU, so that no GPU must be waited for
@@ -57,11 +57,11 @@ class Processes:
         return total.item()
 
     def mean(self, number: float) -> float:
-        """The mean of a number over all ranks."""
+        """Return the mean of a number over all ranks."""
         return self.sum(number) / self.world
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on one of the ranks."""
+        """Return whether the flag is set on one of the ranks."""
         return self.sum(flag) > 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Processes:
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in the order of the ranks."""
+        """Return the values of all ranks, in the order of the ranks."""
         if self.mesh is None:
             return [value]
         values: list[T] = [value] * self.world
@@ -111,7 +111,7 @@ def join_ranks(config: RunConfig) -> Processes:
     """Make the mesh that the settings ask for.
 
     Raises:
-        UserError: The mesh does not fit the number of processes, or the batch or the GPUs do not fit the mesh.
+        UserError: the mesh does not fit the number of processes, or the batch or the GPUs do not fit the mesh.
     """
     world = processes()
     sizes = config.mesh.sizes(world)

@@ -39,9 +39,9 @@ class MetricsLog:
     """`metrics.jsonl` and TensorBoard's event files in the directory of a run.
 
     Args:
-        directory: Of the run.
-        step: The step from which the run continues. Records of later steps are dropped.
-        say: Gets one line for each file that can no longer be written. Training goes on.
+        directory: of the run.
+        step: the step from which the run continues. Records of later steps are dropped.
+        say: gets one line for each file that can no longer be written. Training goes on.
     """
 
     def __init__(self, directory: Path, step: int, say: Callable[[str], None]) -> None:
@@ -72,12 +72,12 @@ class MetricsLog:
 
 
 def read_metrics(directory: Path) -> list[Record]:
-    """The records of a run. There are none if there is no file yet.
+    """Return the records of a run. There are none if there is no file yet.
 
     A last line that is damaged is left out: a machine that fails may leave it half written.
 
     Raises:
-        UserError: Another line is damaged.
+        UserError: another line is damaged.
     """
     path = directory / METRICS
     if not path.exists():

@@ -23,10 +23,10 @@ def plot_plan(
     """Plot the time of a step, a line for each optimizer.
 
     Args:
-        path: File to write.
-        title: Above both plots.
-        by_fraction: By optimizer and rank fraction. What has one alone has none, and becomes a level line.
-        by_ranks: By optimizer and number of GPUs.
+        path: file to write.
+        title: above both plots.
+        by_fraction: by optimizer and rank fraction. What has one alone has none, and becomes a level line.
+        by_ranks: by optimizer and number of GPUs.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 5.4), dpi=140, layout="constrained")

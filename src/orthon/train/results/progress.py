@@ -17,9 +17,9 @@ def make_progress(console: Console, step: int, steps: int) -> Iterator[Callable[
     """Show how far a run is inside a `with` block: a bar if the console is a terminal, else lines.
 
     Args:
-        console: Where to show it.
-        step: Number of steps already done.
-        steps: Number of all steps.
+        console: where to show it.
+        step: number of steps already done.
+        steps: number of all steps.
 
     Yields:
         A function that shows the newest record.
@@ -38,7 +38,7 @@ class Shown:
     """Shows a bar inside a `with` block.
 
     Args:
-        bar: The one.
+        bar: the one.
     """
 
     def __init__(self, bar: Bar) -> None:

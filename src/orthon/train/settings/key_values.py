@@ -27,7 +27,7 @@ def parse_pairs(given: Any) -> dict[str, Value]:
     As in Python, None is null, and numbers in round brackets are a list. 1/8 is a number, and 1e1 a whole one.
 
     Raises:
-        ValueError: It is neither, or a value is no number, truth value, null, string or list of numbers.
+        ValueError: it is neither, or a value is no number, truth value, null, string or list of numbers.
     """
     if isinstance(given, list | tuple):
         pairs = [_parse_pair(word) for word in given]
@@ -54,7 +54,7 @@ def _value(key: str, value: Any) -> Value:
 
 
 def _number(value: Any) -> Any:
-    """A number as constructors take it: what counts must be an int, and what measures may be one."""
+    """Return a number as constructors take it: what counts must be an int, and what measures may be one."""
     value = fraction(value)
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE else value
 

@@ -31,7 +31,7 @@ BIG_HIDDEN_SIZE = 2048  # that of the 1B model: from here on activations do not 
 
 
 def section(name: str, kind: type[Settings]) -> Parameter:
-    """A heading in the help of a command."""
+    """Return a heading in the help of a command."""
     return Parameter(group=Group(name, help=kind.__doc__ or "", sort_key=name))
 
 

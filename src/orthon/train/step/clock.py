@@ -9,10 +9,10 @@ class StepClock:
     """Adds up the time during which it runs.
 
     Attributes:
-        seconds: The time so far. Where a run is continued, it is set to the time until then.
+        seconds: the time so far. Where a run is continued, it is set to the time until then.
 
     Args:
-        device: If it is a GPU, each reading of the clock waits for it, so that queued work counts where it belongs.
+        device: if it is a GPU, each reading of the clock waits for it, so that queued work counts where it belongs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class StepClock:
             self._since = None
 
     def now(self) -> float:
-        """The time in seconds, from an arbitrary start, when the device has done all of its work."""
+        """Return the time in seconds, from an arbitrary start, when the device has done all of its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

@@ -65,7 +65,7 @@ class Optimizers:
                 cast(Any, optimizer).consolidate()
 
     def state_bytes(self) -> int:
-        """Memory of the optimizers' state, in bytes."""
+        """Return the memory of the optimizers' state, in bytes."""
         states = (state for optimizer in self.each for state in optimizer.state.values())
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
@@ -74,16 +74,16 @@ class Optimizers:
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:
-    """The optimizers that the settings name.
+    """Return the optimizers that the settings name.
 
     Args:
-        model: Already divided among the ranks.
-        config: Settings.
-        seed: Of the run.
-        ranks: Who takes part.
+        model: already divided among the ranks.
+        config: settings.
+        seed: of the run.
+        ranks: who takes part.
 
     Raises:
-        UserError: The optimizer refuses one of `optimizer.options`.
+        UserError: the optimizer refuses one of `optimizer.options`.
     """
     of_torch = OF_TORCH.get(config.name)
     if of_torch is not None:
@@ -100,18 +100,18 @@ def refuse_torchs(config: OptimizerConfig, setting: str = "") -> None:
 
 
 def build_mixed(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> orthon.MixedOptimizer:
-    """The one optimizer of Orthon that updates as the settings say, of which plans can be made.
+    """Return the one optimizer of Orthon that updates as the settings say, of which plans can be made.
 
     For adamw it is PyTorch's AdamW again, but called by Orthon.
 
     Args:
-        model: Already divided among the ranks.
-        config: Settings.
-        seed: Of the run.
-        ranks: Who takes part.
+        model: already divided among the ranks.
+        config: settings.
+        seed: of the run.
+        ranks: who takes part.
 
     Raises:
-        UserError: See `build_optimizers`; and for torch-muon, which is not Orthon's.
+        UserError: see `build_optimizers`; and for torch-muon, which is not Orthon's.
     """
     refuse_torchs(config)
     options = _adam_options(config) | {"scalar_algorithm": "adamw"}
@@ -137,7 +137,7 @@ def _refusing(config: OptimizerConfig) -> Iterator[None]:
 
 
 def settle(config: OptimizerConfig) -> OptimizerConfig:
-    """The same settings, with the defaults filled in that depend on the optimizer."""
+    """Return the same settings, with the defaults filled in that depend on the optimizer."""
     filled: dict[str, Any] = {"lr": full_lr(config)}
     setting = FRACTIONS.get(config.name)
     if setting is not None and getattr(config, setting) is None:
@@ -146,12 +146,12 @@ def settle(config: OptimizerConfig) -> OptimizerConfig:
 
 
 def full_lr(config: OptimizerConfig) -> float:
-    """Learning rate of the hidden matrices before the schedule."""
+    """Return the learning rate of the hidden matrices before the schedule."""
     return DEFAULT_LR[config.name] if config.lr is None else config.lr
 
 
 def _replicas(config: OptimizerConfig, ranks: Processes) -> ProcessGroup | None:
-    """The ranks that hold copies, where the weights do not tell, or where the optimizer averages their gradients."""
+    """Return the ranks of copies, where the weights do not tell, or where the optimizer averages their gradients."""
     if ranks.mesh is None or ranks.size(REPLICATE) == 1:
         return None
     divided = ranks.size(SHARD) > 1 or ranks.size(TENSOR) > 1  # the DTensors show that they are replicated
@@ -184,7 +184,7 @@ def _adam_options(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as PyTorch's constructors take them: tuples in place of lists."""
+    """Return the options as PyTorch's constructors take them: tuples in place of lists."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 

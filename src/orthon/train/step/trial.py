@@ -20,11 +20,11 @@ def try_options(config: OptimizerConfig, ranks: Processes) -> None:
     """Make the optimizer once, and take a step, for nothing.
 
     Args:
-        config: Settings.
-        ranks: Who takes part in the run.
+        config: settings.
+        ranks: who takes part in the run.
 
     Raises:
-        UserError: The optimizer refuses one of `optimizer.options`, a rate is too high to compute with, or there is
+        UserError: the optimizer refuses one of `optimizer.options`, a rate is too high to compute with, or there is
             nothing to compress.
     """
     if config.compressed_sync and ranks.size(REPLICATE) == 1:
@@ -54,7 +54,7 @@ def _step(model: nn.Module, optimizers: Optimizers, config: OptimizerConfig) -> 
 
 
 def _given(config: OptimizerConfig) -> str:
-    """What may be the reason, for messages of torch, which name no setting."""
+    """Return what may be the reason, for messages of torch, which name no setting."""
     words = [f"lr {full_lr(config):g}", f"scalar_lr {config.scalar_lr:g}", f"weight_decay {config.weight_decay:g}"]
     words += [f"{key}={shortened(value)}" for key, value in config.options.items()]
     return ", ".join(words)
