@@ -8,7 +8,7 @@ from typing import Any
 
 from orthon.train.settings.base import check
 from orthon.train.settings.key_values import Scalar
-from orthon.train.settings.model import ModelConfig, SizeName
+from orthon.train.settings.model import ModelConfig, Shape, SizeName
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerName
 from orthon.train.settings.run import DeviceName, PrecisionName, TrainConfig
 
@@ -71,9 +71,9 @@ class Cell:
         return ", ".join(f"{name} {value}" for name, value in given.items())
 
     @property
-    def shape(self) -> ModelConfig:
-        """The model."""
-        return check(ModelConfig, {"size": self.size, **self.model}, under="model")
+    def shape(self) -> Shape:
+        """The numbers that make the model."""
+        return check(ModelConfig, {"size": self.size, **self.model}, under="model").shape
 
     @property
     def validate_every(self) -> int:
@@ -119,7 +119,7 @@ class Cell:
 
     def _parts(self, device: DeviceName) -> int:
         """Return into how many equal parts the batch is cut."""
-        fit = max(1, PART[device] // self.shape.shape.context)
+        fit = max(1, PART[device] // self.shape.context)
         return next(parts for parts in range(-(-self.batch // fit), self.batch + 1) if self.batch % parts == 0)
 
 

@@ -31,7 +31,7 @@ RECENT = 50
 
 def units(cell: Cell) -> float:
     """Return what a run costs, in demo runs: its tokens times about the weights of its matrices."""
-    wider: float = (_weights(cell) / _weights(DEMO)) ** EXPONENT
+    wider: float = (cell.shape.matrix_weights / DEMO.shape.matrix_weights) ** EXPONENT
     return _tokens(cell) / _tokens(DEMO) * wider
 
 
@@ -112,11 +112,4 @@ def _place(where: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _tokens(cell: Cell) -> int:
-    return cell.steps * cell.batch * cell.shape.shape.context
-
-
-def _weights(cell: Cell) -> int:
-    """Return the number of weights in the matrices of the layers."""
-    shape = cell.shape.shape
-    width, narrow = shape.hidden_size, shape.hidden_size // shape.heads * shape.kv_heads
-    return shape.layers * width * (2 * width + 2 * narrow + 3 * shape.ffn)
+    return cell.steps * cell.batch * cell.shape.context

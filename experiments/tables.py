@@ -92,7 +92,7 @@ def _of_pairs(experiment: Experiment, known: Known) -> list[str]:
 
 
 def _in_words(setting: Setting, known: Sequence[Answer]) -> str:
-    context = known[0].entry.cell(0, 0).shape.shape.context
+    context = known[0].entry.cell(0, 0).shape.context
     counts = sorted({len(answer.lines) for answer in known})
     seeds = "1 seed" if counts == [1] else f"{' to '.join(str(count) for count in {counts[0], counts[-1]})} seeds"
     return (

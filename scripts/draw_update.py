@@ -39,7 +39,6 @@ def spectra(name: str) -> tuple[Tensor, Tensor]:
     make, options = MAKERS[name]
     weight = nn.Parameter(torch.zeros(SHAPE))
     optimizer = make([weight], lr=1.0, weight_decay=0.0, adjust_lr_fn="none", **options)  # type: ignore[call-arg]
-    before = weight.detach().clone()
     for gradient in gradients():
         before = weight.detach().clone()
         weight.grad = gradient

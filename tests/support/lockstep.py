@@ -1,6 +1,6 @@
 """Ranks in one process, whose computations run in lock step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -84,7 +84,3 @@ def in_lockstep(
                 results.append(end.value)
         assert len(results) in (0, size), "some ranks end before the others"
     return results, together.notes
-
-
-def split_rows(B: Tensor, rows: Sequence[int]) -> list[Tensor]:
-    return [part.clone() for part in torch.split(B, list(rows), dim=1)]

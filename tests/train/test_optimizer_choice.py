@@ -8,7 +8,7 @@ from orthon.train.model.build import build_model
 from orthon.train.processes.ranks import Processes
 from orthon.train.settings.model import ModelConfig
 from orthon.train.settings.optimizer import OptimizerConfig, OptimizerName
-from orthon.train.step.optimizers import DEFAULT_LR, build_optimizers, settle
+from orthon.train.step.optimizers import DEFAULT_LR, build_mixed, build_optimizers, settle
 
 ALONE = Processes(torch.device("cpu"))
 
@@ -21,7 +21,7 @@ SHAPE = ModelConfig(hidden_size=32, layers=2, heads=2, kv_heads=1, ffn=64, conte
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_updated_once(name: OptimizerName) -> None:
     model = build_model(SHAPE, 256, seed=0)
-    optimizers = build_optimizers(model, OptimizerConfig(name=name, lr=0.01, scalar_lr=0.002), 0, ALONE)
+    optimizers = build_optimizers(model, OptimizerConfig(name=name, lr=0.01, scalar_lr=0.002), 3, ALONE)
     parameters = [p for one in optimizers.each for group in one.param_groups for p in group["params"]]
     assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
     assert len(parameters) == len(list(model.parameters()))
@@ -96,6 +96,23 @@ def test_options_reach_the_optimizer() -> None:
     for name in NAMES:
         with pytest.raises(UserError, match=f"optimizer {name}: .*no_such_option"):
             build_optimizers(model, OptimizerConfig(name=name, options={"no_such_option": 1}), 0, ALONE)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "torch-muon"])
+def test_an_option_of_another_rule_is_refused_in_the_name_of_the_optimizer(name: OptimizerName) -> None:
+    for option, of in {"tail": "dion", "amsgrad": "adamw"}.items():
+        if name != of:
+            config = OptimizerConfig(name=name, options={option: 0})
+            with pytest.raises(UserError, match=f"(?i)optimizer {name}: {name}: .*'{option}' .an option of {of}"):
+                build_mixed(build_model(SHAPE, 256, seed=0), config, 3, ALONE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_reach_the_optimizer_as_tuples(name: OptimizerName) -> None:
+    options: dict[str, Any] = {"betas": [0.7, 0.9]} if name != "torch-muon" else {"ns_coefficients": [3.0, -4.0, 2.0]}
+    optimizer = build_optimizers(build_model(SHAPE, 256, seed=0), OptimizerConfig(name=name, options=options), 3, ALONE)
+    [(key, value)] = options.items()
+    assert tuple(value) in [group.get(key) for group in optimizer.each[0].param_groups]
 
 
 def test_same_seed_same_model() -> None:

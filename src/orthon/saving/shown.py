@@ -21,6 +21,11 @@ def shown(value: object) -> str:
     return _shown(value, LEVELS)
 
 
+def unquoted(value: object, *, limit: int = TEXT) -> str:
+    """Return a value as `shown` does, but a string as people write it: without quotes, on one line of that length."""
+    return one_line(value, limit=limit) if isinstance(value, str) else shown(value)
+
+
 def listed(values: Iterable[Any]) -> str:
     """Return the first of some names as a list in words."""
     every = list(values)

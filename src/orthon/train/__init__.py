@@ -1,1 +1,1 @@
-"""The trainer: `orthon train`, `orthon compare` and `orthon convert`."""
+"""The trainer: the command `orthon`, and all that it does."""

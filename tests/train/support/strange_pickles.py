@@ -47,11 +47,11 @@ def on_class(module: str, name: str) -> bytes:
     return f"\x80\x02c{module}\n{name}\n".encode("latin1") + b"}" + text("_parts") + b"K\x01sb."
 
 
-def doubled(levels: int, wrap: bytes = b"\x86") -> bytes:
+def doubled(levels: int) -> bytes:
     """Tuples of two equal tuples, many times: few bytes, and 2 ** levels values."""
     content = b"\x80\x04)q\x00"
     for _ in range(levels):
-        content += b"h\x00" + wrap + b"q\x00"
+        content += b"h\x00\x86q\x00"
     return content + b"."
 
 
@@ -123,9 +123,7 @@ def archive(content: bytes, records: dict[str, bytes] | None = None, *, packed: 
     return file.getvalue()
 
 
-def tensor(
-    *, size: tuple[int, ...] = (2,), strides: tuple[int, ...] = (1,), offset: int = 0, count: int = 2, record: int = 8
-) -> bytes:
+def tensor(*, size: tuple[int, ...] = (2,), strides: tuple[int, ...] = (1,), offset: int = 0, count: int = 2) -> bytes:
     """A tensor of float32, with any numbers."""
 
     def number(value: int) -> bytes:
@@ -136,7 +134,7 @@ def tensor(
 
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(count) + b"tQ"
     args = b"(" + storage + number(offset) + numbers(size) + numbers(strides) + b"\x89ccollections\nOrderedDict\n)Rt"
-    return archive(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + args + b"R.", {"data/0": bytes(record)})
+    return archive(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + args + b"R.", {"data/0": bytes(8)})
 
 
 def saved(value: object, **more: object) -> bytes:

@@ -29,12 +29,12 @@ class Digest:
 
     @classmethod
     def of(cls, path: Path) -> "Digest":
-        """The digest of a file as it is now."""
+        """Return the digest of a file as it is now."""
         with open_plain(path) as file:
             return cls(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=os.fstat(file.fileno()).st_size)
 
     def has_right_kinds(self) -> bool:
-        """Whether it is as this trainer writes them."""
+        """Return whether it is as this trainer writes them."""
         return type(self.bytes) is int and self.bytes >= 0 and isinstance(self.sha256, str)
 
 
@@ -62,8 +62,8 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            OSError: The file cannot be read.
-            ValueError: It is damaged, or not from this trainer. The message is to follow "the checkpoint …".
+            OSError: the file cannot be read.
+            ValueError: it is damaged, or not from this trainer. The message is to follow "the checkpoint …".
         """
         try:
             content = json.loads(read_plain(path, limit=LARGEST))

@@ -11,6 +11,7 @@ from orthon.saving.shown import one_line
 from orthon.train.checkpoints.manifest import NAME, Digest, Manifest
 from orthon.train.errors import UserError
 from orthon.train.processes.ranks import Processes
+from orthon.train.results.directory import CHECKPOINTS
 
 METADATA = ".metadata"
 
@@ -24,13 +25,13 @@ class Checkpoint:
 
 
 def folder(directory: Path, step: int) -> Path:
-    """The folder for the checkpoint of a step."""
-    return directory / "checkpoints" / f"step-{step:08d}"
+    """Return the folder for the checkpoint of a step."""
+    return directory / CHECKPOINTS / f"step-{step:08d}"
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The folders in the directory of a run whose names are those of checkpoints, oldest first."""
-    folder = directory / "checkpoints"
+    """Return the folders in the directory of a run whose names are those of checkpoints, oldest first."""
+    folder = directory / CHECKPOINTS
     if folder.is_symlink():  # to another run, or to anywhere
         raise UserError(f"{folder} is a link, and should be a folder of this run")
     named = [path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]{8,20}", path.name)]
@@ -40,19 +41,19 @@ def checkpoints(directory: Path) -> list[Path]:
 def newest_checkpoint(
     directory: Path, ranks: Processes, say: Callable[[str], None], *, required: bool = False
 ) -> Checkpoint | None:
-    """The newest checkpoint of a run that is whole. All ranks call it together, and each reads a part of the files.
+    """Return the newest checkpoint of a run that is whole. All ranks call it together, each reads a part of the files.
 
     Args:
-        directory: Of the run.
-        ranks: Who takes part.
-        say: Gets a line for each checkpoint that is skipped.
-        required: Whether there must be one.
+        directory: of the run.
+        ranks: who takes part.
+        say: gets a line for each checkpoint that is skipped.
+        required: whether there must be one.
 
     Returns:
         None if no checkpoint is whole.
 
     Raises:
-        UserError: No checkpoint is whole, and one is required.
+        UserError: no checkpoint is whole, and one is required.
     """
     skipped: list[str] = []
     good = None
@@ -74,7 +75,7 @@ def newest_checkpoint(
 
 
 def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
-    """The manifest of a checkpoint, or else what is wrong with it. The content of large files is not read."""
+    """Return the manifest of a checkpoint, or else what is wrong with it. The content of large files is not read."""
     try:
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise ValueError("it is not a folder")
@@ -101,12 +102,12 @@ def _look_at(path: Path) -> tuple[Manifest | None, str | None]:
 
 
 def _shown_name(path: Path) -> str:
-    """The name of a file, whatever it is, for a message."""
+    """Return the name of a file, whatever it is, for a message."""
     return one_line(path.name, limit=120)
 
 
 def _first_changed(path: Path, manifest: Manifest, names: list[str]) -> str | None:
-    """What is wrong with the first of these files whose content is not what was written; None if all are right."""
+    """Return what is wrong with the first of these files whose content has changed; None if all are right."""
     for name in names:
         try:
             if Digest.of(path / name) != manifest.files[name]:

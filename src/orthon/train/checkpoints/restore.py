@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orthon.saving.shown import one_line, shown
+from orthon.saving.shown import one_line, unquoted
 from orthon.train.checkpoints.newest import Checkpoint
 from orthon.train.checkpoints.state import load_run_state
 from orthon.train.errors import UserError
@@ -35,17 +35,17 @@ def refuse_differences(before: dict[str, Any], config: TrainConfig, whose: str) 
     """Refuse settings that differ in more than those that may change.
 
     Args:
-        before: The settings so far, by dotted name.
-        config: The settings to continue with.
-        whose: Where the settings so far come from, for the error.
+        before: the settings so far, by dotted name.
+        config: the settings to continue with.
+        whose: where the settings so far come from, for the error.
 
     Raises:
-        UserError: A setting differs that may not; it names the first one.
+        UserError: a setting differs that may not; it names the first one.
     """
     now = flatten(as_plain(config))
     for name in sorted(before.keys() | now.keys()):
         if name not in CHANGEABLE and before.get(name) != now.get(name):
-            old, new = _said(before.get(name)), _said(now.get(name))
+            old, new = unquoted(before.get(name)), unquoted(now.get(name))
             raise UserError(f"{whose} has {one_line(name, limit=120)} {old}, which cannot become {new}")
 
 
@@ -53,13 +53,13 @@ def restore(checkpoint: Checkpoint, training: Training, config: TrainConfig, cor
     """Load a checkpoint into a training that has just been built. All ranks call it together.
 
     Args:
-        checkpoint: From `newest_checkpoint`.
-        training: Built from the same settings, on any number of ranks. Changed in place.
-        config: Its settings.
-        corpus: Fingerprint of its text.
+        checkpoint: from `newest_checkpoint`.
+        training: built from the same settings, on any number of ranks. Changed in place.
+        config: its settings.
+        corpus: fingerprint of its text.
 
     Raises:
-        UserError: The checkpoint belongs to another model, optimizer or text.
+        UserError: the checkpoint belongs to another model, optimizer or text.
     """
     path, manifest = checkpoint.path, checkpoint.manifest
     refuse_differences(manifest.config, config, f"checkpoint {path}")
@@ -71,8 +71,3 @@ def restore(checkpoint: Checkpoint, training: Training, config: TrainConfig, cor
         raise UserError(f"checkpoint {path} does not fit this model and optimizer: {one_line(str(error))}") from error
     training.step = manifest.step
     training.clock.seconds = manifest.seconds
-
-
-def _said(value: object) -> str:
-    """A setting for a message: a word without quotes, as people write it."""
-    return one_line(value, limit=120) if isinstance(value, str) else shown(value)

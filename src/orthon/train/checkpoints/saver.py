@@ -27,11 +27,11 @@ class Saver:
     communicate over a process group of their own. The end of the `with` block always waits for the last checkpoint.
 
     Args:
-        directory: Of the run.
-        config: Settings of the run.
-        corpus: Fingerprint of the text.
-        ranks: Who takes part.
-        say: Gets a line for each checkpoint that could not be written.
+        directory: of the run.
+        config: settings of the run.
+        corpus: fingerprint of the text.
+        ranks: who takes part.
+        say: gets a line for each checkpoint that could not be written.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Saver:
         If a checkpoint cannot be written, `say` is told, and training goes on.
 
         Args:
-            training: What to save, after at least one step.
+            training: what to save, after at least one step.
         """
         failure = self._wait()
         if failure is not None:
@@ -72,7 +72,7 @@ class Saver:
         """Wait for the last checkpoint. All ranks call it together.
 
         Raises:
-            TrainingError: It could not be written.
+            TrainingError: it could not be written.
         """
         failure = self._wait()
         if failure is not None:

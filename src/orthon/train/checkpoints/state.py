@@ -24,7 +24,7 @@ def run_state(training: Training) -> dict[str, Any]:
     The names do not depend on the layout. The tensors are those of the training itself, not copies.
 
     Args:
-        training: Its optimizers have state, which is the same on all replicas.
+        training: its optimizers have state, which is the same on all replicas.
     """
     state: dict[str, Any] = _of_all_ranks(training)
     if training.ranks.rank == 0:
@@ -36,11 +36,11 @@ def load_run_state(path: Path, training: Training) -> None:
     """Load a checkpoint into a training that has just been built. All ranks call it together.
 
     Args:
-        path: The folder of the checkpoint.
-        training: Built from the same settings, on any number of ranks. Changed in place.
+        path: the folder of the checkpoint.
+        training: built from the same settings, on any number of ranks. Changed in place.
 
     Raises:
-        ValueError: The state does not fit.
+        ValueError: the state does not fit.
     """
     ranks, optimizers = training.ranks, training.optimizers
     reader = SafeReader(path)
@@ -67,13 +67,13 @@ def load_run_state(path: Path, training: Training) -> None:
 
 
 def _said(error: BaseException) -> str:
-    """What an error says, with its kind where that tells more."""
+    """Return what an error says, with its kind where that tells more."""
     text = str(error)
     return text if isinstance(error, ValueError | RuntimeError) and text else f"{type(error).__name__}: {text}"
 
 
 def first_failure(error: CheckpointException) -> BaseException:
-    """The error of the first rank that has failed."""
+    """Return the error of the first rank that has failed."""
     cause, _ = error.failures[min(error.failures)]
     return cause
 

@@ -37,9 +37,9 @@ class CheckpointWriter(FileSystemWriter):
     The folder is a new one, and so is every file in it. Nothing is written or deleted through a link.
 
     Args:
-        directory: Of the run.
-        manifest: Complete but for its `files`.
-        keep: Number of newest checkpoints to keep, this one included.
+        directory: of the run.
+        manifest: complete but for its `files`.
+        keep: number of newest checkpoints to keep, this one included.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, keep: int) -> None:
@@ -110,7 +110,7 @@ def remove(path: Path) -> None:
 
 
 def _file(result: WriteResult) -> str:
-    """The name of the file in which an entry lies."""
+    """Return the name of the file in which an entry lies."""
     name: str = result.storage_data.relative_path
     return name
 

@@ -1,1 +1,1 @@
-"""The command line: `orthon train`, `orthon compare`, `orthon convert`, `orthon explain` and `orthon plan`."""
+"""The command line: a file for each command of `orthon`, and what these share."""

@@ -24,7 +24,7 @@ from orthon.train.errors import UserError
 from orthon.train.settings.base import in_words
 from orthon.train.settings.nearest import nearest
 from orthon.train.settings.numbers import fraction
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 
 HELP = ("--help", "-h")
 HELP_ALL = "--help-all"
@@ -79,8 +79,8 @@ def carry_out(words: Sequence[str]) -> None:
     """Carry out the command that the words name.
 
     Raises:
-        UserError: The words are not a command with its settings, or the command refuses them.
-        TrainingError: The training went wrong.
+        UserError: the words are not a command with its settings, or the command refuses them.
+        TrainingError: the training went wrong.
     """
     if _asks_for_short_help(words):
         return
@@ -97,7 +97,7 @@ def carry_out(words: Sequence[str]) -> None:
         rest = _meant(_quoted(close)) if close else f" Available commands: {', '.join(COMMANDS)}."
         raise UserError(f"Unknown command {_quoted(name)}.{rest}") from error
     except UnusedCliTokensError as error:
-        unused = shown(" ".join(error.unused_tokens or ()))
+        unused = shortened(" ".join(error.unused_tokens or ()))
         raise UserError(f"{unused} belongs to no setting: write --NAME before it; --help lists the names") from error
     except UnknownOptionError as error:
         name = (error.token.keyword or error.token.value).partition("=")[0]
@@ -120,7 +120,7 @@ def _refuse_deep(words: Sequence[str]) -> None:
             except ValueError:
                 continue  # no JSON; what it is then, the settings say
             except RecursionError as error:
-                raise UserError(f"{shown(value)} is nested too deep") from error
+                raise UserError(f"{shortened(value)} is nested too deep") from error
 
 
 def _asks_for_short_help(words: Sequence[str]) -> bool:
@@ -153,11 +153,11 @@ def _refuse_unknown(words: Sequence[str], error: CycloptsError) -> None:
 
 
 def _unknown_option(name: str, known: ArgumentCollection) -> str:
-    """The option, and the one that was meant."""
+    """Return the option, and the one that was meant."""
     close = nearest(name, [*(one for argument in known for one in argument.names), HELP[0], HELP_ALL])
     if close == name:
         return f"{name} comes after --, which ends the options: write it before"
-    return f"Unknown option: {shown(name)[1:-1]}.{_meant(close)}"
+    return f"Unknown option: {shortened(name)[1:-1]}.{_meant(close)}"
 
 
 def _meant(close: str | None) -> str:
@@ -165,4 +165,4 @@ def _meant(close: str | None) -> str:
 
 
 def _quoted(word: str) -> str:
-    return f'"{shown(word)[1:-1]}"'
+    return f'"{shortened(word)[1:-1]}"'

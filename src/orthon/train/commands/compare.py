@@ -62,7 +62,7 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
     """Do the runs that are missing, and show the results of all.
 
     Raises:
-        UserError: The settings cannot be used, or do not fit the runs that are there; nothing is written.
+        UserError: the settings cannot be used, or do not fit the runs that are there; nothing is written.
     """
     console = plain_console()
     ranks = join_ranks(command.settings)
@@ -92,7 +92,7 @@ def _compare(command: CompareCommand, ranks: Processes, console: Console) -> Non
 
 
 def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], Corpus]:
-    """The runs and their text."""
+    """Return the runs and their text."""
     refuse_giants(command.settings, ranks)
     if (command.out / CONFIG).exists():
         raise UserError(f"{command.out} holds a run of its own; choose another --out")
@@ -106,10 +106,10 @@ def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], 
 
 
 def _summary(one: Planned, corpus: Corpus) -> Summary | None:
-    """The summary of a run, or None if the run has not begun or is not complete.
+    """Return the summary of a run, or None if the run has not begun or is not complete.
 
     Raises:
-        UserError: Its directory holds another run, or files that belong to no run.
+        UserError: its directory holds another run, or files that belong to no run.
     """
     refuse_strange_folder(one.directory)
     refuse_strange_parts(one.directory)
@@ -159,7 +159,7 @@ def _finish(results: list[Result], command: CompareCommand, console: Console) ->
     """Show and write the results.
 
     Raises:
-        TrainingError: The disk is full, or has another fault.
+        TrainingError: the disk is full, or has another fault.
     """
     try:
         _report(results, command, console)

@@ -12,7 +12,7 @@ from orthon.train.settings.nearest import did_you_mean
 from orthon.train.settings.numbers import fraction as number_of
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
 from orthon.train.settings.run import CompareConfig, RunConfig, TrainConfig
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 from orthon.train.step.optimizers import full_lr, settle
 
 
@@ -27,10 +27,10 @@ class Planned:
 
 
 def plan(config: CompareConfig, directory: Path) -> list[Planned]:
-    """All runs of a comparison. They differ in the rule for the hidden matrices and its learning rate alone.
+    """Return all runs of a comparison. They differ in the rule for the hidden matrices and its learning rate alone.
 
     Raises:
-        UserError: An optimizer is unknown, or has a fraction that it does not take.
+        UserError: an optimizer is unknown, or has a fraction that it does not take.
     """
     shared = {name: getattr(config, name) for name in RunConfig.model_fields}
     same = {name: getattr(config, name) for name in ("scalar_lr", "momentum", "weight_decay")}
@@ -56,33 +56,33 @@ def plan(config: CompareConfig, directory: Path) -> list[Planned]:
 
 
 def parse_optimizer(label: str, same: Mapping[str, Any]) -> OptimizerConfig:
-    """The optimizer that `name` or `name:fraction` means; the fraction is written as 1/16 or 0.0625.
+    """Return the optimizer that `name` or `name:fraction` means; the fraction is written as 1/16 or 0.0625.
 
     Args:
-        label: The word.
-        same: Settings that are the same for all.
+        label: the word.
+        same: settings that are the same for all.
 
     Raises:
-        UserError: The label is neither, or the fraction is not allowed.
+        UserError: the label is neither, or the fraction is not allowed.
     """
     if "," in label or " " in label.strip():
         raise UserError(
-            f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {shown(label)}; "
+            f"optimizers takes words with spaces between, as in dion:1/16 muon, but has {shortened(label)}; "
             "in a file they are [dion:1/16, muon]"
         )
     name, colon, fraction = label.partition(":")
     if name not in get_args(OptimizerName):
         raise UserError(
-            f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {shown(label)}"
+            f"optimizers must be of {', '.join(get_args(OptimizerName))} but has {shortened(label)}"
             + did_you_mean(name, get_args(OptimizerName))
         )
     settings: dict[str, Any] = {"name": name, **same}
     if colon:
         setting = FRACTIONS.get(name)  # type: ignore[call-overload]  # checked above
         if setting is None:
-            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {shown(label)}")
+            raise UserError(f"optimizers takes a fraction for {', '.join(FRACTIONS)} alone but has {shortened(label)}")
         try:
             settings[setting] = float(number_of(fraction))
         except ValueError as error:
-            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {shown(label)}") from error
+            raise UserError(f"optimizers takes a fraction such as {name}:1/16 but has {shortened(label)}") from error
     return check(OptimizerConfig, settings, under="optimizer")

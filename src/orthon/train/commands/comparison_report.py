@@ -23,7 +23,7 @@ class Result:
 
 
 def best_of_each(results: Sequence[Result]) -> list[Result]:
-    """For each optimizer, the run with the lowest last validation loss. The order of the optimizers stays."""
+    """Return for each optimizer the run with the lowest last validation loss. The order of the optimizers stays."""
     best: dict[str, Result] = {}
     for result in results:
         if result.label not in best or result.summary.val_loss < best[result.label].summary.val_loss:
@@ -32,7 +32,7 @@ def best_of_each(results: Sequence[Result]) -> list[Result]:
 
 
 def target_loss(best: Sequence[Result]) -> float:
-    """The last validation loss of AdamW. Without AdamW, or if it failed: the worst last loss."""
+    """Return the last validation loss of AdamW. Without AdamW, or if it failed: the worst last loss."""
     losses = {result.label: result.summary.val_loss for result in best}
     reached = [loss for loss in losses.values() if math.isfinite(loss)]
     adamw = losses.get("adamw", math.inf)
@@ -40,7 +40,7 @@ def target_loss(best: Sequence[Result]) -> float:
 
 
 def steps_to(records: Sequence[Record], target: float) -> int | None:
-    """The first step whose validation loss is at most `target`, or None."""
+    """Return the first step whose validation loss is at most `target`, or None."""
     for record in records:
         if record.val_loss is not None and record.val_loss <= target:
             return record.step
@@ -48,7 +48,7 @@ def steps_to(records: Sequence[Record], target: float) -> int | None:
 
 
 def comparison_table(best: Sequence[Result], target: float) -> Table:
-    """The table, for a terminal."""
+    """Return the table, for a terminal."""
     table = Table(box=box.SIMPLE_HEAD)
     for number, heading in enumerate(_headings(target)):
         # On two lines, so that the columns stay narrow.
@@ -60,7 +60,7 @@ def comparison_table(best: Sequence[Result], target: float) -> Table:
 
 
 def sweep_lines(results: Sequence[Result]) -> list[str]:
-    """A line for each optimizer with several learning rates: the last validation loss of each rate."""
+    """Return a line for each optimizer with several learning rates: the last validation loss of each rate."""
     lines = []
     for label in dict.fromkeys(result.label for result in results):
         runs = [result for result in results if result.label == label]

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orthon.saving.convert import SOURCES, Conversion, ConvertedGroup, convert_states
 from orthon.saving.files import new_file
-from orthon.saving.shown import one_line, shown
+from orthon.saving.shown import one_line, shown, unquoted
 from orthon.saving.untrusted.errors import DamagedError, RefusedError
 from orthon.saving.untrusted.torch_file import read_torch_file
 from orthon.train.errors import UserError
@@ -38,7 +38,7 @@ def convert(
         key: Key of the state_dict(), if the files hold it in a larger dict.
 
     Raises:
-        UserError: The files or the words do not fit, or a state has no counterpart; nothing has been written.
+        UserError: the files or the words do not fit, or a state has no counterpart; nothing has been written.
     """
     if processes() > 1:
         raise UserError("convert works in one process; call it without torchrun")
@@ -59,7 +59,7 @@ def convert(
 
 
 def _one_for_each(sources: tuple[str, ...], number: int) -> tuple[str, ...]:
-    """A source for each of a number of files."""
+    """Return a source for each of a number of files."""
     allowed = ", ".join(SOURCES)
     if unknown := [name for name in sources if name not in SOURCES]:
         raise UserError(
@@ -74,7 +74,7 @@ def _one_for_each(sources: tuple[str, ...], number: int) -> tuple[str, ...]:
 
 
 def _read(path: Path, key: str | None) -> Any:
-    """What a file holds, or the part of it under a key. Only tensors and plain values are loaded, never code."""
+    """Return what a file holds, or the part of it under a key. Only tensors and plain values are loaded, never code."""
     try:
         with path.open("rb") as file:
             content = read_torch_file(file)
@@ -99,15 +99,15 @@ def _read(path: Path, key: str | None) -> Any:
 
 
 def _keys(content: object) -> str:
-    """The first keys of a dict, for an error message."""
+    """Return the first keys of a dict, for an error message."""
     if not isinstance(content, Mapping):
         return f"none, but is a {type(content).__name__}"
-    named = ", ".join(one_line(name, limit=40) if isinstance(name, str) else shown(name) for name in [*content][:10])
+    named = ", ".join(unquoted(name, limit=40) for name in [*content][:10])
     return f"{named} and {len(content) - 10} more" if len(content) > 10 else named or "none"
 
 
 def _with_paths(message: str, inputs: Sequence[Path]) -> str:
-    """The message of an error, with the name of the file in place of its number."""
+    """Return the message of an error, with the name of the file in place of its number."""
     for number, path in enumerate(inputs):
         start = f"state dict {number} "
         if message.startswith(start):
@@ -145,11 +145,6 @@ def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
 
 
 def _options(group: ConvertedGroup) -> str:
-    """The options that come from the source, as `name=value`."""
+    """Return the options that come from the source, as `name=value`."""
     values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in group.options.items()}
-    return " ".join(f"{name}={_as_said(value)}" for name, value in sorted(values.items()))
-
-
-def _as_said(value: object) -> str:
-    """A value without quotes."""
-    return one_line(value, limit=120) if isinstance(value, str) else shown(value)
+    return " ".join(f"{name}={unquoted(value)}" for name, value in sorted(values.items()))

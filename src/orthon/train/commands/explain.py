@@ -18,7 +18,7 @@ def explain(*, config: Annotated[ExplainConfig, Parameter(name="*")] = ExplainCo
     """Print which parameter goes where and why, the state, and what many ranks communicate.
 
     Raises:
-        UserError: The settings cannot be used, or the mesh does not divide the model.
+        UserError: the settings cannot be used, or the mesh does not divide the model.
     """
     if processes() > 1:
         raise UserError("explain works in one process, for as many as --mesh says; call it without torchrun")

@@ -8,21 +8,21 @@ from orthon.train.errors import UserError
 from orthon.train.settings.cluster import MEASURE
 from orthon.train.settings.nearest import did_you_mean
 from orthon.train.settings.paths import as_path
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 from orthon.train.settings.yaml import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 
 
 def machine_of_word(word: str, *, measures: bool = False) -> Machine:
-    """The machine that a word means.
+    """Return the machine that a word means.
 
     Args:
-        word: A name of the table, or the path of a YAML file.
-        measures: Whether the command also takes "measure", for the message of an error.
+        word: a name of the table, or the path of a YAML file.
+        measures: whether the command also takes "measure", for the message of an error.
 
     Raises:
-        UserError: It is neither, or the file has not the figures of a machine.
+        UserError: it is neither, or the file has not the figures of a machine.
     """
     if word in MACHINES:
         return MACHINES[word]
@@ -30,7 +30,7 @@ def machine_of_word(word: str, *, measures: bool = False) -> Machine:
     if path.suffix not in SUFFIXES and not path.is_file():
         names = [*MACHINES, MEASURE] if measures else list(MACHINES)
         raise UserError(
-            f"machine must be one of {', '.join(names)}, or a YAML file with such figures, but is {shown(word)}"
+            f"machine must be one of {', '.join(names)}, or a YAML file with such figures, but is {shortened(word)}"
             + did_you_mean(word, names)
         )
     try:

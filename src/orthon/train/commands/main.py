@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: Words after `orthon`; by default those that the process was started with.
+        argv: words after `orthon`; by default those that the process was started with.
 
     Returns:
         Exit code: 0 for success, also after Ctrl-C, SIGTERM or SIGHUP in training, which save a checkpoint; 1 if the

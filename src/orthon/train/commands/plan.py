@@ -28,7 +28,7 @@ def plan(*, config: Annotated[PlanConfig, Parameter(name="*")] = PlanConfig()) -
     """Plan a step of each optimizer, and print a table with what it takes.
 
     Raises:
-        UserError: The settings cannot be used, the mesh does not divide the model, or the model fits nowhere.
+        UserError: the settings cannot be used, the mesh does not divide the model, or the model fits nowhere.
     """
     console = plain_console()
     refuse_unwritable(config.json_file, config.picture, config.machine_file if config.machine == MEASURE else None)

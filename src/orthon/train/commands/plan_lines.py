@@ -17,7 +17,7 @@ NEARLY = 0.02
 
 
 def lines_below(found: Found, training: TrainingStep) -> list[str]:
-    """The lines below the table."""
+    """Return the lines below the table."""
     asked = found.asked
     lines = [f"{_gpus(asked.ranks)} of {asked.machine.name}; times are estimates"]
     if training.assumed:
@@ -53,7 +53,7 @@ def _where(row: "PlanRow", found: Found) -> str:
 
 
 def crossovers(seconds: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """Where one optimizer overtakes another of a different rule, in words.
+    """Return where one optimizer overtakes another of a different rule, in words.
 
     Between two numbers of GPUs that were planned, times are taken to be straight lines where both axes are
     logarithmic. Numbers at which the two take nearly the same do not count.
@@ -81,13 +81,13 @@ def crossovers(seconds: Mapping[str, Mapping[int, float]]) -> list[str]:
 
 
 def _in_turns(quicker: str, slower: str, at: list[str], *, least: int) -> str:
-    """Two optimizers that take turns.
+    """Return how two optimizers take turns, in words.
 
     Args:
-        quicker: The one that takes less time at first.
-        slower: The other one.
-        at: Numbers of GPUs at which they meet.
-        least: The least number of GPUs.
+        quicker: the one that takes less time at first.
+        slower: the other one.
+        at: numbers of GPUs at which they meet.
+        least: the least number of GPUs.
     """
     where = f"below about {at[0]} GPUs"
     if at[0] == _rounded(least):
@@ -103,6 +103,6 @@ def _gpus(count: int) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Two digits of a number."""
+    """Return a number rounded to two digits."""
     digits = max(0, math.floor(math.log10(value)) - 1)
     return f"{round(value / 10**digits) * 10**digits:,}"

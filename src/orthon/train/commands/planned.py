@@ -48,7 +48,7 @@ class Found:
     least: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the same as plain values."""
         seconds = {
             word: {str(ranks): row.seconds for ranks, row in rows.items()} for word, rows in self.by_ranks.items()
         }
@@ -63,11 +63,11 @@ class Planner:
     """Makes the plans.
 
     Args:
-        config: Settings.
-        machine: For which to plan.
+        config: settings.
+        machine: for which to plan.
 
     Raises:
-        UserError: A word is no optimizer, the mesh does not divide the model, or the model fits nowhere.
+        UserError: a word is no optimizer, the mesh does not divide the model, or the model fits nowhere.
     """
 
     def __init__(self, config: PlanConfig, machine: Machine) -> None:
@@ -83,7 +83,7 @@ class Planner:
         self._plans: dict[int, Plan] = {}  # by dp_shard
 
     def _tried(self) -> list[int]:
-        """The dp_shards to plan for, in order, that which is asked for among them."""
+        """Return the dp_shards to plan for, in order, that which is asked for among them."""
         asked = self._config.mesh.dp_shard
         if not self._config.other_ranks:
             return [asked]
@@ -121,7 +121,7 @@ class Planner:
         """Make all plans.
 
         Raises:
-            UserError: The model fits on none of the meshes.
+            UserError: the model fits on none of the meshes.
         """
         asked, plans = self.asked(progress), self._plans
         for shards in self._meshes:
@@ -148,7 +148,7 @@ class Planner:
         return Found(asked, by_ranks, by_fraction, least)
 
     def _by_fraction(self, progress: PlanProgress, asked: "Plan") -> "dict[str, dict[float, PlanRow]]":
-        """The rows of each rule at all rank fractions, on the mesh that is asked for."""
+        """Return the rows of each rule at all rank fractions, on the mesh that is asked for."""
         rules = dict.fromkeys(config.name for config in self._optimizers.values() if config.name in FRACTIONS)
         found: dict[str, dict[float, PlanRow]] = {}
         for (word, config), row in zip(self._optimizers.items(), asked.rows, strict=True):

@@ -41,7 +41,7 @@ class Help:
     after: str
 
     def text(self, command: str) -> str:
-        """The whole help, of at most 100 characters in a line."""
+        """Return the whole help, of at most 100 characters in a line."""
         lines = [f"Usage: orthon {command} [OPTIONS]", "", self.does, "", "Options that are changed most:"]
         for option, words in self.options:
             default = _default(self.kind, option.split()[0])
@@ -99,7 +99,7 @@ SHORT = {
 
 
 def _default(kind: type[Settings], flag: str) -> str:
-    """The default of an option as it would be typed, or nothing if it has none."""
+    """Return the default of an option as it would be typed, or nothing if it has none."""
     value: object = kind()
     for name in flag.removeprefix("--").replace("-", "_").split("."):
         value = getattr(value, name, None)

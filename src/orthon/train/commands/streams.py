@@ -17,7 +17,7 @@ class LastingStream:
     such as a full disk, is kept in `fault`.
 
     Args:
-        stream: Where to write.
+        stream: where to write.
     """
 
     def __init__(self, stream: TextIO) -> None:

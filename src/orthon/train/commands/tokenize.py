@@ -38,7 +38,7 @@ def tokenize(*, command: Annotated[TokenizeCommand, Parameter(name="*")] = Token
     """Write shards of tokens, and say how to train on them.
 
     Raises:
-        UserError: The settings cannot be used, or the directory holds something else.
+        UserError: the settings cannot be used, or the directory holds something else.
     """
     data, out = command.data, command.out
     if processes() > 1:

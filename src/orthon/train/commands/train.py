@@ -17,7 +17,16 @@ from orthon.train.errors import UserError
 from orthon.train.processes.lock import alone_in
 from orthon.train.processes.ranks import Processes, join_ranks
 from orthon.train.results.console import plain_console
-from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, read_summary, refuse_existing
+from orthon.train.results.directory import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    PLOT,
+    SAMPLE,
+    TENSORBOARD,
+    read_summary,
+    refuse_existing,
+)
 from orthon.train.results.strange_parts import refuse_strange_parts
 from orthon.train.run.room import refuse_giants
 from orthon.train.run.run import Run
@@ -61,8 +70,8 @@ def train(*, command: Annotated[TrainCommand, Parameter(name="*")] = TrainComman
     """Train, and say where the results are.
 
     Raises:
-        UserError: The settings cannot be used; nothing has been written.
-        TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
+        UserError: the settings cannot be used; nothing has been written.
+        TrainingError: the loss or a gradient is not finite, or the last checkpoint could not be written.
     """
     console = plain_console()
     say = partial(console.print, soft_wrap=True)
@@ -104,12 +113,12 @@ def _train(command: TrainCommand, ranks: Processes, console: Console, say: Calla
         f"held-out loss {summary.val_loss:.4f} nats per token after {summary.steps} steps\n"
         f"{summary.seconds:.1f} s of training, {summary.optimizer_share:.1%} of them in the optimizer, "
         f"which keeps {summary.state_bytes / 1e6:.2f} MB of state\n"
-        f"results in {run.directory}: {PLOT}, {SAMPLE}, metrics.jsonl, tensorboard, checkpoints"
+        f"results in {run.directory}: {PLOT}, {SAMPLE}, {METRICS}, {TENSORBOARD}, {CHECKPOINTS}"
     )
 
 
 def _directory(command: TrainCommand) -> Path:
-    """Where the run is, or will be."""
+    """Return where the run is, or will be."""
     if command.resume is not None and command.resume != AUTO:
         return as_path("resume", command.resume)
     config = command.settings
@@ -117,7 +126,7 @@ def _directory(command: TrainCommand) -> Path:
 
 
 def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path, Corpus, int | None]:
-    """The settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
+    """Return settings, directory and text of the run; and if it has begun, the number of steps that it was to have."""
     config, directory = command.settings, _directory(command)
     refuse_giants(config, ranks)
     if command.resume in (None, AUTO):

@@ -21,12 +21,12 @@ class TrainingStep:
 
     @classmethod
     def of(cls, config: PlanConfig, weights: int, machine: Machine) -> Self:
-        """What the settings say, or an estimate.
+        """Return what the settings say, or an estimate.
 
         Args:
-            config: Settings.
-            weights: Of the model, as many as work on one token.
-            machine: On which it trains.
+            config: settings.
+            weights: of the model, as many as work on one token.
+            machine: on which it trains.
         """
         if config.step_seconds is not None:
             return cls(

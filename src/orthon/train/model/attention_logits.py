@@ -37,12 +37,12 @@ def record_logits(model: LlamaForCausalLM) -> None:
 
 @torch.no_grad()
 def max_logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """The largest causal logit of each query head, float32 (heads,), in the precision of the model's products.
+    """Return the largest causal logit of each query head, float32 (heads,), in the precision of the model's products.
 
     Args:
-        query: After rotary embeddings, (b, heads, length, d).
-        key: The same, (b, kv_heads, length, d); query head h uses key head h // (heads / kv_heads).
-        scaling: Factor of the products, 1/√d; above 0.
+        query: after rotary embeddings, (b, heads, length, d).
+        key: the same, (b, kv_heads, length, d); query head h uses key head h // (heads / kv_heads).
+        scaling: factor of the products, 1/√d; above 0.
     """
     b, heads, length, d = query.shape
     kv_heads = key.shape[1]
@@ -67,9 +67,9 @@ def clip_logits(model: LlamaForCausalLM, threshold: float, ranks: Processes) -> 
     All ranks call it together, after the optimizer's step.
 
     Args:
-        model: Prepared by `record_logits`. Changed in place.
-        threshold: The largest logit to allow.
-        ranks: Who takes part.
+        model: prepared by `record_logits`. Changed in place.
+        threshold: the largest logit to allow.
+        ranks: who takes part.
 
     Returns:
         The largest logit of all heads and layers before the clip, 0-dimensional, on the device.

@@ -9,12 +9,12 @@ from orthon.train.settings.model import Shape
 
 
 def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
-    """A LLaMA whose weights depend on its shape, the vocabulary size and `seed` alone.
+    """Return a LLaMA whose weights depend on its shape, the vocabulary size and `seed` alone.
 
     Args:
-        shape: Widths, heads and layers.
-        vocab_size: Number of different tokens. Embedding and output head are not tied.
-        seed: Seeds torch's global generator.
+        shape: widths, heads and layers.
+        vocab_size: number of different tokens. Embedding and output head are not tied.
+        seed: seeds torch's global generator.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(llama_config(shape, vocab_size))
@@ -27,11 +27,11 @@ def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
 
 
 def llama_config(shape: Shape, vocab_size: int) -> LlamaConfig:
-    """What transformers makes a LLaMA of. Embedding and output head are not tied.
+    """Return what transformers makes a LLaMA of. Embedding and output head are not tied.
 
     Args:
-        shape: Widths, heads and layers.
-        vocab_size: Number of different tokens.
+        shape: widths, heads and layers.
+        vocab_size: number of different tokens.
     """
     return LlamaConfig(
         vocab_size=vocab_size,

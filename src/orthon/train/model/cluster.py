@@ -34,11 +34,11 @@ def on_cluster(model: PreTrainedModel, sizes: tuple[int, int, int]) -> Iterator[
     one along the axis of tensor parallelism.
 
     Args:
-        model: On meta. Changed in place, for good.
+        model: on meta. Changed in place, for good.
         sizes: dp_replicate, dp_shard and tp.
 
     Raises:
-        UserError: The model cannot be divided by tp.
+        UserError: the model cannot be divided by tp.
     """
     copies, shards, tensor = sizes
     products = _products(model, tensor) if tensor > 1 else {}
@@ -65,7 +65,7 @@ def _shard_dim(param: nn.Parameter, sizes: tuple[int, int, int]) -> int:
 
 
 def _products(model: PreTrainedModel, tp: int) -> dict[str, Placement]:
-    """Where parameters lie along the axis of tensor parallelism, by transformers' own plan."""
+    """Return where parameters lie along the axis of tensor parallelism, by transformers' own plan."""
     config = model.config.get_text_config()
     for attribute, name in DIVIDED.items():
         number = getattr(config, attribute, None)

@@ -13,7 +13,7 @@ from orthon.train.errors import UserError
 from orthon.train.model.build import llama_config
 from orthon.train.settings.cluster import ClusterConfig
 from orthon.train.settings.data import MOST_TOKENS
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 
 FILE = "config.json"
 LARGEST = 2**24  # bytes of it
@@ -24,10 +24,10 @@ LEFT_OUT = ("auto_map", "quantization_config")
 
 
 def model_on_meta(config: ClusterConfig) -> PreTrainedModel:
-    """The model that the settings name, on the device meta.
+    """Return the model that the settings name, on the device meta.
 
     Raises:
-        UserError: The file is no configuration of a model that transformers has for text.
+        UserError: the file is no configuration of a model that transformers has for text.
     """
     described = llama_config(config.model.shape, config.vocabulary)
     name = f"model.size {config.model.size}"
@@ -44,7 +44,7 @@ def model_on_meta(config: ClusterConfig) -> PreTrainedModel:
 
 
 def weights_of_a_token(model: PreTrainedModel) -> int:
-    """How many weights work on one token: all of them, but of experts those that a token is sent to."""
+    """Return how many weights work on one token: all of them, but of experts those that a token is sent to."""
     config = model.config.get_text_config()
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     experts = next((count for name in names if (count := getattr(config, name, None))), None)
@@ -93,7 +93,7 @@ def _refuse_giants(content: Any, file: Path) -> None:
             counted = re.search("layer|expert|depth|block", key)
             most = MOST if counted else MOST_TOKENS if "vocab" in key else math.inf
             if value > most:
-                raise UserError(f"{file}: {shown(key)[1:-1]} must be at most {most:,} but is {shown(value)}")
+                raise UserError(f"{file}: {shortened(key)[1:-1]} must be at most {most:,} but is {shortened(value)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -31,17 +31,17 @@ def parallelize(model: LlamaForCausalLM, config: RunConfig, ranks: Processes, av
     keep their names.
 
     Args:
-        model: With its weights, on the CPU. Changed in place.
-        config: Settings of the run.
-        ranks: Who takes part.
-        average: Whether the model averages gradients over `dp_replicate`. If not, the optimizer must.
+        model: with its weights, on the CPU. Changed in place.
+        config: settings of the run.
+        ranks: who takes part.
+        average: whether the model averages gradients over `dp_replicate`. If not, the optimizer must.
 
     Returns:
         The module to call in training steps: the model, or a wrapper that averages gradients. For everything else
         use the model.
 
     Raises:
-        UserError: The model cannot be divided by `mesh.tp`.
+        UserError: the model cannot be divided by `mesh.tp`.
     """
     if config.checkpoints_activations:
         # Not checkpoint_wrapper: it would change the names of the parameters.
@@ -66,8 +66,8 @@ def gradient_sync(model: nn.Module, wanted: bool) -> Iterator[None]:
     """In the `with` block, let backward passes exchange gradients, or only add them up on each rank.
 
     Args:
-        model: From `parallelize`.
-        wanted: Whether this is the last part of a batch.
+        model: from `parallelize`.
+        wanted: whether this is the last part of a batch.
     """
     if isinstance(model, DistributedDataParallel) and not wanted:
         with model.no_sync():

@@ -13,10 +13,10 @@ def generate(model: LlamaForCausalLM, prompt: Tensor, tokens: int, seed: int) ->
     """Continue a prompt. All ranks that share the model call it together. Global random state does not change.
 
     Args:
-        model: On any device.
+        model: on any device.
         prompt: int64, (length,), with at least one token.
-        tokens: Number of tokens to generate. Together with the prompt they must fit into the context.
-        seed: Seed of the random choices.
+        tokens: number of tokens to generate. Together with the prompt they must fit into the context.
+        seed: seed of the random choices.
     """
     generator = torch.Generator().manual_seed(seed)
     device = model.device

@@ -15,17 +15,17 @@ PATIENCE = timedelta(seconds=10)  # how long a failing rank waits for the first 
 
 
 def processes() -> int:
-    """Number of processes that carry out this command."""
+    """Return the number of processes that carry out this command."""
     return _number("WORLD_SIZE", 1)
 
 
 def process_rank() -> int:
-    """Rank of this process. Rank 0 writes the messages and the files."""
+    """Return the rank of this process. Rank 0 writes the messages and the files."""
     return _number("RANK", 0) if processes() > 1 else 0
 
 
 def _number(variable: str, default: int) -> int:
-    """An environment variable as a number. What is none is not from torchrun, and says nothing about processes."""
+    """Return an environment variable as a number. What is none is not from torchrun, and tells of no processes."""
     value = os.environ.get(variable, "")
     return int(value) if value.isascii() and value.isdigit() else default
 
@@ -37,11 +37,11 @@ def run_together(command: Callable[[], int], say: Callable[[], None]) -> NoRetur
     others say so and end with exit code 1. torchrun can then start all of them again.
 
     Args:
-        command: Returns the exit code.
-        say: Says why this process fails. It is called where rank 0 has not done so.
+        command: returns the exit code.
+        say: says why this process fails. It is called where rank 0 has not done so.
 
     Raises:
-        UserError: An environment variable is missing that torchrun sets.
+        UserError: an environment variable is missing that torchrun sets.
     """
     import torch
     import torch.distributed as dist
@@ -83,7 +83,7 @@ def run_together(command: Callable[[], int], say: Callable[[], None]) -> NoRetur
 
 
 def of_lost_process(error: RuntimeError) -> bool:
-    """Whether an error means that another process has ended, or cannot be reached."""
+    """Return whether an error means that another process has ended, or cannot be reached."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError) or (

@@ -30,12 +30,12 @@ def alone_in(directory: Path, ranks: Processes, say: Callable[[str], None]) -> I
     The directory is made if it is not there, and is deleted at the end if nothing lies in it then.
 
     Args:
-        directory: Of a run or a comparison.
-        ranks: Who takes part. Rank 0 holds the lock.
-        say: Gets a line if the file system has no locks.
+        directory: of a run or a comparison.
+        ranks: who takes part. Rank 0 holds the lock.
+        say: gets a line if the file system has no locks.
 
     Raises:
-        UserError: Another command works in the directory.
+        UserError: another command works in the directory.
     """
     lock = ranks.together(lambda: None if ranks.rank else Lock(directory, say))
     try:
@@ -52,11 +52,11 @@ class Lock:
     does no harm, as the lock is not the file.
 
     Args:
-        directory: What to lock.
-        say: Gets a line if the file system has no locks.
+        directory: what to lock.
+        say: gets a line if the file system has no locks.
 
     Raises:
-        UserError: Another process holds it, or the file is not of this kind.
+        UserError: another process holds it, or the file is not of this kind.
     """
 
     def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
@@ -155,7 +155,7 @@ def _open(path: Path) -> int | None:
     """Open a lock file, or make it. None if it is not there and nobody may write it.
 
     Raises:
-        UserError: It is a link, or no plain file.
+        UserError: it is a link, or no plain file.
     """
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -179,10 +179,10 @@ def _open(path: Path) -> int | None:
 
 
 def _content(handle: int, path: Path) -> str:
-    """What a lock file says. A file that is something else is left as it is.
+    """Return what a lock file says. A file that is something else is left as it is.
 
     Raises:
-        UserError: It is something else.
+        UserError: it is something else.
     """
     content = os.pread(handle, LONGEST, 0).decode("ascii", "replace")
     if content and not HOLDER.fullmatch(content):
@@ -191,7 +191,7 @@ def _content(handle: int, path: Path) -> str:
 
 
 def is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
+    """Return whether an open file is the one that has this name now."""
     try:
         return os.path.samestat(os.fstat(handle), path.lstat())
     except FileNotFoundError:

@@ -11,7 +11,7 @@ PAUSE = 0.02  # seconds
 
 
 def meet(store: Store, rank: int, world: int) -> Store:
-    """A part of the store that only these processes use. Each of them calls it.
+    """Return a part of the store that only these processes use. Each of them calls it.
 
     When torchrun restarts the processes, it keeps its store, with the addresses of the old processes in it. The number
     of restarts does not help, as it may differ between machines. So rank 0 makes up a name and publishes it. Each
@@ -19,9 +19,9 @@ def meet(store: Store, rank: int, world: int) -> Store:
     that finds its own name in the answer knows that the answer is for this start.
 
     Args:
-        store: Shared by all processes.
-        rank: Rank of this process.
-        world: Number of processes.
+        store: shared by all processes.
+        rank: rank of this process.
+        world: number of processes.
     """
     own = uuid4().hex
     if rank == 0:

@@ -31,11 +31,11 @@ class Processes:
     background: dist.ProcessGroup | None = None  # all ranks, for writing checkpoints during training
 
     def size(self, axis: str) -> int:
-        """Number of ranks along an axis of the mesh."""
+        """Return the number of ranks along an axis of the mesh."""
         return 1 if self.mesh is None else self.mesh[axis].size()
 
     def place(self, axis: str) -> int:
-        """Position of this rank along an axis of the mesh."""
+        """Return the position of this rank along an axis of the mesh."""
         return 0 if self.mesh is None else self.mesh[axis].get_local_rank()
 
     @property
@@ -48,22 +48,21 @@ class Processes:
         """Number of this rank's part of the batch. Ranks that differ in `tp` alone have the same part."""
         return self.rank // self.size(TENSOR)
 
-    def sum(self, *numbers: float) -> list[float]:
-        """The sum of each number over all ranks."""
+    def sum(self, number: float) -> float:
+        """Return the sum of a number over all ranks."""
         if self.mesh is None:
-            return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so that no GPU must be waited for
+            return number
+        total = torch.tensor(number, dtype=torch.float64)  # on the CPU, so that no GPU must be waited for
         dist.all_reduce(total)
-        summed: list[float] = total.tolist()
-        return summed
+        return total.item()
 
     def mean(self, number: float) -> float:
-        """The mean of a number over all ranks."""
-        return self.sum(number)[0] / self.world
+        """Return the mean of a number over all ranks."""
+        return self.sum(number) / self.world
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on one of the ranks."""
-        return self.sum(flag)[0] > 0
+        """Return whether the flag is set on one of the ranks."""
+        return self.sum(flag) > 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace a tensor on the device by its sum over all ranks."""
@@ -78,7 +77,7 @@ class Processes:
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in the order of the ranks."""
+        """Return the values of all ranks, in the order of the ranks."""
         if self.mesh is None:
             return [value]
         values: list[T] = [value] * self.world
@@ -112,7 +111,7 @@ def join_ranks(config: RunConfig) -> Processes:
     """Make the mesh that the settings ask for.
 
     Raises:
-        UserError: The mesh does not fit the number of processes, or the batch or the GPUs do not fit the mesh.
+        UserError: the mesh does not fit the number of processes, or the batch or the GPUs do not fit the mesh.
     """
     world = processes()
     sizes = config.mesh.sizes(world)

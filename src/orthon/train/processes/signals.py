@@ -13,7 +13,7 @@ class Stopped(KeyboardInterrupt):
     """A signal has asked the command to stop, at a time when there is nothing to save.
 
     Args:
-        number: Of the signal.
+        number: of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -22,7 +22,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Ctrl-C, SIGTERM, and SIGHUP: the terminal is gone. Under `nohup`, SIGHUP is ignored, and must stay so."""
+    """Return Ctrl-C, SIGTERM and SIGHUP: the terminal is gone. Under `nohup`, SIGHUP is ignored, and must stay so."""
     return [number for number in SAID if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
@@ -41,7 +41,7 @@ def signals_raise() -> Iterator[None]:
 
 
 def said_and_code(error: KeyboardInterrupt) -> tuple[str, int]:
-    """What to say about the signal that has ended a command, and the exit code, 128 + its number as in a shell."""
+    """Return what to say about the signal that has ended a command, and the exit code: 128 + its number."""
     number = signal.Signals(error.number if isinstance(error, Stopped) else signal.SIGINT)
     return SAID[number], 128 + number
 

@@ -15,8 +15,8 @@ class AppendedFile:
     A piece that cannot be written, as on a full disk, waits until the next one comes. The first failure is said.
 
     Args:
-        path: Of the file. It is made when the first piece comes.
-        say: Gets one line when a piece cannot be written.
+        path: of the file. It is made when the first piece comes.
+        say: gets one line when a piece cannot be written.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:

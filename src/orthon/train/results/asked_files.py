@@ -12,10 +12,10 @@ def refuse_unwritable(*paths: Path | None) -> None:
     pipe or a device in that way.
 
     Args:
-        paths: That are asked for; None where none is.
+        paths: that are asked for; None where none is.
 
     Raises:
-        UserError: There is no such folder, or something else has the name, or two results have the same one.
+        UserError: there is no such folder, or something else has the name, or two results have the same one.
     """
     seen = set()
     for path in paths:

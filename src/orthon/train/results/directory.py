@@ -12,10 +12,12 @@ from orthon.train.errors import UserError
 from orthon.train.results.records import STRICT, Count, Seconds, record_of
 
 CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
 SAMPLE = "sample.txt"
 PLOT = "loss.png"
 SUMMARY = "summary.json"
 LOCK = "run.lock"  # who works in the directory
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders
 LARGEST = 2**24  # bytes of a summary
 
 
@@ -38,7 +40,7 @@ def refuse_existing(directory: Path) -> None:
     """Refuse a directory for a new run, unless it is empty or does not exist.
 
     Raises:
-        UserError: There is something in the directory, or it is a file.
+        UserError: there is something in the directory, or it is a file.
     """
     if directory.is_dir() and not holds_nothing(directory):
         run = quote(str(directory))
@@ -48,7 +50,7 @@ def refuse_existing(directory: Path) -> None:
 
 
 def holds_nothing(directory: Path) -> bool:
-    """Whether there is nothing in a directory but what a process leaves that is killed at the very beginning."""
+    """Return whether there is nothing in a directory but what a process leaves that is killed at the very beginning."""
     return all(path.suffix == PART or path.name == LOCK for path in directory.iterdir())
 
 
@@ -75,10 +77,10 @@ def write_summary(directory: Path, summary: Summary) -> None:
 
 
 def read_summary(directory: Path) -> Summary | None:
-    """The summary of a run, or None if it is not complete.
+    """Return the summary of a run, or None if it is not complete.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: the file is damaged.
     """
     path = directory / SUMMARY
     if not path.exists():

@@ -23,9 +23,9 @@ class EventFile:
     """A new event file in a folder.
 
     Args:
-        folder: For TensorBoard; made if it is not there.
-        step: The step from which the run continues. TensorBoard drops what older files say about later ones.
-        say: Gets one line when the file cannot be written.
+        folder: for TensorBoard; made if it is not there.
+        step: the step from which the run continues. TensorBoard drops what older files say about later ones.
+        say: gets one line when the file cannot be written.
     """
 
     def __init__(self, folder: Path, step: int, say: Callable[[str], None]) -> None:
@@ -54,7 +54,7 @@ class EventFile:
 
 
 def _record(content: bytes) -> bytes:
-    """The bytes of one record in a file."""
+    """Return the bytes of one record in a file."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     file = io.BytesIO()

@@ -11,11 +11,9 @@ from pydantic import Field
 from orthon.saving.files import read_plain
 from orthon.train.errors import UserError
 from orthon.train.results.appended_file import AppendedFile
-from orthon.train.results.directory import replace_file
+from orthon.train.results.directory import METRICS, TENSORBOARD, replace_file
 from orthon.train.results.events import EventFile
 from orthon.train.results.records import STRICT, Count, Seconds, record_of
-
-FILE = "metrics.jsonl"
 
 LARGEST = 2**30  # bytes of a file that is read
 
@@ -41,17 +39,17 @@ class MetricsLog:
     """`metrics.jsonl` and TensorBoard's event files in the directory of a run.
 
     Args:
-        directory: Of the run.
-        step: The step from which the run continues. Records of later steps are dropped.
-        say: Gets one line for each file that can no longer be written. Training goes on.
+        directory: of the run.
+        step: the step from which the run continues. Records of later steps are dropped.
+        say: gets one line for each file that can no longer be written. Training goes on.
     """
 
     def __init__(self, directory: Path, step: int, say: Callable[[str], None]) -> None:
-        path = directory / FILE
+        path = directory / METRICS
         kept = [record for record in read_metrics(directory) if record.step <= step]
         replace_file(path, "".join(_line(record) for record in kept))
         self._file = AppendedFile(path, say)
-        self._events = EventFile(directory / "tensorboard", step, say)
+        self._events = EventFile(directory / TENSORBOARD, step, say)
 
     def write(self, record: Record) -> None:
         """Add a record. Its line is in the file when this returns, unless the file cannot be written."""
@@ -74,14 +72,14 @@ class MetricsLog:
 
 
 def read_metrics(directory: Path) -> list[Record]:
-    """The records of a run. There are none if there is no file yet.
+    """Return the records of a run. There are none if there is no file yet.
 
     A last line that is damaged is left out: a machine that fails may leave it half written.
 
     Raises:
-        UserError: Another line is damaged.
+        UserError: another line is damaged.
     """
-    path = directory / FILE
+    path = directory / METRICS
     if not path.exists():
         return []
     try:

@@ -4,37 +4,29 @@ from collections.abc import Mapping
 from fractions import Fraction
 from itertools import cycle
 from pathlib import Path
-from typing import Protocol
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from orthon.plan.rows import PlanRow
 from orthon.train.results.plots import COLORS, STYLE, save
-
-
-class Timed(Protocol):
-    """What takes time."""
-
-    @property
-    def seconds(self) -> float:
-        """How long it takes."""
 
 
 def plot_plan(
     path: Path,
     title: str,
-    by_fraction: Mapping[str, Mapping[float, Timed]],
-    by_ranks: Mapping[str, Mapping[int, Timed]],
+    by_fraction: Mapping[str, Mapping[float, PlanRow]],
+    by_ranks: Mapping[str, Mapping[int, PlanRow]],
 ) -> None:
     """Plot the time of a step, a line for each optimizer.
 
     Args:
-        path: File to write.
-        title: Above both plots.
-        by_fraction: By optimizer and rank fraction. What has one alone has none, and becomes a level line.
-        by_ranks: By optimizer and number of GPUs.
+        path: file to write.
+        title: above both plots.
+        by_fraction: by optimizer and rank fraction. What has one alone has none, and becomes a level line.
+        by_ranks: by optimizer and number of GPUs.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 5.4), dpi=140, layout="constrained")
@@ -53,7 +45,7 @@ def plot_plan(
         save(figure, path)
 
 
-def _over_fractions(axes: Axes, by_fraction: Mapping[str, Mapping[float, Timed]], colors: Mapping[str, str]) -> None:
+def _over_fractions(axes: Axes, by_fraction: Mapping[str, Mapping[float, PlanRow]], colors: Mapping[str, str]) -> None:
     for label, rows in by_fraction.items():
         color = next(color for word, color in colors.items() if word.partition(":")[0] == label)
         milliseconds = [1e3 * row.seconds for row in rows.values()]

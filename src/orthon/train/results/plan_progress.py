@@ -10,8 +10,8 @@ class PlanProgress(Shown):
     """A bar over all plans inside a `with` block. Called, it says what is being done.
 
     Args:
-        console: Where to show it.
-        total: Number of parts; 0 if whoever calls it knows.
+        console: where to show it.
+        total: number of parts; 0 if whoever calls it knows.
     """
 
     def __init__(self, console: Console, total: int) -> None:

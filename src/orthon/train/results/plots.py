@@ -68,7 +68,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average over about a thirtieth of the values, without bias at the beginning."""
+    """Return the exponential moving average over about a thirtieth of the values, without bias at the beginning."""
     weight = 1 - 1 / max(1, len(values) / 30)
     total, norm, result = 0.0, 0.0, []
     for value in values:

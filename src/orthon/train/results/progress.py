@@ -1,7 +1,9 @@
 """Show the progress of a run: a bar in a terminal, a few lines elsewhere."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -10,30 +12,23 @@ from rich.progress import Progress as Bar
 from orthon.train.results.metrics import Record
 
 
-class Progress(Protocol):
-    """Shows the records of a run inside a `with` block."""
-
-    def show(self, record: Record) -> None:
-        """Show the newest record."""
-
-    def __enter__(self) -> Self:
-        """Begin."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End."""
-
-
-def make_progress(console: Console, step: int, steps: int) -> Progress:
-    """A bar if the console is a terminal, else lines.
+@contextmanager
+def make_progress(console: Console, step: int, steps: int) -> Iterator[Callable[[Record], None]]:
+    """Show how far a run is inside a `with` block: a bar if the console is a terminal, else lines.
 
     Args:
-        console: Where to show it.
-        step: Number of steps already done.
-        steps: Number of all steps.
+        console: where to show it.
+        step: number of steps already done.
+        steps: number of all steps.
+
+    Yields:
+        A function that shows the newest record.
     """
-    return BarProgress(console, step, steps) if console.is_terminal else LineProgress(console, steps)
+    if console.is_terminal:
+        with BarProgress(console, step, steps) as bar:
+            yield bar.show
+    else:
+        yield LineProgress(console, steps).show
 
 
 NUMBERS_WIDTH = 72  # characters beside the bar
@@ -43,7 +38,7 @@ class Shown:
     """Shows a bar inside a `with` block.
 
     Args:
-        bar: The one.
+        bar: the one.
     """
 
     def __init__(self, bar: Bar) -> None:
@@ -99,14 +94,6 @@ class LineProgress:
                 f"{record.step}/{self._steps}  {_numbers(record, self._val_loss)}  {left:.0f} s left",
                 soft_wrap=True,
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
 
 def _numbers(record: Record, val_loss: float | None) -> str:

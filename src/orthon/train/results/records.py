@@ -19,29 +19,29 @@ R = TypeVar("R")
 
 
 def record_of(kind: type[R], text: bytes) -> R:
-    """The record that a text in JSON describes.
+    """Return the record that a text in JSON describes.
 
     Args:
-        kind: A dataclass whose `__pydantic_config__` is `STRICT`.
-        text: In UTF-8.
+        kind: a dataclass whose `__pydantic_config__` is `STRICT`.
+        text: in UTF-8.
 
     Raises:
-        ValueError: It is no JSON, or lacks values, or has others, or has values of another kind.
+        ValueError: it is no JSON, or lacks values, or has others, or has values of another kind.
     """
     record: R = _adapter(kind).validate_json(text)  # type: ignore[arg-type]  # classes are hashable
     return record
 
 
 def read_record(kind: type[R], path: Path) -> R:
-    """The record that a file holds, and nothing else.
+    """Return the record that a file holds, and nothing else.
 
     Args:
-        kind: As for `record_of`.
-        path: Of the file.
+        kind: as for `record_of`.
+        path: of the file.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is a link or no file, or too large, or its text is no such record.
+        FileNotFoundError: there is none.
+        ValueError: it is a link or no file, or too large, or its text is no such record.
     """
     return record_of(kind, read_plain(path, limit=LARGEST))
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orthon.train.errors import UserError
-from orthon.train.results.directory import CONFIG, PLOT, SAMPLE, SUMMARY
+from orthon.train.results.directory import CHECKPOINTS, CONFIG, METRICS, PLOT, SAMPLE, SUMMARY, TENSORBOARD
 
-FILES = (CONFIG, SUMMARY, "metrics.jsonl", SAMPLE, PLOT)
-FOLDERS = ("checkpoints", "tensorboard")
+FILES = (CONFIG, SUMMARY, METRICS, SAMPLE, PLOT)
+FOLDERS = (CHECKPOINTS, TENSORBOARD)
 
 
 def refuse_strange_parts(directory: Path) -> None:
@@ -17,10 +17,10 @@ def refuse_strange_parts(directory: Path) -> None:
     Reading and writing the part would otherwise reach a place outside of the directory, or wait for a pipe.
 
     Args:
-        directory: Of a run. It may be a link itself, as whoever has called the command has named it.
+        directory: of a run. It may be a link itself, as whoever has called the command has named it.
 
     Raises:
-        UserError: A part is something else; it names the first one.
+        UserError: a part is something else; it names the first one.
     """
     for name in FILES:
         _refuse(directory / name, stat.S_ISREG, "plain file")
@@ -32,7 +32,7 @@ def refuse_strange_folder(path: Path) -> None:
     """Refuse a folder inside of the directory of a command that is a link, or no folder.
 
     Raises:
-        UserError: It is there, and something else.
+        UserError: it is there, and something else.
     """
     _refuse(path, stat.S_ISDIR, "folder")
 

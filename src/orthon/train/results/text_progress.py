@@ -17,16 +17,15 @@ def text_progress(what: str, total: int, console: Console) -> Iterator[Callable[
     """Show how far it is inside a `with` block.
 
     Args:
-        what: Is done, in words.
-        total: In any unit.
-        console: Where to show it.
+        what: is done, in words.
+        total: in any unit.
+        console: where to show it.
 
     Yields:
         A function to call with how much more is done, in the same unit.
     """
     if console.is_terminal:
-        bar = TextBar(what, total, console)
-        with bar:
+        with TextBar(what, total, console) as bar:
             yield bar.advance
     else:
         yield TextLines(what, total, console).advance

@@ -21,19 +21,19 @@ def train(
     """Train from the step that `training` has reached to the last step, or until the user interrupts.
 
     Args:
-        training: Changed in place.
-        config: Settings of the run.
-        text: What to train on.
-        held_out: What to validate on.
-        publish: Gets the numbers of each step that is logged.
-        saver: Writes checkpoints of `training`.
+        training: changed in place.
+        config: settings of the run.
+        text: what to train on.
+        held_out: what to validate on.
+        publish: gets the numbers of each step that is logged.
+        saver: writes checkpoints of `training`.
 
     Returns:
         Whether the last step was reached. In both cases there is a checkpoint of the step that was reached, and at
         least one step has been done.
 
     Raises:
-        TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
+        TrainingError: the loss or a gradient is not finite, or the last checkpoint could not be written.
     """
     order = BatchOrder(len(text), config.batch_size, config.seed)
     validation = held_out.read(held_out.spread(config.validation_sequences))

@@ -14,12 +14,12 @@ def refuse_giants(config: RunConfig, ranks: Processes, *, vocabulary: int = LEAS
     """Refuse what is certain not to fit. What remains may still be too much: only the least that is needed is counted.
 
     Args:
-        config: Settings.
-        ranks: Who takes part.
-        vocabulary: Number of different tokens, once the text is known.
+        config: settings.
+        ranks: who takes part.
+        vocabulary: number of different tokens, once the text is known.
 
     Raises:
-        UserError: The vocabulary is larger than any. Or the weights in float32, or the tokens of this process's part of
+        UserError: the vocabulary is larger than any. Or the weights in float32, or the tokens of this process's part of
             a batch, take more than all memory.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

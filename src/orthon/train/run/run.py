@@ -36,14 +36,14 @@ class Run:
     messages. Nothing is written before `train`, so that settings that cannot work leave no trace.
 
     Args:
-        config: Settings.
-        directory: Where results go.
-        corpus: The text.
-        checkpoint: From `newest_checkpoint`, to continue from it, or None to begin.
-        ranks: Who takes part.
+        config: settings.
+        directory: where results go.
+        corpus: the text.
+        checkpoint: from `newest_checkpoint`, to continue from it, or None to begin.
+        ranks: who takes part.
 
     Raises:
-        UserError: Settings, text and checkpoint do not fit each other.
+        UserError: settings, text and checkpoint do not fit each other.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Run:
             restore(checkpoint, self.training, config, corpus.fingerprint)
 
     def describe(self) -> str:
-        """What the run will do, in a few lines."""
+        """Return what the run will do, in a few lines."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         config = self.config
         start = f" from step {self.training.step}" if self.training.step else ""
@@ -86,7 +86,7 @@ class Run:
         """Train to the end and write the results. None if the user has interrupted it.
 
         Raises:
-            TrainingError: The loss or a gradient is not finite, or the last checkpoint could not be written.
+            TrainingError: the loss or a gradient is not finite, or the last checkpoint could not be written.
         """
 
         def say(line: str) -> None:
@@ -108,11 +108,11 @@ class Run:
             yield lambda _: None
             return
         try:
-            with make_progress(console, self.training.step, self.config.steps) as progress:
+            with make_progress(console, self.training.step, self.config.steps) as show:
 
                 def publish(record: Record) -> None:
                     log.write(record)
-                    progress.show(record)
+                    show(record)
 
                 yield publish
         finally:
@@ -128,7 +128,7 @@ class Run:
         return MetricsLog(self.directory, self.training.step, say)
 
     def _where(self) -> str:
-        """The devices and how they share the work, in words."""
+        """Return the devices and how they share the work, in words."""
         ranks = self.ranks
         if ranks.mesh is None:
             return str(ranks.device)
@@ -136,7 +136,7 @@ class Run:
         return f"{ranks.world} × {ranks.device.type} ({' × '.join(axes)})"
 
     def _last_validation(self) -> float:
-        """The loss on the held-out text after the last step. It is computed anew if its line could not be written."""
+        """Return the loss on the held-out text after the last step. It is computed anew if its line is missing."""
 
         def read() -> float | None:
             last = next(reversed(read_metrics(self.directory)), None)
@@ -152,7 +152,7 @@ class Run:
         """Write the results.
 
         Raises:
-            TrainingError: The disk is full, or has another fault.
+            TrainingError: the disk is full, or has another fault.
         """
         try:
             return self._write_results(val_loss, sample)
@@ -186,7 +186,7 @@ class Run:
         return summary
 
     def _sample(self) -> str:
-        """A prompt from the held-out text, a mark, and the text with which the model continues it."""
+        """Return a prompt from the held-out text, a mark, and the text with which the model continues it."""
         tokens = self.config.sample_tokens
         if not tokens:
             return ""
@@ -198,7 +198,7 @@ class Run:
 
 
 def mean_share(records: list[Record]) -> float:
-    """The optimizer's share of the training time: the mean over all records, weighted by the time of their steps.
+    """Return the optimizer's share of the training time: the mean over all records, weighted by their steps' time.
 
     It is not a number if there are no records, as the disk was full.
     """

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from orthon.train.errors import UserError
 from orthon.train.settings.nearest import did_you_mean, nearest
 from orthon.train.settings.numbers import fraction, whole
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 
 LARGEST = 10**12  # of a count: more would take longer, or more memory, than anybody has
 
@@ -37,12 +37,12 @@ def check(kind: type[S], content: Mapping[str, Any], under: str = "") -> S:
     """Make settings of plain values.
 
     Args:
-        kind: The group of settings.
-        content: Values by name; what is left out has its default.
-        under: Dotted name of the group among all settings, for errors.
+        kind: the group of settings.
+        content: values by name; what is left out has its default.
+        under: dotted name of the group among all settings, for errors.
 
     Raises:
-        UserError: A value is not allowed; it names the setting, the value and what is allowed.
+        UserError: a value is not allowed; it names the setting, the value and what is allowed.
     """
     try:
         return kind.model_validate(content)
@@ -51,24 +51,24 @@ def check(kind: type[S], content: Mapping[str, Any], under: str = "") -> S:
 
 
 def in_words(error: ValidationError, kind: type[BaseModel], under: str = "") -> str:
-    """The first error that pydantic has found, in one line: the setting, what is allowed, and the value.
+    """Return the first error that pydantic has found, in one line: the setting, what is allowed, and the value.
 
     Args:
-        error: From pydantic.
-        kind: What was to be made: settings, or a command with its settings in an attribute `settings`.
-        under: Dotted name of `kind` among all settings.
+        error: from pydantic.
+        kind: what was to be made: settings, or a command with its settings in an attribute `settings`.
+        under: dotted name of `kind` among all settings.
     """
     first = error.errors(include_url=False)[0]
     path = [part for part in first["loc"] if isinstance(part, str)]  # without the place in a list
     if path[:1] == ["settings"] and "settings" in kind.model_fields:  # on the command line they are named without it
         path, kind = path[1:], kind.model_fields["settings"].annotation  # type: ignore[assignment]
     name = ".".join([*filter(None, [under]), *path])
-    given = shown(first["input"])
+    given = shortened(first["input"])
     match first["type"]:
         case "value_error":  # from a check of our own, which names the setting itself
             return str(first["ctx"]["error"])
         case "extra_forbidden":
-            return f"there is no setting {shown(name)[1:-1]}; {_others(name, kind, path[:-1])}"
+            return f"there is no setting {shortened(name)[1:-1]}; {_others(name, kind, path[:-1])}"
         case "model_type":
             return f"{name or 'the file'} must hold settings by name but is {given}"
         case "int_parsing_size":
@@ -90,7 +90,7 @@ def dotted_names(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _must(error: Any, name: str) -> str:
-    """What is allowed, in pydantic's words, which are about an input and not about a setting."""
+    """Return what is allowed, in pydantic's words, which are about an input and not about a setting."""
     message = str(error["msg"])
     if message.startswith("Input should"):
         return message.replace("Input should", f"{name} must", 1)
@@ -98,7 +98,7 @@ def _must(error: Any, name: str) -> str:
 
 
 def _others(name: str, kind: type[BaseModel], path: list[str]) -> str:
-    """What there is in place of a setting that there is not."""
+    """Return what there is in place of a setting that there is not."""
     close = nearest(name, dotted_names(kind))
     if close is not None and close == name.replace("-", "_"):
         *groups, last = close.split(".")

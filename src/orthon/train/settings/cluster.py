@@ -16,7 +16,7 @@ from orthon.train.settings.numbers import whole
 from orthon.train.settings.optimizer import OptimizerConfig
 from orthon.train.settings.paths import AnyPath, path_for
 from orthon.train.settings.run import section
-from orthon.train.settings.shown import shown
+from orthon.train.settings.shortened import shortened
 
 # That of LLaMA 3.
 VOCABULARY = 128256
@@ -125,5 +125,5 @@ class PlanConfig(ClusterConfig):
             if self.tokens_per_step is None and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is for the estimate from tokens_per_step: leave it out, or give that")
         if self.machine != MEASURE and self.machine_file != type(self).model_fields["machine_file"].default:
-            raise ValueError(f"machine_file is what machine {MEASURE} writes, but machine is {shown(self.machine)}")
+            raise ValueError(f"machine_file is what machine {MEASURE} writes, but machine is {shortened(self.machine)}")
         return self

@@ -27,7 +27,7 @@ USED_BY: dict[str, tuple[SourceName, ...]] = {
 
 
 def is_path(tokenizer: str) -> bool:
-    """Whether a word for a tokenizer is a path, and not the name of a model on the hub."""
+    """Return whether a word for a tokenizer is a path, and not the name of a model on the hub."""
     return tokenizer.startswith((".", "/", "~")) or tokenizer.endswith(".json") or Path(tokenizer).exists()
 
 

@@ -19,21 +19,21 @@ def read_config(path: Path, kind: type[S]) -> S:
     """Read settings from a YAML file. Settings that the file leaves out have their defaults.
 
     Raises:
-        UserError: The file cannot be read, or a key or value is not one of the settings.
+        UserError: the file cannot be read, or a key or value is not one of the settings.
     """
     return _checked(_read(path), path, kind)
 
 
 def settings_over_file(given: Mapping[str, Any], path: Path, kind: type[Settings]) -> dict[str, Any]:
-    """What is given to a command, with the settings of a file under those that are given.
+    """Return what is given to a command, with the settings of a file under those that are given.
 
     Args:
-        given: Values by name, the settings as a mapping under "settings".
-        path: The file.
-        kind: The settings of the command.
+        given: values by name, the settings as a mapping under "settings".
+        path: the file.
+        kind: the settings of the command.
 
     Raises:
-        UserError: See `read_config`.
+        UserError: see `read_config`.
     """
     content = _read(path)
     _checked(content, path, kind)
@@ -46,12 +46,12 @@ def write_config(path: Path, config: TrainConfig) -> None:
 
 
 def as_plain(config: TrainConfig) -> dict[str, Any]:
-    """The settings as mappings, lists, numbers and strings alone."""
+    """Return the settings as mappings, lists, numbers and strings alone."""
     return config.model_dump(mode="json")
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The same settings on one level, with dotted names as on the command line."""
+    """Return the same settings on one level, with dotted names as on the command line."""
     flat: dict[str, Any] = {}
     for key, value in plain.items():
         if isinstance(value, dict) and prefix + key != "optimizer.options":
@@ -62,7 +62,7 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    """What a file says, with the names of settings as they are here: people also write dashes."""
+    """Return what a file says, with the names of settings as they are here: people also write dashes."""
     content = read_yaml(path, "the settings in ")
     try:
         return {} if content is None else _with_names(content, TrainConfig.model_fields | CompareConfig.model_fields)
@@ -71,11 +71,11 @@ def _read(path: Path) -> Any:
 
 
 def _with_names(content: Any, fields: Mapping[str, Any]) -> Any:
-    """The same with underscores in place of dashes in names, and settings in place of sections that are empty. One
-    value where a list is wanted becomes a list.
+    """Return the same with underscores in place of dashes in names, and settings in place of sections that are empty.
+    One value where a list is wanted becomes a list.
 
     Raises:
-        ValueError: A name is there in both ways.
+        ValueError: a name is there in both ways.
     """
     if not isinstance(content, dict):
         return content

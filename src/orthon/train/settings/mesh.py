@@ -18,7 +18,7 @@ class MeshConfig(Settings):
         """dp_replicate, dp_shard and tp for a number of processes.
 
         Raises:
-            UserError: Their product is not that number.
+            UserError: their product is not that number.
         """
         copies = self.dp_replicate
         if copies is None:

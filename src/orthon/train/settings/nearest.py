@@ -6,14 +6,14 @@ from difflib import get_close_matches
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The one of the names that a word is most like, or None if it is like none.
+    """Return the one of the names that a word is most like, or None if it is like none.
 
     Dashes and underscores are the same here, and so are capitals and small letters. A word without its group, such as
     `lr` or `--lr`, finds the name in a group that ends in it.
 
     Args:
-        word: As it was written.
-        names: Those that there are: settings with dots, options, commands or values.
+        word: as it was written.
+        names: those that there are: settings with dots, options, commands or values.
     """
     written = _plain(word)
     by_form: dict[str, str] = {}
@@ -32,8 +32,8 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def _abbreviated(written: str, forms: list[str]) -> str | None:
-    """A name that begins with what was written; one of the same words in another order; or one that has its initials.
-    These are nearer than names that have some equal letters.
+    """Return a name that begins with what was written; one of the same words in another order; or one that has its
+    initials. These are nearer than names that have some equal letters.
     """
     tests: tuple[Callable[[str, str], bool], ...] = (
         lambda word, form: len(word) > 1 and form.startswith(word),
@@ -51,7 +51,7 @@ def _abbreviated(written: str, forms: list[str]) -> str | None:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown word: "; did you mean 'dion'?", or nothing."""
+    """Return the end of a message about an unknown word: "; did you mean 'dion'?", or nothing."""
     found = nearest(word, names)
     return f"; did you mean {found!r}?" if found is not None else ""
 

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from orthon.algorithms import RULES
+from orthon.model.routing import SCALAR_LR
 from orthon.train.settings.base import Fraction, Momentum, NotNegative, Positive, Settings
 from orthon.train.settings.key_values import KeyValues
 
@@ -12,7 +13,6 @@ OptimizerName = Literal["dion", "dion2", "dion3", "muon", "normuon", "torch-muon
 
 # Tuned for the default run. Momentum 0.8 averages over about 5 steps, which suits a run of 300 steps. There, the 0.95
 # that is usual in runs of thousands of steps costs Dion and Muon 0.15 to 0.2 nats, and 0.9 costs AdamW 0.07.
-SCALAR_LR = 0.003
 MOMENTUM = 0.8
 
 # By optimizer: the setting that says how much of a matrix one update changes.
@@ -37,7 +37,7 @@ class OptimizerConfig(Settings):
     """'muon' is Orthon's own, 'torch-muon' is torch.optim.Muon."""
     lr: Positive | None = None
     """Learning rate of the hidden matrices. Default: one tuned for the 1M model."""
-    scalar_lr: Positive = SCALAR_LR
+    scalar_lr: Positive = SCALAR_LR["adamw"]
     """Learning rate of AdamW on the rest."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay, times the learning rate. Embeddings, norms and biases have none."""

@@ -9,14 +9,14 @@ from orthon.train.errors import UserError
 
 
 def as_path(setting: str, word: str | Path) -> Path:
-    """The path that a word means. A shell puts the home folder in place of ~ at the start of a word alone.
+    """Return the path that a word means. A shell puts the home folder in place of ~ at the start of a word alone.
 
     Args:
-        setting: Its name, for errors.
-        word: As it was written.
+        setting: its name, for errors.
+        word: as it was written.
 
     Raises:
-        UserError: It is empty, as where a variable of a shell is not set: that would be the working directory. Or it
+        UserError: it is empty, as where a variable of a shell is not set: that would be the working directory. Or it
             is about the home of nobody.
     """
     if not str(word) or "\0" in str(word):
@@ -28,7 +28,7 @@ def as_path(setting: str, word: str | Path) -> Path:
 
 
 def path_for(setting: str = "") -> BeforeValidator:
-    """What makes a path of a word, for a setting; where it has no name, that of the field."""
+    """Return what makes a path of a word, for a setting; where it has no name, that of the field."""
 
     def checked(word: object, info: ValidationInfo) -> object:
         return as_path(setting or info.field_name or "", word) if isinstance(word, str | Path) else word

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from cyclopts import Group, Parameter
 from pydantic import model_validator
 
+from orthon.model.routing import SCALAR_LR
 from orthon.train.settings.base import (
     Count,
     CountOrZero,
@@ -20,7 +21,7 @@ from orthon.train.settings.data import DataConfig
 from orthon.train.settings.key_values import WORDS
 from orthon.train.settings.mesh import MeshConfig
 from orthon.train.settings.model import ModelConfig
-from orthon.train.settings.optimizer import MOMENTUM, SCALAR_LR, OptimizerConfig
+from orthon.train.settings.optimizer import MOMENTUM, OptimizerConfig
 
 DecayName = Literal["linear", "cosine", "constant"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -30,7 +31,7 @@ BIG_HIDDEN_SIZE = 2048  # that of the 1B model: from here on activations do not 
 
 
 def section(name: str, kind: type[Settings]) -> Parameter:
-    """A heading in the help of a command."""
+    """Return a heading in the help of a command."""
     return Parameter(group=Group(name, help=kind.__doc__ or "", sort_key=name))
 
 
@@ -126,7 +127,7 @@ class CompareConfig(RunConfig):
     """Names as in `orthon train`. 'dion:1/16' also sets optimizer.rank_fraction, 'dion2:1/2' optimizer.fraction."""
     sweep: Annotated[tuple[Positive, ...], WORDS] = (1.0,)
     """Factors on each optimizer's default learning rate. The best run of each optimizer counts."""
-    scalar_lr: Positive = SCALAR_LR
+    scalar_lr: Positive = SCALAR_LR["adamw"]
     """Learning rate of AdamW on embeddings, output head and norms, the same for all."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay, times the learning rate, the same for all."""

@@ -51,7 +51,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a text means; only plain values are made, never other objects.
+    """Return the value that a text means; only plain values are made, never other objects.
 
     Raises:
         yaml.YAMLError: It is not YAML, is nested too deep, or means more values than settings can be.
@@ -72,14 +72,14 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path, what: str = "") -> Any:
-    """The value that is in a file.
+    """Return the value that is in a file.
 
     Args:
-        path: The file.
-        what: Is in it, for the error, such as "the settings in ".
+        path: the file.
+        what: is in it, for the error, such as "the settings in ".
 
     Raises:
-        UserError: The file cannot be read, or is not YAML.
+        UserError: the file cannot be read, or is not YAML.
     """
     try:
         with path.open("rb") as file:

@@ -25,10 +25,10 @@ def clip_gradients(optimizers: Optimizers, limit: float, matrices_too: bool, ran
     norm, its mean square over the replicas stands for it. The other gradients are averaged here.
 
     Args:
-        optimizers: Whose gradients to clip.
-        limit: Largest norm; 0 for no limit.
-        matrices_too: Clip the gradients of all parameters together.
-        ranks: Who takes part.
+        optimizers: whose gradients to clip.
+        limit: largest norm; 0 for no limit.
+        matrices_too: clip the gradients of all parameters together.
+        ranks: who takes part.
     """
     matrices = _gradients(optimizers.matrices)
     others = _gradients(optimizers.others)
@@ -44,7 +44,7 @@ def clip_gradients(optimizers: Optimizers, limit: float, matrices_too: bool, ran
 
 
 def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients of those parameters that have one, each in the layout of its parameter."""
+    """Return the gradients of those parameters that have one, each in the layout of its parameter."""
     grads = []
     for param in params:
         grad = param.grad
@@ -57,7 +57,7 @@ def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _norms(matrices: list[Tensor], others: list[Tensor], ranks: Processes) -> list[Tensor]:
-    """The norm of each list, over all ranks."""
+    """Return the norm of each list, over all ranks."""
     if ranks.mesh is None:
         return [get_total_norm(part) for part in (matrices, others)]
     squares = torch.stack([_mean_square(part, ranks) for part in (matrices, others)])
@@ -65,7 +65,7 @@ def _norms(matrices: list[Tensor], others: list[Tensor], ranks: Processes) -> li
 
 
 def _mean_square(grads: list[Tensor], ranks: Processes) -> Tensor:
-    """The sum of squares on this rank. Each square is divided by the number of ranks that hold the same number."""
+    """Return the sum of squares on this rank, each divided by the number of ranks that hold the same number."""
     by_copies = defaultdict(list)
     for grad in grads:
         by_copies[_copies(grad, ranks.world)].append(local(grad))
@@ -76,7 +76,7 @@ def _mean_square(grads: list[Tensor], ranks: Processes) -> Tensor:
 
 
 def _copies(grad: Tensor, world: int) -> int:
-    """Number of ranks that hold the same part of a gradient."""
+    """Return the number of ranks that hold the same part of a gradient."""
     if not isinstance(grad, DTensor):
         return world
     for axis, placement in enumerate(grad.placements):

@@ -8,14 +8,16 @@ import torch
 class StepClock:
     """Adds up the time during which it runs.
 
+    Attributes:
+        seconds: the time so far. Where a run is continued, it is set to the time until then.
+
     Args:
-        device: If it is a GPU, each reading of the clock waits for it, so that queued work counts where it belongs.
-        seconds: Time to begin with, if a run is continued.
+        device: if it is a GPU, each reading of the clock waits for it, so that queued work counts where it belongs.
     """
 
-    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds = seconds
+        self.seconds = 0.0
         self._since: float | None = None
 
     def start(self) -> None:
@@ -30,7 +32,7 @@ class StepClock:
             self._since = None
 
     def now(self) -> float:
-        """The time in seconds, from an arbitrary start, when the device has done all of its work."""
+        """Return the time in seconds, from an arbitrary start, when the device has done all of its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

@@ -1,6 +1,7 @@
 """Build the optimizer or optimizers of the whole model from a name in the settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch.distributed import ProcessGroup
 
 import orthon
 from orthon.algorithms import RULES
+from orthon.optimizers.by_name import class_of
 from orthon.train.errors import UserError
 from orthon.train.processes.ranks import REPLICATE, SHARD, TENSOR, Processes
 from orthon.train.settings.optimizer import FRACTIONS, OptimizerConfig, OptimizerName
@@ -25,9 +27,7 @@ DEFAULT_LR: dict[OptimizerName, float] = {
     "adamw": 0.003,
     "lion": 0.001,
 }
-DEFAULT_FRACTION = 0.25  # how much of a matrix one update changes, where it does not change all
 SECOND_BETA = 0.95  # for AdamW and Lion
-EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Optimizers:
                 cast(Any, optimizer).consolidate()
 
     def state_bytes(self) -> int:
-        """Memory of the optimizers' state, in bytes."""
+        """Return the memory of the optimizers' state, in bytes."""
         states = (state for optimizer in self.each for state in optimizer.state.values())
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
@@ -74,21 +74,23 @@ class Optimizers:
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:
-    """The optimizers that the settings name.
+    """Return the optimizers that the settings name.
 
     Args:
-        model: Already divided among the ranks.
-        config: Settings.
-        seed: Of the run.
-        ranks: Who takes part.
+        model: already divided among the ranks.
+        config: settings.
+        seed: of the run.
+        ranks: who takes part.
 
     Raises:
-        UserError: The optimizer refuses one of `optimizer.options`.
+        UserError: the optimizer refuses one of `optimizer.options`.
     """
-    try:
-        return _BUILDERS[config.name](model, settle(config), seed, ranks)
-    except (TypeError, ValueError) as error:
-        raise _refused(config, error) from error
+    of_torch = OF_TORCH.get(config.name)
+    if of_torch is not None:
+        with _refusing(config):
+            return _collect(*of_torch(model, config))
+    optimizer = build_mixed(model, config, seed, ranks)
+    return _collect(optimizer, unsynchronized=_replicas(config, ranks) if config.compressed_sync else None)
 
 
 def refuse_torchs(config: OptimizerConfig, setting: str = "") -> None:
@@ -98,114 +100,92 @@ def refuse_torchs(config: OptimizerConfig, setting: str = "") -> None:
 
 
 def build_mixed(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> orthon.MixedOptimizer:
-    """The one optimizer of Orthon that updates as the settings say, of which plans can be made.
+    """Return the one optimizer of Orthon that updates as the settings say, of which plans can be made.
+
+    For adamw it is PyTorch's AdamW again, but called by Orthon.
 
     Args:
-        model: Already divided among the ranks.
-        config: Settings.
-        seed: Of the run.
-        ranks: Who takes part.
+        model: already divided among the ranks.
+        config: settings.
+        seed: of the run.
+        ranks: who takes part.
 
     Raises:
-        UserError: See `build_optimizers`; and for torch-muon, which is not Orthon's.
+        UserError: see `build_optimizers`; and for torch-muon, which is not Orthon's.
     """
     refuse_torchs(config)
-    if config.name != "adamw":
-        return cast(orthon.MixedOptimizer, build_optimizers(model, config, seed, ranks).each[0])
-    # PyTorch's AdamW again, but called by Orthon.
-    groups = orthon.param_groups(model, "adamw", "adamw", **_rates(config))
+    options = _adam_options(config) | {"scalar_algorithm": "adamw"}
+    if RULES[config.name].work.takes_matrices:
+        options |= {"momentum": config.momentum, "seed": seed}
+        replicas = _replicas(config, ranks)
+        if replicas is not None:
+            options |= {"replicas": replicas, "sync_gradients": config.compressed_sync}
+    if config.name in FRACTIONS:
+        setting = FRACTIONS[config.name]
+        options[setting] = getattr(settle(config), setting)
+    with _refusing(config):
+        return class_of(config.name).for_model(model, **_rates(config), **options | config.options)
+
+
+@contextmanager
+def _refusing(config: OptimizerConfig) -> Iterator[None]:
+    """Make a UserError of what a constructor refuses."""
     try:
-        return orthon.Dion(groups, **_adam_options(config) | {"seed": seed} | _arguments(config.options))
+        yield
     except (TypeError, ValueError) as error:
-        raise _refused(config, error) from error
-
-
-def _refused(config: OptimizerConfig, error: Exception) -> UserError:
-    """An error of a constructor. Orthon's AdamW and Lion are made by Dion, whose name would mislead."""
-    message = " ".join(str(error).split())
-    if config.name not in _CLASSES:
-        message = message.removeprefix("Dion: ")
-    return UserError(f"optimizer {config.name}: {message}")
+        raise UserError(f"optimizer {config.name}: {' '.join(str(error).split())}") from error
 
 
 def settle(config: OptimizerConfig) -> OptimizerConfig:
-    """The same settings, with the defaults filled in that depend on the optimizer."""
+    """Return the same settings, with the defaults filled in that depend on the optimizer."""
     filled: dict[str, Any] = {"lr": full_lr(config)}
     setting = FRACTIONS.get(config.name)
     if setting is not None and getattr(config, setting) is None:
-        filled[setting] = DEFAULT_FRACTION
+        filled[setting] = RULES[config.name].options[setting].default
     return config.model_copy(update=filled)
 
 
 def full_lr(config: OptimizerConfig) -> float:
-    """Learning rate of the hidden matrices before the schedule."""
+    """Return the learning rate of the hidden matrices before the schedule."""
     return DEFAULT_LR[config.name] if config.lr is None else config.lr
 
 
-def _orthon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:
-    options: dict[str, Any] = _adam_options(config) | {"seed": seed, "momentum": config.momentum}
-    if config.name in FRACTIONS:
-        setting = FRACTIONS[config.name]
-        options[setting] = getattr(config, setting)
-    replicas = None
-    # Weights that are also divided show by their DTensors that they are replicated, unless the optimizer averages.
-    plain = ranks.size(SHARD) == ranks.size(TENSOR) == 1
-    if ranks.mesh is not None and ranks.size(REPLICATE) > 1 and (plain or config.compressed_sync):
-        replicas = ranks.mesh[REPLICATE].get_group()
-        options |= {"replicas": replicas, "sync_gradients": config.compressed_sync}
-    optimizer = _CLASSES[config.name].for_model(model, **_rates(config), **options | _arguments(config.options))
-    return _collect(optimizer, unsynchronized=replicas if config.compressed_sync else None)
+def _replicas(config: OptimizerConfig, ranks: Processes) -> ProcessGroup | None:
+    """Return the ranks of copies, where the weights do not tell, or where the optimizer averages their gradients."""
+    if ranks.mesh is None or ranks.size(REPLICATE) == 1:
+        return None
+    divided = ranks.size(SHARD) > 1 or ranks.size(TENSOR) > 1  # the DTensors show that they are replicated
+    return None if divided and not config.compressed_sync else ranks.mesh[REPLICATE].get_group()
 
 
-def _lion(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:  # noqa: ARG001
-    groups = orthon.param_groups(model, "lion", "adamw", **_rates(config))
-    options = _adam_options(config) | {"seed": seed} | _arguments(config.options)
-    return _collect(orthon.Dion(groups, **options))
-
-
-def _adamw(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:  # noqa: ARG001
+def _adamw(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     groups = orthon.param_groups(model, "adamw", "adamw", **_rates(config))
-    options = _adam_options(config) | _arguments(config.options)
-    return _collect(torch.optim.AdamW(groups, **options))
+    return [torch.optim.AdamW(groups, **_adam_options(config) | _tuples(config.options))]
 
 
-def _torch_muon(model: nn.Module, config: OptimizerConfig, seed: int, ranks: Processes) -> Optimizers:  # noqa: ARG001
+def _torch_muon(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     # Grouped as for Orthon's own rules: the same matrices for Muon, and the same AdamW for the rest.
     groups = orthon.param_groups(model, "muon", "adamw", **_rates(config))
     matrices = [group for group in groups if group["algorithm"] == "muon"]
     others = [group for group in groups if group["algorithm"] != "muon"]
-    options: dict[str, Any] = {"momentum": config.momentum} | _arguments(config.options)
-    return _collect(
-        torch.optim.Muon(matrices, **options),
-        torch.optim.AdamW(others, **_adam_options(config)),
-    )
+    options = {"momentum": config.momentum} | _tuples(config.options)
+    return [torch.optim.Muon(matrices, **options), torch.optim.AdamW(others, **_adam_options(config))]
 
 
-_CLASSES: dict[OptimizerName, Any] = {
-    "dion": orthon.Dion,
-    "dion2": orthon.Dion2,
-    "dion3": orthon.Dion3,
-    "muon": orthon.Muon,
-    "normuon": orthon.NorMuon,
+# PyTorch's own.
+OF_TORCH: dict[OptimizerName, Callable[[nn.Module, OptimizerConfig], list[torch.optim.Optimizer]]] = {
+    "torch-muon": _torch_muon,
+    "adamw": _adamw,
 }
-
-_BUILDERS = {**dict.fromkeys(_CLASSES, _orthon), "torch-muon": _torch_muon, "adamw": _adamw, "lion": _lion}
 
 
 def _adam_options(config: OptimizerConfig) -> dict[str, Any]:
-    return {"betas": (config.momentum, SECOND_BETA), "eps": EPS}
+    return {"betas": (config.momentum, SECOND_BETA)}
 
 
-def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as a constructor takes them: dtypes in place of their names, tuples in place of lists."""
-    return {key: _argument(key, value) for key, value in options.items()}
-
-
-def _argument(key: str, value: Any) -> Any:
-    if key.endswith("_dtype"):  # bfloat16, or torch.bfloat16
-        dtype = getattr(torch, str(value).removeprefix("torch."), None)
-        return dtype if isinstance(dtype, torch.dtype) else value
-    return tuple(value) if isinstance(value, list) else value
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as PyTorch's constructors take them: tuples in place of lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
 def _rates(config: OptimizerConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from orthon.train.settings.run import ScheduleConfig
 
 
 def lr_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
-    """The factor for step `step` of `steps`, counted from 0. It rises to 1 in the warm-up, then it decays.
+    """Return the factor for step `step` of `steps`, counted from 0. It rises to 1 in the warm-up, then it decays.
 
     It is above 0 in the first step of the warm-up. It would reach `final` in the step after the last one.
     """

@@ -33,12 +33,12 @@ class Training:
         """Do one step.
 
         Args:
-            sequences: This rank's share of the batch, int64, (number, context + 1).
-            config: Settings of the run.
-            report: Whether to return the numbers of the step, for which the device must be waited for.
+            sequences: this rank's share of the batch, int64, (number, context + 1).
+            config: settings of the run.
+            report: whether to return the numbers of the step, for which the device must be waited for.
 
         Raises:
-            DivergedError: A gradient is not finite, or the loss is not. The loss is only checked with `report`.
+            DivergedError: a gradient is not finite, or the loss is not. The loss is only checked with `report`.
         """
         clock = self.clock
         started = clock.now() if report else 0.0
@@ -92,13 +92,13 @@ class StepReport:
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, ranks: Processes) -> float:
-    """Mean loss over sequences, in nats per token. All ranks call it together, and all get the same number.
+    """Return the mean loss over sequences, in nats per token. All ranks call it together, and all get the same number.
 
     Args:
-        model: The model, not the wrapper.
+        model: the model, not the wrapper.
         sequences: int64, (any number, context + 1), the same on all ranks, which share the work.
-        config: Settings of the run.
-        ranks: Who takes part.
+        config: settings of the run.
+        ranks: who takes part.
     """
     parts = torch.split(sequences, config.batch_size // config.accumulation // ranks.data_world)
     total = 0.0
@@ -112,7 +112,7 @@ def validation_loss(model: nn.Module, sequences: Tensor, config: TrainConfig, ra
 
 
 def token_loss(model: nn.Module, sequences: Tensor, config: TrainConfig) -> Tensor:
-    """Mean cross-entropy of each token, given the tokens before it. `sequences`: int64, (b, context + 1)."""
+    """Return the mean cross-entropy of each token, given the tokens before it. `sequences`: int64, (b, context + 1)."""
     device = sequences.device.type
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device == "cuda")
     with torch.autocast(device, torch.bfloat16, enabled=bf16):

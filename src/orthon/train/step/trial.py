@@ -9,23 +9,22 @@ from orthon.train.model.build import llama_config
 from orthon.train.processes.ranks import REPLICATE, Processes
 from orthon.train.settings.model import Shape
 from orthon.train.settings.optimizer import OptimizerConfig
-from orthon.train.settings.shown import shown
-from orthon.train.step.optimizers import Optimizers, build_optimizers, full_lr
+from orthon.train.settings.shortened import shortened
+from orthon.train.step.optimizers import OF_TORCH, Optimizers, build_optimizers, full_lr
 
 SHAPE = Shape(hidden_size=64, layers=1, heads=1, kv_heads=1, ffn=128, context=16)
 LARGEST_DECAY = torch.finfo(torch.float32).max  # which the weights of small matrices are multiplied by
-OF_TORCH = ("torch-muon", "adamw")
 
 
 def try_options(config: OptimizerConfig, ranks: Processes) -> None:
     """Make the optimizer once, and take a step, for nothing.
 
     Args:
-        config: Settings.
-        ranks: Who takes part in the run.
+        config: settings.
+        ranks: who takes part in the run.
 
     Raises:
-        UserError: The optimizer refuses one of `optimizer.options`, a rate is too high to compute with, or there is
+        UserError: the optimizer refuses one of `optimizer.options`, a rate is too high to compute with, or there is
             nothing to compress.
     """
     if config.compressed_sync and ranks.size(REPLICATE) == 1:
@@ -55,7 +54,7 @@ def _step(model: nn.Module, optimizers: Optimizers, config: OptimizerConfig) -> 
 
 
 def _given(config: OptimizerConfig) -> str:
-    """What may be the reason, for messages of torch, which name no setting."""
+    """Return what may be the reason, for messages of torch, which name no setting."""
     words = [f"lr {full_lr(config):g}", f"scalar_lr {config.scalar_lr:g}", f"weight_decay {config.weight_decay:g}"]
-    words += [f"{key}={shown(value)}" for key, value in config.options.items()]
+    words += [f"{key}={shortened(value)}" for key, value in config.options.items()]
     return ", ".join(words)

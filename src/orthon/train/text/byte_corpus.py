@@ -20,12 +20,12 @@ def byte_corpus(
     a few documents, the end of their joined text is held out instead.
 
     Args:
-        source: Where they come from, in words.
-        documents: To train on.
-        held_out_documents: To hold out. Then all others are trained on.
+        source: where they come from, in words.
+        documents: to train on.
+        held_out_documents: to hold out. Then all others are trained on.
 
     Raises:
-        UserError: There is no text.
+        UserError: there is no text.
     """
     filled = [(name, content) for name, content in documents if content]
     if not filled:

@@ -19,11 +19,11 @@ def load_corpus(data: DataConfig, *, beside: Path | None = None) -> Corpus:
     """Read the text that the settings name.
 
     Args:
-        data: Settings.
-        beside: The directory that holds the directory of the run. Tokens that a tokenizer makes are kept there.
+        data: settings.
+        beside: the directory that holds the directory of the run. Tokens that a tokenizer makes are kept there.
 
     Raises:
-        UserError: A path is missing or cannot be read, or there is no text in it.
+        UserError: a path is missing or cannot be read, or there is no text in it.
     """
     if data.source == "shards":
         return shard_corpus(

@@ -22,7 +22,7 @@ NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
 
 def stdlib_source() -> Source:
-    """The source files of Python's standard library, in the order of their paths."""
+    """Return the source files of Python's standard library, in the order of their paths."""
     root = Path(sysconfig.get_path("stdlib"))
     found = [(path, path.relative_to(root)) for path in sorted(root.rglob("*.py"))]
     files = [
@@ -34,10 +34,10 @@ def stdlib_source() -> Source:
 
 
 def text_source(named: Named) -> Source:
-    """All files that are named, and all in a named directory and below it. Hidden files there are left out.
+    """Return all files that are named, and all in a named directory and below it. Hidden files there are left out.
 
     Raises:
-        UserError: A path does not exist or cannot be read.
+        UserError: a path does not exist or cannot be read.
     """
     return _source("text files", list(find_files(named, "*")))
 

@@ -23,7 +23,7 @@ class Named:
     without: Collection[Path] = ()
 
     def resolved(self) -> set[Path]:
-        """Every named path, and every file in a named directory, without links on the way."""
+        """Return every named path, and every file in a named directory, without links on the way."""
         paths = [Path(path) for path in self.paths]
         inside = [file for path in paths if path.is_dir() for file in _inside(path, self.setting)]
         return {path.resolve() for path in paths + inside}
@@ -37,7 +37,7 @@ def find_files(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
     trained on as well.
 
     Raises:
-        UserError: A path does not exist, or is a device or a pipe, which cannot be read twice; or a directory cannot
+        UserError: a path does not exist, or is a device or a pipe, which cannot be read twice; or a directory cannot
             be read.
     """
     seen = set(named.without)

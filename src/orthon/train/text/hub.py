@@ -44,10 +44,10 @@ def hub() -> Iterator[str | None]:
 
 
 def hub_file(name: str, file: str) -> Path:
-    """A file of a model on the hub: from the cache of earlier downloads, else downloaded.
+    """Return a file of a model on the hub: from the cache of earlier downloads, else downloaded.
 
     Raises:
-        UserError: It is not in the cache, and cannot be downloaded.
+        UserError: it is not in the cache, and cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 

@@ -16,14 +16,14 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def jsonl_source(named: Named, column: str) -> Source:
-    """The lines of all files that are named, and of all `.jsonl` files in a named directory and below it.
+    """Return the lines of all files that are named, and of all `.jsonl` files in a named directory and below it.
 
     Args:
-        named: Files or directories.
-        column: Key of the text in each object.
+        named: files or directories.
+        column: key of the text in each object.
 
     Raises:
-        UserError: A path does not exist or cannot be read. While reading: a line is not as above.
+        UserError: a path does not exist or cannot be read. While reading: a line is not as above.
     """
     files = list(find_files(named, "*.jsonl"))
     mark = [mark_of(path, name) for path, name in files]

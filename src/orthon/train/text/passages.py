@@ -22,9 +22,9 @@ def passages(name: str, blocks: Iterable[bytes], *, read: int | None = None) -> 
     """The passages of one document. If the document is empty, there is none.
 
     Args:
-        name: Of the document.
-        blocks: Its content, in blocks of any length.
-        read: How much of the source's total has been read with its last passage. Default: the bytes of each passage.
+        name: of the document.
+        blocks: its content, in blocks of any length.
+        read: how much of the source's total has been read with its last passage. Default: the bytes of each passage.
     """
     parts = cut(blocks)
     last = next(parts, None)
@@ -65,13 +65,13 @@ def whole(parts: Iterable[Passage]) -> Iterator[Document]:
 
 
 def character_start(content: bytes, position: int) -> int:
-    """The position, or up to 3 bytes after it, where a character of UTF-8 begins."""
+    """Return the position, or up to 3 bytes after it, where a character of UTF-8 begins."""
     starts = (at for at in range(position, position + 4) if content[at : at + 1] < b"\x80" or content[at] >= 0xC0)
     return next(starts, position)
 
 
 def _last_end(text: bytes) -> int:
-    """Where to cut a text that is longer than a passage. At least 1."""
+    """Return where to cut a text that is longer than a passage. At least 1."""
     line = text.rfind(b"\n", 0, LONGEST) + 1
     if line:
         return line

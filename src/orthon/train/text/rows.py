@@ -11,14 +11,14 @@ def row_passages(name: str, text: Any, where: str, column: str, *, read: int) ->
     """The passages of one row.
 
     Args:
-        name: Of the document.
-        text: What the row holds in the column.
-        where: The row, for errors.
-        column: Its name.
-        read: How much of the source's total the row is.
+        name: of the document.
+        text: what the row holds in the column.
+        where: the row, for errors.
+        column: its name.
+        read: how much of the source's total the row is.
 
     Raises:
-        UserError: It is not text.
+        UserError: it is not text.
     """
     if not isinstance(text, str):
         raise UserError(f"data.text_column {column!r} of {where} does not")
@@ -30,7 +30,7 @@ def require_column(column: str, columns: Any, where: str = "") -> None:
     """Refuse a column that is not there.
 
     Raises:
-        UserError: It names those that are.
+        UserError: it names those that are.
     """
     names = [str(name) for name in columns]
     if column not in names:

@@ -57,14 +57,14 @@ MOST_SMALL = 16  # in 32-bit tokens below 2²⁰, every second half is below thi
 
 
 def header_of(start: bytes, path: Path) -> tuple[ShardFormat, int, int] | None:
-    """The format, number of tokens and vocabulary size (or 0) in a header; None if the file has none.
+    """Return the format, number of tokens and vocabulary size (or 0) in a header; None if the file has none.
 
     Args:
-        start: The first `HEADER_BYTES` bytes of the file.
-        path: For errors.
+        start: the first `HEADER_BYTES` bytes of the file.
+        path: for errors.
 
     Raises:
-        UserError: The file has an unknown header or version, or is of another kind.
+        UserError: the file has an unknown header or version, or is of another kind.
     """
     for beginning, kind in OTHERS.items():
         if start.startswith(beginning):
@@ -92,13 +92,13 @@ def header_of(start: bytes, path: Path) -> tuple[ShardFormat, int, int] | None:
 
 
 def looks_like_32_bits(tokens: NDArray[np.uint16]) -> bool:
-    """Whether numbers that were read as 16-bit tokens look like the halves of 32-bit ones."""
+    """Return whether numbers that were read as 16-bit tokens look like the halves of 32-bit ones."""
     low, high = tokens[0::2], tokens[1::2]
     return len(high) >= 8 and int(high.max()) < MOST_SMALL <= int(low.max())
 
 
 def header(known: ShardFormat, tokens: int, vocab_size: int) -> bytes:
-    """The header of a shard with so many tokens."""
+    """Return the header of a shard with so many tokens."""
     numbers = np.zeros(NUMBERS, NUMBER)
     numbers[:4] = known.magic, known.version, tokens, vocab_size
     return numbers.tobytes()

@@ -13,7 +13,7 @@ from orthon.train.text.shard_format import HEADER_BYTES, ShardFormat, header
 
 
 def shard_name(part: str, number: int) -> str:
-    """Name of a shard."""
+    """Return the name of a shard."""
     return f"{part}_{number:06d}.bin"
 
 
@@ -21,19 +21,19 @@ class ShardWriter:
     """Fills shards one after the other: `train_000000.bin`, `train_000001.bin` and so on.
 
     Args:
-        folder: Where they are.
-        part: Beginning of their names.
-        form: Their format.
-        vocab_size: Size of the vocabulary, for the header.
-        per_shard: Tokens in each but the last.
-        written: Tokens that are in them already. What lies behind these is dropped.
+        folder: where they are.
+        part: beginning of their names.
+        form: their format.
+        vocab_size: size of the vocabulary, for the header.
+        per_shard: tokens in each but the last.
+        written: tokens that are in them already. What lies behind these is dropped.
 
     Raises:
-        UserError: The last shard is missing, or does not have these tokens.
+        UserError: the last shard is missing, or does not have these tokens.
     """
 
     def __init__(
-        self, folder: Path, part: str, *, form: ShardFormat, vocab_size: int, per_shard: int, written: int = 0
+        self, folder: Path, part: str, *, form: ShardFormat, vocab_size: int, per_shard: int, written: int
     ) -> None:
         self._folder, self._part, self._form = folder, part, form
         self._vocab_size, self._per_shard, self.written = vocab_size, per_shard, written
@@ -102,4 +102,4 @@ class ShardWriter:
 
 
 def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

@@ -43,17 +43,17 @@ def shard_corpus(
     bits: Bits | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Corpus:
-    """All shards that are named, and all in a named directory.
+    """Return all shards that are named, and all in a named directory.
 
     Args:
-        paths: Files or directories. Without `held_out_paths`, those with 'val' in their name are held out.
-        vocab_size: Number of different tokens. Default: that of the tokenizer, of the headers, or of their format.
-        held_out_paths: Files or directories to hold out. Then all others are trained on.
-        bits: Of a token in files without a header. Default: 16.
-        tokenizer: Tells the text of tokens.
+        paths: files or directories. Without `held_out_paths`, those with 'val' in their name are held out.
+        vocab_size: number of different tokens. Default: that of the tokenizer, of the headers, or of their format.
+        held_out_paths: files or directories to hold out. Then all others are trained on.
+        bits: of a token in files without a header. Default: 16.
+        tokenizer: tells the text of tokens.
 
     Raises:
-        UserError: A path does not exist, a shard is damaged or unknown, or one of the two parts has no shard.
+        UserError: a path does not exist, a shard is damaged or unknown, or one of the two parts has no shard.
     """
     if held_out_paths is None:
         shards = [open_shard(path, bits) for path, _ in find_files(Named(paths), "*.bin")]
@@ -94,11 +94,11 @@ def open_shard(path: Path, bits: Bits | None = None) -> Shard:
     """One shard. The file is mapped, not read.
 
     Args:
-        path: Of the file.
-        bits: Of a token, if the file has no header. Default: 16.
+        path: of the file.
+        bits: of a token, if the file has no header. Default: 16.
 
     Raises:
-        UserError: The shard cannot be read, has an unknown header, has another length than its header says, or seems
+        UserError: the shard cannot be read, has an unknown header, has another length than its header says, or seems
             to have 32-bit tokens but does not say so.
     """
     try:
@@ -135,7 +135,7 @@ def _check_tokens(shards: Sequence[Shard], vocab_size: int) -> None:
     """Refuse tokens beyond the vocabulary before a run meets them in the middle. Of much text, beginnings are read.
 
     Raises:
-        UserError: It names the shard and the token.
+        UserError: it names the shard and the token.
     """
     for shard in shards:
         largest = int(shard.tokens[: CHECKED // len(shards)].max(initial=0))
@@ -144,7 +144,7 @@ def _check_tokens(shards: Sequence[Shard], vocab_size: int) -> None:
 
 
 def _sampled(tokens: Tokens) -> str:
-    """A hash of some tokens, as it takes long to read a large data set."""
+    """Return a hash of some tokens, as it takes long to read a large data set."""
     hashed = hashlib.blake2b(digest_size=16)
     for start in (0, len(tokens) // 2, max(0, len(tokens) - SAMPLED)):
         hashed.update(np.asarray(tokens[start : start + SAMPLED]).tobytes())
@@ -156,6 +156,6 @@ def _files(number: int) -> str:
 
 
 def _how_read(shards: Sequence[Shard]) -> str:
-    """How files without a header are read, in words; nothing if all have one."""
+    """Return how files without a header are read, in words; nothing if all have one."""
     bare = Counter(shard.form.bits for shard in shards if not shard.has_header)
     return "".join(f"; {_files(number)} without a header, read as {bits}-bit tokens" for bits, number in bare.items())

@@ -23,7 +23,7 @@ def mark_of(path: Path, name: str) -> list[Any]:
     """Name, size and times of a file. Whoever changes the content changes these, too.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         stat = path.stat()

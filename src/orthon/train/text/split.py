@@ -11,7 +11,7 @@ FEWEST_TO_SPLIT_BY_DOCUMENT = 20  # of fewer, one in twenty may be far from 5 % 
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the document with this name belongs to the held-out text."""
+    """Return whether the document with this name belongs to the held-out text."""
     number = int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest())
     return number < HELD_OUT_SHARE * 2**64
 
@@ -20,7 +20,7 @@ def split(read: Callable[[], Iterable[Passage]]) -> Iterator[tuple[Passage, bool
     """Every passage in order, with whether it is held out. The rule is the same as for a text in memory.
 
     Args:
-        read: Reads all passages from the beginning. It is called twice: at first to see which rule holds.
+        read: reads all passages from the beginning. It is called twice: at first to see which rule holds.
     """
     limit = _training_bytes(read())
     if limit is None:
@@ -39,7 +39,7 @@ def split(read: Callable[[], Iterable[Passage]]) -> Iterator[tuple[Passage, bool
 
 
 def _training_bytes(read: Iterable[Passage]) -> int | None:
-    """If the end of the text is held out: the bytes before it. None if documents are."""
+    """Return the bytes before the end that is held out; None if documents are held out."""
     documents, total = 0, 0
     seen: set[bool] = set()
     for passage in read:
@@ -53,6 +53,6 @@ def _training_bytes(read: Iterable[Passage]) -> int | None:
 
 
 def _middle(content: bytes, position: int) -> int:
-    """Where to cut a passage, soon after a position inside it: after a line, or at least after a character."""
+    """Return where to cut a passage, soon after a position inside it: after a line, or at least after a character."""
     line = content.find(b"\n", position) + 1
     return line if 0 < line < len(content) else character_start(content, position)

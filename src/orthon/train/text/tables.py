@@ -18,11 +18,11 @@ SAVED = ("state.json", "dataset_dict.json")  # files by which a folder of save_t
 
 
 def parquet_source(named: Named, column: str) -> Source:
-    """The rows of all files that are named, and of all `.parquet` files in a named directory and below it.
+    """Return the rows of all files that are named, and of all `.parquet` files in a named directory and below it.
 
     Args:
-        named: Files or directories.
-        column: The one that holds the text.
+        named: files or directories.
+        column: the one that holds the text.
 
     Raises:
         UserError: `pyarrow` is not installed, a file cannot be read, or it has no such column of text.
@@ -59,12 +59,12 @@ def parquet_source(named: Named, column: str) -> Source:
 
 
 def saved_source(named: Named, column: str, split: str) -> Source:
-    """The rows of folders that `save_to_disk` of `datasets` has written. They are mapped into memory.
+    """Return the rows of folders that `save_to_disk` of `datasets` has written. They are mapped into memory.
 
     Args:
-        named: The folders.
-        column: The one that holds the text.
-        split: Which one to read, of a folder that holds several.
+        named: the folders.
+        column: the one that holds the text.
+        split: which one to read, of a folder that holds several.
 
     Raises:
         UserError: `datasets` is not installed, a folder is no such one, or it has no such split or column of text.
@@ -98,7 +98,7 @@ def saved_source(named: Named, column: str, split: str) -> Source:
 
 
 def hf_source(name: str, subset: str | None, split: str, column: str) -> Source:
-    """The rows of a data set of the hub. It is downloaded when first used.
+    """Return the rows of a data set of the hub. It is downloaded when first used.
 
     Raises:
         UserError: `datasets` is not installed, the data set cannot be loaded, or it has no such column of text.

@@ -21,10 +21,10 @@ RULES = 1  # number of the rules by which passages, splits and tokens are made
 
 
 def open_source(data: DataConfig) -> tuple[Source, Source | None]:
-    """The source that the settings name, and the one to hold out if they name that, too.
+    """Return the source that the settings name, and the one to hold out if they name that, too.
 
     Raises:
-        UserError: A path is missing or cannot be read.
+        UserError: a path is missing or cannot be read.
     """
     if data.source == "stdlib":
         return stdlib_source(), None
@@ -41,14 +41,14 @@ def open_source(data: DataConfig) -> tuple[Source, Source | None]:
 
 
 def text_job(data: DataConfig, *, per_shard: int) -> Job:
-    """The job of making tokens of the text that the settings name.
+    """Return the job of making tokens of the text that the settings name.
 
     Args:
-        data: Settings, with a tokenizer.
-        per_shard: Tokens in a shard.
+        data: settings, with a tokenizer.
+        per_shard: tokens in a shard.
 
     Raises:
-        UserError: The text or the tokenizer cannot be read.
+        UserError: the text or the tokenizer cannot be read.
     """
     assert data.tokenizer is not None
     tokenizer = open_tokenizer(data.tokenizer, data.document_end)
@@ -74,10 +74,10 @@ def text_job(data: DataConfig, *, per_shard: int) -> Job:
 
 
 def _of_paths(data: DataConfig, named: Named) -> Source:
-    """The source that paths hold.
+    """Return the source that paths hold.
 
     Raises:
-        UserError: A path cannot be read, or directories hold no file of this kind.
+        UserError: a path cannot be read, or directories hold no file of this kind.
     """
     source = _opened(data, named)
     if not (source.mark or named.without):

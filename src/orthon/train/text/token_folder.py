@@ -43,13 +43,13 @@ def make_token_folder(folder: Path, job: Job, progress: Progress, *, wait: bool)
     All is written to a folder with the suffix `.part` beside it, which is then renamed.
 
     Args:
-        folder: For the shards.
-        job: What to make.
-        progress: Shows how far it is.
-        wait: Whether to wait for another process that makes the same folder.
+        folder: for the shards.
+        job: what to make.
+        progress: shows how far it is.
+        wait: whether to wait for another process that makes the same folder.
 
     Raises:
-        UserError: The folder holds something else, or the text cannot be read.
+        UserError: the folder holds something else, or the text cannot be read.
     """
     if (note := read_note(folder, job.key)) is not None:
         return note
@@ -84,10 +84,10 @@ def make_token_folder(folder: Path, job: Job, progress: Progress, *, wait: bool)
 
 
 def read_note(folder: Path, key: str) -> Note | None:
-    """What a folder holds; None if there is no such folder.
+    """Return what a folder holds; None if there is no such folder.
 
     Raises:
-        UserError: It is a file, a link, not whole, or was made by another job.
+        UserError: it is a file, a link, not whole, or was made by another job.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder} must be a folder but is a file or a symbolic link")
@@ -103,10 +103,10 @@ def read_note(folder: Path, key: str) -> Note | None:
 
 
 def shards_of(folder: Path, note: Note) -> tuple[list[Shard], list[Shard]]:
-    """The shards to train on, and those that are held out.
+    """Return the shards to train on, and those that are held out.
 
     Raises:
-        UserError: One is missing, a link, or not as long as the note says.
+        UserError: one is missing, a link, or not as long as the note says.
     """
     return _shards(folder, "train", note.train, note), _shards(folder, "val", note.held_out, note)
 

@@ -13,15 +13,15 @@ PER_SHARD = 100_000_000  # tokens, as in modded-nanogpt's shards
 
 
 def tokenized_corpus(data: DataConfig, beside: Path, progress: Progress) -> Corpus:
-    """The tokens of the text that the settings name. They are made once for each text and tokenizer.
+    """Return the tokens of the text that the settings name. They are made once for each text and tokenizer.
 
     Args:
-        data: Settings, with a tokenizer.
-        beside: The directory that holds the directory of the run.
-        progress: Shows how far it is.
+        data: settings, with a tokenizer.
+        beside: the directory that holds the directory of the run.
+        progress: shows how far it is.
 
     Raises:
-        UserError: The text, the tokenizer or what is kept cannot be read.
+        UserError: the text, the tokenizer or what is kept cannot be read.
     """
     job = text_job(data, per_shard=PER_SHARD)
     size = vocabulary(data.vocab_size, job.tokenizer)

@@ -49,10 +49,10 @@ class Tokenizer:
         return hashlib.blake2b(f"{self.end} {self.content}".encode(), digest_size=16).hexdigest()
 
     def encode(self, contents: Sequence[bytes]) -> list[NDArray[np.uint32]]:
-        """The tokens of each content, without special ones. What is not UTF-8 becomes the character U+FFFD.
+        """Return the tokens of each content, without special ones. What is not UTF-8 becomes the character U+FFFD.
 
         Raises:
-            UserError: The tokenizer has no token for a part of it.
+            UserError: the tokenizer has no token for a part of it.
         """
         texts = [content.decode("utf-8", errors="replace") for content in contents]
         with _refusing(f"data.tokenizer: {self.name} cannot make tokens of the text"):
@@ -60,7 +60,7 @@ class Tokenizer:
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens. Those that the tokenizer does not have are left out."""
+        """Return the text of tokens. Those that the tokenizer does not have are left out."""
         known = [token for token in tokens if token < self.vocab_size]
         try:
             text: str = self._library.decode(known, False)
@@ -90,11 +90,11 @@ def open_tokenizer(name: str, end: str | None = None) -> Tokenizer:
     """Read a tokenizer. Its own limits of length and its padding are switched off.
 
     Args:
-        name: A JSON file of `tokenizers`, a folder with a `tokenizer.json`, or the name of a model on the hub.
-        end: The token after each document. Default: see `ENDS`.
+        name: a JSON file of `tokenizers`, a folder with a `tokenizer.json`, or the name of a model on the hub.
+        end: the token after each document. Default: see `ENDS`.
 
     Raises:
-        UserError: There is no such tokenizer, or it has no such token.
+        UserError: there is no such tokenizer, or it has no such token.
     """
     import tokenizers
 

@@ -65,10 +65,10 @@ class Job:
 
 
 def read_state(folder: Path, key: str) -> State:
-    """How far a job is in a folder; a new state if it has not begun.
+    """Return how far a job is in a folder; a new state if it has not begun.
 
     Raises:
-        UserError: The folder holds the beginning of another job, or what is no state.
+        UserError: the folder holds the beginning of another job, or what is no state.
     """
     path = folder / STATE
     try:
@@ -86,16 +86,16 @@ def write_tokens(folder: Path, job: Job, state: State, advance: Callable[[int], 
     """Write all shards of a job.
 
     Args:
-        folder: Where they are, with what an interrupted process has left.
-        job: What to make.
-        state: How far it is, from `read_state`.
-        advance: Called with what has been read, in the unit of the job's total.
+        folder: where they are, with what an interrupted process has left.
+        job: what to make.
+        state: how far it is, from `read_state`.
+        advance: called with what has been read, in the unit of the job's total.
 
     Returns:
         The last state.
 
     Raises:
-        UserError: The text cannot be read, or one of the two parts is empty.
+        UserError: the text cannot be read, or one of the two parts is empty.
     """
     writers = [
         ShardWriter(

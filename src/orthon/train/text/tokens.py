@@ -40,10 +40,10 @@ class Corpus:
 
 
 def amount(number: int) -> str:
-    """A number of tokens as a person reads it: 940, or 1.25 M."""
+    """Return a number of tokens as a person reads it: 940, or 1.25 M."""
     return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
 
 
 def count(pieces: Sequence[Piece]) -> int:
-    """Number of tokens in all pieces."""
+    """Return the number of tokens in all pieces."""
     return sum(len(piece.tokens) for piece in pieces)

@@ -7,7 +7,7 @@ MULTIPLE = 64  # the size of the tiles that GPUs multiply by
 
 
 def beyond(name: str, token: int, size: int) -> str:
-    """What to say of a text with a token that the vocabulary does not have."""
+    """Return what to say of a text with a token that the vocabulary does not have."""
     return (
         f"{name} holds token {token}, but the vocabulary has {size} tokens, from 0 on; "
         f"a larger --data.vocab-size makes room"
@@ -15,10 +15,10 @@ def beyond(name: str, token: int, size: int) -> str:
 
 
 def vocabulary(given: int | None, tokenizer: Tokenizer | None) -> int | None:
-    """The size that the settings give; else that of the tokenizer, rounded up; None if there is neither.
+    """Return the size that the settings give; else that of the tokenizer, rounded up; None if there is neither.
 
     Raises:
-        UserError: The size that is given is too small for the tokenizer.
+        UserError: the size that is given is too small for the tokenizer.
     """
     if tokenizer is None:
         return given

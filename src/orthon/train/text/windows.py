@@ -19,13 +19,13 @@ class Windows:
     """Windows of `context` tokens that do not overlap, each with the token after it (the first of the next window).
 
     Args:
-        pieces: The text. Tokens at the end of a piece that do not fill a window are never read.
-        context: Number of tokens that the model reads in one sequence.
-        vocab_size: Every token must be below it.
-        name: Name of the text, for errors.
+        pieces: the text. Tokens at the end of a piece that do not fill a window are never read.
+        context: number of tokens that the model reads in one sequence.
+        vocab_size: every token must be below it.
+        name: name of the text, for errors.
 
     Raises:
-        UserError: The text is shorter than one window.
+        UserError: the text is shorter than one window.
     """
 
     def __init__(self, pieces: Sequence[Piece], context: int, vocab_size: int, name: str) -> None:
@@ -43,10 +43,10 @@ class Windows:
         return int(self.first[-1])
 
     def read(self, indices: Indices) -> Tensor:
-        """The windows with these numbers, int64, (len(indices), context + 1).
+        """Return the windows with these numbers, int64, (len(indices), context + 1).
 
         Raises:
-            UserError: A token is not below the vocabulary size.
+            UserError: a token is not below the vocabulary size.
         """
         rows = np.empty((len(indices), self.context + 1), np.int64)
         for row, index in zip(rows, indices, strict=True):
@@ -58,7 +58,7 @@ class Windows:
         return torch.from_numpy(rows)
 
     def spread(self, number: int) -> Indices:
-        """The numbers of up to `number` different windows, spread evenly over the whole text."""
+        """Return the numbers of up to `number` different windows, spread evenly over the whole text."""
         return np.unique(np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(np.int64))
 
 
@@ -77,7 +77,7 @@ class BatchOrder:
         self._epoch, self._permutation = -1, np.empty(0, np.int64)  # the epoch in use
 
     def indices(self, step: int, rank: int = 0, world: int = 1) -> Indices:
-        """The windows of one rank in step `step`, counted from 0. Each rank has a block of consecutive ones."""
+        """Return the windows of one rank in step `step`, counted from 0. Each rank has a block of consecutive ones."""
         start, stop = (step * self.batch_size + self.batch_size * part // world for part in (rank, rank + 1))
         positions = range(start, stop)
         return np.array([self._at(position) for position in positions], np.int64)

@@ -17,11 +17,11 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Make a folder and hold its lock. It may be renamed or deleted while the lock is held.
 
     Args:
-        folder: That is written.
-        wait: Whether to wait for another process that writes it.
+        folder: that is written.
+        wait: whether to wait for another process that writes it.
 
     Raises:
-        UserError: The folder is a link; or another process writes it, and `wait` is off.
+        UserError: the folder is a link; or another process writes it, and `wait` is off.
     """
     path = folder / LOCK
     while True:

@@ -9,8 +9,8 @@ _REPR.maxlevel = 3
 _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 10
 
 
-def shown(value: object) -> str:
-    """A value as a message shows it. The middle of what is long is left out."""
+def shortened(value: object) -> str:
+    """Return a value as Python would write it, without the middle if it is long."""
     try:
         return _REPR.repr(value)
     except ValueError:  # an integer of more digits than Python writes
