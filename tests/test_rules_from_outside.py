@@ -294,15 +294,19 @@ def test_verbs_multiply_exactly(factor: float, nonfinite: str) -> None:
         M = batch.kept("momentum")
         M.copy_(batch.G)
         M.mul_(factor)
+        batch.kept("added").add_(batch.G, factor)
+        batch.kept("neared").lerp_(batch.G, factor)
 
-    register_rule(Rule("shrinking", shrinking, MOMENTUM, WholeMatrix(), {}))
+    zeros = dict.fromkeys(("momentum", "added", "neared"), Entry())
+    register_rule(Rule("shrinking", shrinking, zeros, WholeMatrix(), {}))
     to = [nn.Parameter(p.detach().double()) for p in params()]
     optimizer = orthon.MixedOptimizer(to, algorithm="shrinking", options={}, nonfinite=nonfinite)
     give_gradients(to)
     optimizer.step()
     for p in to:
         assert p.grad is not None
-        assert torch.equal(optimizer.state[p]["momentum"], p.grad * factor)
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(value, p.grad * factor), key
 
 
 def test_what_runs_twice_may_register_twice() -> None:
