@@ -11,10 +11,9 @@ from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import SCHEDULER_KEYS, Group, Option
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.work import COMMON_OPTIONS, MATRIX_OPTIONS, Work
+from orthon.linalg.precision import FLOAT_DTYPES
 from orthon.sharding import Step
 from orthon.sharding.matrix_view import MatrixView
-
-FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
