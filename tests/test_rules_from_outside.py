@@ -20,14 +20,18 @@ from orthon.algorithms import (
     Elementwise,
     Entry,
     LowRank,
+    LowRankMomentum,
+    Rows,
     Rule,
     SelectedRows,
     Step,
     WholeMatrix,
     Work,
+    added_gradients,
     flag,
     number,
     register_rule,
+    selected,
 )
 from orthon.testing import check_rule
 from orthon.testing.invariants import accelerated
@@ -314,6 +318,33 @@ def test_what_runs_twice_may_register_twice() -> None:
     again = replace(STEEPEST)
     assert register_rule(again) is again
     assert RULES["steepest"] is again
+
+
+def alternating(batch: Batch) -> Step[None]:
+    """Dion without error feedback, which looks neither ahead nor back."""
+    M = LowRankMomentum(batch)
+    yield from M.add_gradients()
+    P = yield from M.left()
+    yield from M.descend(P, (yield from M.right(P)))
+
+
+def rows_first(batch: Batch) -> Step[None]:
+    M, norms = added_gradients(batch, norms=True)
+    O = yield from Rows.taken(M, batch, (yield from selected(norms, batch))).polar()
+    O.descend()
+
+
+@pytest.mark.parametrize(
+    ("rule", "work"), [(alternating, LowRank()), (rows_first, SelectedRows()), (steepest, WholeMatrix())]
+)
+def test_a_kind_of_work_brings_the_options_that_it_reads(rule: Any, work: Any) -> None:
+    entries = MOMENTUM if isinstance(work, WholeMatrix) else work.entries
+    register_rule(Rule("mine", rule, entries, work, {}))
+    to = params()
+    before = contents(to, optimizer := orthon.MixedOptimizer(to, algorithm="mine", options={}))
+    give_gradients(to)
+    optimizer.step()
+    assert not torch.equal(before[0], to[0])
 
 
 def test_a_rule_that_only_needs_another_effort_takes_over_the_rest() -> None:

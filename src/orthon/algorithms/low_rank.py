@@ -12,6 +12,7 @@ from orthon.algorithms.options import (
     Option,
     choice,
     choice_or_none,
+    decay,
     flag,
     float_dtype_or_none,
     integer,
@@ -42,6 +43,7 @@ class LowRank(Work):
     takes_matrices = True
     options: ClassVar[Mapping[str, Option]] = {
         **MATRIX_OPTIONS,
+        "momentum": decay(0.95),
         "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
         "rank_multiple_of": own(integer(1, at_least=1)),
         "right_factor": choice("orthonormalize", "normalize", "polar"),

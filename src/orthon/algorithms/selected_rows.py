@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.options import Group, Option, choice, number, portion, scheduled
+from orthon.algorithms.options import Group, Option, choice, decay, number, portion
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.whole_matrix import POLAR_OPTIONS, WholeMatrix, dtype_of_polar
 from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
@@ -30,7 +30,7 @@ class SelectedRows(Work):
     options: ClassVar[Mapping[str, Option]] = {
         **MATRIX_OPTIONS,
         **POLAR_OPTIONS,
-        "momentum": scheduled(number(0.95, "in [0, 1)", lambda v: 0 <= v < 1)),
+        "momentum": decay(0.95),
         "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
         "selection": choice("global", "local", "random"),
         "selection_side": choice("short", "rows"),
