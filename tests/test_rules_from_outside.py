@@ -156,6 +156,15 @@ class RankOfNothing(Work):
         return 1
 
 
+class TailOfNothing(Work):
+    def has_tail(self, *_: Any) -> bool:
+        return True
+
+
+class CopiesOfNothing(Work):
+    copies_divide_matrices = True
+
+
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "no rule": ("steepest", TypeError, "rule should be a Rule, but is a str"),
     "a name with a space": (replace(STEEPEST, name="my rule"), ValueError, "name should be a Python identifier"),
@@ -176,6 +185,16 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         replace(STEEPEST, work=RankOfNothing()),
         ValueError,
         "RankOfNothing has update_rank, which",
+    ),
+    "a tail without matrices": (
+        replace(STEEPEST, work=TailOfNothing()),
+        ValueError,
+        "TailOfNothing has has_tail, which",
+    ),
+    "copies without matrices": (
+        replace(STEEPEST, work=CopiesOfNothing()),
+        ValueError,
+        "CopiesOfNothing has copies_divide_matrices, which",
     ),
     "a side without matrices": (
         replace(STEEPEST, entries={"moment": Entry(side=0)}),
@@ -311,6 +330,13 @@ def test_verbs_multiply_exactly(factor: float, nonfinite: str) -> None:
         assert p.grad is not None
         for key, value in optimizer.state[p].items():
             assert torch.equal(value, p.grad * factor), key
+
+
+def test_the_page_about_rules_has_every_question() -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "rules.md").read_text(encoding="utf-8")
+    table = page.partition("These are the questions.")[2].partition("## ")[0]
+    for question in vars(Work):
+        assert question.startswith("_") or f"`{question}`" in table, question
 
 
 def test_what_runs_twice_may_register_twice() -> None:
