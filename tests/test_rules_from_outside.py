@@ -373,6 +373,29 @@ def test_a_kind_of_work_brings_the_options_that_it_reads(rule: Any, work: Any) -
     assert not torch.equal(before[0], to[0])
 
 
+@pytest.mark.parametrize(
+    ("verbs", "message"),
+    [
+        (["left"], "add_gradients comes before left"),
+        (["add_gradients", "right"], "left comes before right"),
+        (["add_gradients", "left", "descend"], "right comes before descend"),
+        (["add_gradients", "left", "fade"], "right comes before fade"),
+    ],
+)
+def test_verbs_of_low_rank_in_another_order_are_refused(verbs: list[str], message: str) -> None:
+    def hasty(batch: Batch) -> Step[None]:
+        M, P = LowRankMomentum(batch), torch.ones(3, 4, 1)
+        given = {"right": (P,), "descend": (P, P), "fade": (P, P)}
+        for verb in verbs:
+            yield from getattr(M, verb)(*given.get(verb, ()))
+
+    register_rule(Rule("hasty", hasty, LowRank().entries, LowRank(), {}))
+    to = params()
+    give_gradients(to)
+    with pytest.raises(AssertionError, match=message):
+        orthon.MixedOptimizer(to, algorithm="hasty", options={}).step()
+
+
 def test_a_rule_that_only_needs_another_effort_takes_over_the_rest() -> None:
     register_rule(Rule("mine", steepest, MOMENTUM, OtherEffort(), {}))
     assert RULES["mine"].options.keys() == WholeMatrix().options.keys()
