@@ -1,11 +1,14 @@
 """Orthonormalization and unit columns on hard matrices."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orthon.linalg import orthonormalize, unit_columns
+from orthon.linalg import Columns, orthonormalize, polar_columns, unit_columns
 from tests.support.hard_matrices import COHERENT, FULL, MATRICES, RANK, kahan, randn
 
 
@@ -132,3 +135,25 @@ def test_equal_rows_change_no_other_matrix_of_a_batch(condition: float) -> None:
     live = alone.live[0]
     gram = together.vectors[0][:, live].double().T @ together.vectors[0][:, live].double()
     assert (gram - torch.eye(len(gram), dtype=torch.float64)).abs().max() < 1e-5
+
+
+ONES, LEFT = torch.ones(1, 4, 2), Columns(torch.ones(1, 4, 3), torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 3))
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "one matrix": (ONES[0], {}, r"should be a batch of matrices \(b, m, r\), but has the shape \(4, 2\)"),
+    "complex numbers": (ONES.cfloat(), {}, "should be a tensor in one of torch.float64, .*, but is in torch.complex64"),
+    "integers": (ONES.long(), {}, "should be a tensor in one of torch.float64, .*, but is in torch.int64"),
+    "a list": ([[[1.0]]], {}, "should be a tensor in one of torch.float64, .*, but is a list"),
+    "an unknown precision": (ONES, {"precision": "foo"}, "precision should be one of float32, .*, but is 'foo'"),
+    "no precision": (ONES, {"precision": None}, "precision should be one of float32, .*, but is None"),
+    "a number as noise": (ONES, {"noise": 0.1}, "noise should be a Noise or None, but is 0.1"),
+    "a tensor as left": (ONES, {"left": ONES}, "left should be Columns or None, but is a Tensor"),
+    "more columns left": (ONES, {"left": LEFT}, r"left should have as many columns as ., \(1, 2\), but has \(1, 3\)"),
+}
+
+
+@pytest.mark.parametrize("function", [orthonormalize, polar_columns, unit_columns])
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(function: Callable[..., Columns], case: str) -> None:
+    columns, others, message = REFUSED[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        function(columns, **others)

@@ -5,6 +5,7 @@ import math
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -259,17 +260,26 @@ def test_operations_of_polar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
         ({"method": "qr"}, "method should be one of polar_express, newton_schulz, svd, but is 'qr'"),
         ({"route": "long"}, "route should be one of auto, direct, gram, but is 'long'"),
         ({"steps": 0}, "steps should be at least 1, but is 0"),
         ({"dtype": F16}, "dtype should be bfloat16, float32 or float64, but is torch.float16"),
+        ({"steps": 2.5}, "steps should be an integer, but is 2.5"),
+        ({"steps": True}, "steps should be an integer, but is True"),
+        (
+            {"U": torch.ones(2, 2, dtype=torch.complex64)},
+            "U should be a tensor in one of .*, but is in torch.complex64",
+        ),
+        ({"U": torch.ones(2, 2, dtype=torch.int64)}, "U should be a tensor in one of .*, but is in torch.int64"),
+        ({"U": [[1.0]]}, "U should be a tensor in one of .*, but is a list"),
+        ({"U": torch.ones(3)}, r"U should be a matrix or a batch of them \(..., m, n\), but has the shape \(3,\)"),
     ],
 )
-def test_options_of_polar_that_do_not_exist(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        polar(torch.ones(2, 2), **options)  # type: ignore[arg-type]
+def test_what_polar_does_not_take(given: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        polar(**{"U": torch.ones(2, 2), **given})
 
 
 def test_default_dtype_of_polar() -> None:

@@ -20,14 +20,18 @@ from orthon.algorithms import (
     Elementwise,
     Entry,
     LowRank,
+    LowRankMomentum,
+    Rows,
     Rule,
     SelectedRows,
     Step,
     WholeMatrix,
     Work,
+    added_gradients,
     flag,
     number,
     register_rule,
+    selected,
 )
 from orthon.testing import check_rule
 from orthon.testing.invariants import accelerated
@@ -152,6 +156,15 @@ class RankOfNothing(Work):
         return 1
 
 
+class TailOfNothing(Work):
+    def has_tail(self, *_: Any) -> bool:
+        return True
+
+
+class CopiesOfNothing(Work):
+    copies_divide_matrices = True
+
+
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "no rule": ("steepest", TypeError, "rule should be a Rule, but is a str"),
     "a name with a space": (replace(STEEPEST, name="my rule"), ValueError, "name should be a Python identifier"),
@@ -172,6 +185,16 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         replace(STEEPEST, work=RankOfNothing()),
         ValueError,
         "RankOfNothing has update_rank, which",
+    ),
+    "a tail without matrices": (
+        replace(STEEPEST, work=TailOfNothing()),
+        ValueError,
+        "TailOfNothing has has_tail, which",
+    ),
+    "copies without matrices": (
+        replace(STEEPEST, work=CopiesOfNothing()),
+        ValueError,
+        "CopiesOfNothing has copies_divide_matrices, which",
     ),
     "a side without matrices": (
         replace(STEEPEST, entries={"moment": Entry(side=0)}),
@@ -294,15 +317,26 @@ def test_verbs_multiply_exactly(factor: float, nonfinite: str) -> None:
         M = batch.kept("momentum")
         M.copy_(batch.G)
         M.mul_(factor)
+        batch.kept("added").add_(batch.G, factor)
+        batch.kept("neared").lerp_(batch.G, factor)
 
-    register_rule(Rule("shrinking", shrinking, MOMENTUM, WholeMatrix(), {}))
+    zeros = dict.fromkeys(("momentum", "added", "neared"), Entry())
+    register_rule(Rule("shrinking", shrinking, zeros, WholeMatrix(), {}))
     to = [nn.Parameter(p.detach().double()) for p in params()]
     optimizer = orthon.MixedOptimizer(to, algorithm="shrinking", options={}, nonfinite=nonfinite)
     give_gradients(to)
     optimizer.step()
     for p in to:
         assert p.grad is not None
-        assert torch.equal(optimizer.state[p]["momentum"], p.grad * factor)
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(value, p.grad * factor), key
+
+
+def test_the_page_about_rules_has_every_question() -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "rules.md").read_text(encoding="utf-8")
+    table = page.partition("These are the questions.")[2].partition("## ")[0]
+    for question in vars(Work):
+        assert question.startswith("_") or f"`{question}`" in table, question
 
 
 def test_what_runs_twice_may_register_twice() -> None:
@@ -310,6 +344,56 @@ def test_what_runs_twice_may_register_twice() -> None:
     again = replace(STEEPEST)
     assert register_rule(again) is again
     assert RULES["steepest"] is again
+
+
+def alternating(batch: Batch) -> Step[None]:
+    """Dion without error feedback, which looks neither ahead nor back."""
+    M = LowRankMomentum(batch)
+    yield from M.add_gradients()
+    P = yield from M.left()
+    yield from M.descend(P, (yield from M.right(P)))
+
+
+def rows_first(batch: Batch) -> Step[None]:
+    M, norms = added_gradients(batch, norms=True)
+    O = yield from Rows.taken(M, batch, (yield from selected(norms, batch))).polar()
+    O.descend()
+
+
+@pytest.mark.parametrize(
+    ("rule", "work"), [(alternating, LowRank()), (rows_first, SelectedRows()), (steepest, WholeMatrix())]
+)
+def test_a_kind_of_work_brings_the_options_that_it_reads(rule: Any, work: Any) -> None:
+    entries = MOMENTUM if isinstance(work, WholeMatrix) else work.entries
+    register_rule(Rule("mine", rule, entries, work, {}))
+    to = params()
+    before = contents(to, optimizer := orthon.MixedOptimizer(to, algorithm="mine", options={}))
+    give_gradients(to)
+    optimizer.step()
+    assert not torch.equal(before[0], to[0])
+
+
+@pytest.mark.parametrize(
+    ("verbs", "message"),
+    [
+        (["left"], "add_gradients comes before left"),
+        (["add_gradients", "right"], "left comes before right"),
+        (["add_gradients", "left", "descend"], "right comes before descend"),
+        (["add_gradients", "left", "fade"], "right comes before fade"),
+    ],
+)
+def test_verbs_of_low_rank_in_another_order_are_refused(verbs: list[str], message: str) -> None:
+    def hasty(batch: Batch) -> Step[None]:
+        M, P = LowRankMomentum(batch), torch.ones(3, 4, 1)
+        given = {"right": (P,), "descend": (P, P), "fade": (P, P)}
+        for verb in verbs:
+            yield from getattr(M, verb)(*given.get(verb, ()))
+
+    register_rule(Rule("hasty", hasty, LowRank().entries, LowRank(), {}))
+    to = params()
+    give_gradients(to)
+    with pytest.raises(AssertionError, match=message):
+        orthon.MixedOptimizer(to, algorithm="hasty", options={}).step()
 
 
 def test_a_rule_that_only_needs_another_effort_takes_over_the_rest() -> None:

@@ -43,7 +43,7 @@ def adamw(batch: Batch) -> None:
             [state["step"] for state in batch.state],
             foreach=False if fused else options["foreach"],
             fused=fused,
-            found_inf=None if batch.gate is None else 1 - batch.gate,
+            found_inf=None if batch.gate is None else (1 - batch.gate).float(),  # the only dtype that it takes
             amsgrad=options["amsgrad"],
             beta1=beta1,
             beta2=beta2,

@@ -43,7 +43,8 @@ class Batch:
         turn: a number that differs between batches, so that not always the same ranks begin to divide work.
         of_matrices: whether the weights are matrices, all of one shape.
         unsynced: whether the gradients of the user's replicas differ, so that the rule has to average.
-        gate: None, or a tensor on the device: 1, or 0 where this step is to be left out.
+        gate: None, or a tensor on the device: 1, or 0 where this step is to be left out. It is in float64 where weights
+            or state are, so that rates times the gate are as exact as those; else in float32.
         reads_transposed: whether rows and columns have changed places in all of the above, but for the layout.
         scale: the factor of lr that follows from the shape of the matrices, by the option "adjust_lr_fn".
         machine: on which the ranks run.

@@ -6,7 +6,6 @@ from typing import Any
 from orthon.algorithms.batch import Batch
 from orthon.algorithms.low_rank import LowRank
 from orthon.algorithms.low_rank_momentum import LowRankMomentum
-from orthon.algorithms.options import number, scheduled
 from orthon.algorithms.rule import Rule
 from orthon.sharding import Step
 
@@ -37,10 +36,4 @@ def dion(batch: Batch) -> Step[None]:
 # The options that make it the Dion of the paper.
 PAPER: Mapping[str, Any] = {"right_factor": "normalize", "tail": 0.0, "residual_momentum": 1.0, "nesterov": False}
 
-RULE = Rule(
-    name="dion",
-    update=dion,
-    entries=LowRank().entries,
-    work=LowRank(),
-    options={"momentum": scheduled(number(0.95, "in [0, 1)", lambda v: 0 <= v < 1))},
-)
+RULE = Rule(name="dion", update=dion, entries=LowRank().entries, work=LowRank(), options={})

@@ -40,11 +40,10 @@ class Kept:
     def add_(self, x: Tensor | Sequence[Tensor], weight: float = 1.0, *, overwrite: bool = False) -> None:
         """Add a multiple of `x`: kept ← kept + weight·x. With `overwrite`, x may be overwritten, which saves memory."""
         news = self._fitting(x)
-        factor = weight if self._gate is None else weight * self._gate
         if overwrite:
-            torch._foreach_mul_(news, factor)
+            torch._foreach_mul_(news, weight)
         elif weight != 1:
-            news = list(torch._foreach_mul(news, factor))
+            news = list(torch._foreach_mul(news, weight))
         with self._writing:
             torch._foreach_add_(self.parts, [gated(new, self._gate) for new in news])
 

@@ -7,11 +7,13 @@ from typing import ClassVar
 
 import torch
 
+from orthon.algorithms import low_rank_memory
 from orthon.algorithms.options import (
     Group,
     Option,
     choice,
     choice_or_none,
+    decay,
     flag,
     float_dtype_or_none,
     integer,
@@ -23,15 +25,7 @@ from orthon.algorithms.options import (
 )
 from orthon.algorithms.state import Entries, Entry
 from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
-from orthon.linalg import (
-    PRECISIONS,
-    check_precision,
-    compute_dtype,
-    default_precision,
-    factor_dtype,
-    orthonormalizing_bytes,
-    polar_columns_flops,
-)
+from orthon.linalg import PRECISIONS, check_precision, polar_columns_flops
 from orthon.sharding import Layout
 
 
@@ -42,6 +36,7 @@ class LowRank(Work):
     takes_matrices = True
     options: ClassVar[Mapping[str, Option]] = {
         **MATRIX_OPTIONS,
+        "momentum": decay(0.95),
         "rank_fraction": own(number(0.25, "in (0, 1]", lambda v: 0 < v <= 1)),
         "rank_multiple_of": own(integer(1, at_least=1)),
         "right_factor": choice("orthonormalize", "normalize", "polar"),
@@ -83,28 +78,9 @@ class LowRank(Work):
         return min(short, int(multiple * math.ceil(portion(options["rank_fraction"], short) / multiple)))
 
     def temporaries(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of two pairs of factors in float32; in another dtype also those of as many, and of M.
-
-        Beside a tail there are a pair of factors and R, twice as much in all. Where the weights cannot take the tail
-        and the low-rank part one after the other, the whole update is made, of N in its dtype.
-        """
-        m, n = layout.largest_shard
-        r, kept, added = self.update_rank(layout.shape, options), options["state_dtype"] or dtype, dtype
-        factors = float((m + n) * r * max(4, dtype.itemsize))
-        pairs = 2.05 if dtype.itemsize == 4 else 2.75
-        if options["right_factor"] != "normalize":
-            pairs += 1
-        most = pairs * factors
-        if options["product_dtype"] not in (None, dtype):  # and of a product
-            added = options["product_dtype"]
-            most += 2.0 * m * n * added.itemsize
-        if options["cautious_weight_decay"]:
-            most += m * n * dtype.itemsize
-        if not self.has_tail(layout.shape, options):
-            return most
-        whole = dtype.itemsize < 4 or options["cautious_weight_decay"]
-        copies = (options["product_dtype"] not in (None, kept)) + (whole or added != dtype) + (whole and added != kept)
-        return max(most, 2 * factors + copies * m * n * added.itemsize)
+        """Return about how many bytes a step takes for one matrix, see `low_rank_memory`."""
+        r, has_tail = self.update_rank(layout.shape, options), self.has_tail(layout.shape, options)
+        return low_rank_memory.temporaries(layout, options, dtype, r=r, has_tail=has_tail)
 
     def routes(self, layout: Layout, options: Group) -> tuple[str, ...]:  # noqa: ARG002
         """Return "owners" and "shards", or the one that is asked for."""
@@ -153,55 +129,10 @@ class LowRank(Work):
         return Effort(products, factoring, numbers)
 
     def owned_bytes(self, layout: Layout, options: Group, dtype: torch.dtype) -> float:
-        """Return the bytes of M, Q and the update on their way back, or of the work on them if that takes more.
-
-        While an owner sends the three, it receives its shards of those of others, which are as many numbers. It has P
-        and Q to the end.
-        """
-        m, n = layout.shape
-        kept, r = options["state_dtype"] or dtype, self.update_rank(layout.shape, options)
+        """Return about how many bytes the owner of one whole matrix takes for it, see `low_rank_memory`."""
+        r, has_tail = self.update_rank(layout.shape, options), self.has_tail(layout.shape, options)
         side = _left_side(layout.shape, options)
-        p, q = layout.shape[side], layout.shape[1 - side]
-        computed = options["product_dtype"] or compute_dtype(kept)
-        precision = options["precision"] or default_precision(computed, layout.device)
-        wide, sent = factor_dtype(computed), torch.promote_types(computed, dtype)
-
-        def made(numbers: float, of: torch.dtype, given: torch.dtype) -> float:
-            return 0.0 if of == given else float(numbers * of.itemsize)
-
-        def orthonormal(rows: int) -> float:
-            return orthonormalizing_bytes(rows, r, precision=precision, dtype=computed)
-
-        M = m * n * kept.itemsize + made(m * n, computed, kept)
-        sends_M = options["residual_momentum"] is not None
-        returning = 2.0 * (m * n * (kept.itemsize * sends_M + dtype.itemsize) + q * r * kept.itemsize)
-        returning += (p + q) * r * sent.itemsize
-        right = p * r * wide.itemsize + made(p * r, sent, wide) + made(q * r, computed, wide)  # P and R
-        if options["right_factor"] == "orthonormalize":
-            right += q * r * computed.itemsize + orthonormal(q)
-        elif options["right_factor"] == "polar":
-            squares = 5.0 * r * r * wide.itemsize  # of the iteration for H
-            right += q * r * computed.itemsize + max(orthonormal(q), q * r * wide.itemsize + squares)
-        else:
-            right += 2.0 * q * r * wide.itemsize
-        working = M + q * r * kept.itemsize + max(orthonormal(p), right)
-        # The rest: with M, Q, P and R, as they were found and as they are sent.
-        held = M + q * r * kept.itemsize + (p + q) * r * wide.itemsize + made((p + q) * r, sent, wide)
-        held += q * r * computed.itemsize if options["right_factor"] != "normalize" else made(q * r, computed, wide)
-        added, of_q = options["product_dtype"] or dtype, wide if options["right_factor"] == "normalize" else sent
-        most = max(returning, working)
-        update = m * n * added.itemsize + made(p * r, added, sent)
-        if self.has_tail(layout.shape, options):
-            update += q * r * of_q.itemsize + made(q * r, added, of_q)
-            update += max(made(m * n, added, kept), made(m * n, dtype, added))
-            most = max(most, held + 2.0 * q * r * wide.itemsize)
-        else:
-            update += made(q * r, added, sent) + made(m * n, dtype, added)
-        if sends_M:  # P or Q times T, in the dtype of products, and these if M has another one
-            fading = m * n * dtype.itemsize + made(p * r, computed, of_q) + made(q * r, computed, sent)
-            fading += (p if options["right_factor"] == "normalize" else min(p, q)) * r * of_q.itemsize
-            most = max(most, held + fading + made(m * n, computed, kept))
-        return max(most, held + update)
+        return low_rank_memory.owned_bytes(layout, options, dtype, r=r, side=side, has_tail=has_tail)
 
     def has_tail(self, shape: tuple[int, ...], options: Group) -> bool:
         """Return whether the option asks for a tail, and the rank is not full, where nothing is left out."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.options import Option, flag, number, scheduled, structural
+from orthon.algorithms.options import Option, decay, flag, structural
 from orthon.linalg import compute_dtype, in_cache
 from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.device import device_type
@@ -14,7 +14,7 @@ from orthon.linalg.kernels import add_each, mix_each
 
 # What `updated_momentum` takes.
 MOMENTUM_OPTIONS: Mapping[str, Option] = {
-    "momentum": scheduled(number(0.95, "in [0, 1)", lambda v: 0 <= v < 1)),
+    "momentum": decay(0.95),
     "nesterov": flag(True),
     "ema": structural(flag(False)),
 }

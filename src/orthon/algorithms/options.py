@@ -133,6 +133,11 @@ def rate(default: float) -> Option:
     return replace(option, scheduled=True, hair=_HAIR)
 
 
+def decay(default: float) -> Option:
+    """Return an option that takes how much of something stays from step to step, and that schedules change."""
+    return scheduled(number(default, "in [0, 1)", lambda v: 0 <= v < 1))
+
+
 def integer(default: int, *, at_least: int) -> Option:
     """Return an option that takes an integer."""
     in_range: Callable[[Any], bool] = lambda v: bool(v >= at_least)  # noqa: E731

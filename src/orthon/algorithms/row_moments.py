@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.options import number, scheduled
+from orthon.algorithms.options import decay, number
 from orthon.algorithms.state import Entries, Entry
 from orthon.sharding import Step
 
 ROW_OPTIONS = {
-    "beta2": scheduled(number(0.95, "in [0, 1)", lambda v: 0 <= v < 1)),
+    "beta2": decay(0.95),
     "eps": number(1e-8, "> 0", lambda v: 0 < v < float("inf")),
 }
 

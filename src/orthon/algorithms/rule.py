@@ -11,10 +11,9 @@ from orthon.algorithms.batch import Batch
 from orthon.algorithms.options import SCHEDULER_KEYS, Group, Option
 from orthon.algorithms.state import Counter, Entries, Entry
 from orthon.algorithms.work import COMMON_OPTIONS, MATRIX_OPTIONS, Work
+from orthon.linalg.precision import FLOAT_DTYPES
 from orthon.sharding import Step
 from orthon.sharding.matrix_view import MatrixView
-
-FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,13 @@ def _origin(rule: Rule) -> str:
     return f"{made.__module__}.{made.__qualname__}"
 
 
+# What a kind of work may say only of matrices. Without `routes` there is no `effort` either.
+_OF_MATRICES = (
+    "update_rank", "has_tail", "routes", "copies_divide_matrices", "owned_bytes", "compresses", "check_layout",
+    "polar_dtype",
+)  # fmt: skip
+
+
 def _check_work(work: Work, where: str) -> None:
     """Raise a ValueError for a kind of work that gives one of two answers that belong together."""
     kind = type(work)
@@ -162,7 +168,7 @@ def _check_work(work: Work, where: str) -> None:
         if getattr(kind, one) is not getattr(Work, one) and getattr(kind, other) is getattr(Work, other):
             raise ValueError(f"{where}: {kind.__name__} has {one} without {other}; both belong together")
     if not work.takes_matrices:
-        for answer in ("update_rank", "routes", "owned_bytes", "compresses", "check_layout", "polar_dtype"):
+        for answer in _OF_MATRICES:
             if getattr(kind, answer) is not getattr(Work, answer):
                 raise ValueError(f"{where}: {kind.__name__} has {answer}, which is for work that takes matrices alone")
 

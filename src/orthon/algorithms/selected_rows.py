@@ -8,29 +8,22 @@ import torch
 from torch import Tensor
 
 from orthon.algorithms.batch import Batch
-from orthon.algorithms.options import Group, Option, choice, number, portion, scheduled
+from orthon.algorithms.options import Group, Option, choice, decay, number, portion
 from orthon.algorithms.state import Counter, Entries, Entry
-from orthon.algorithms.whole_matrix import POLAR_OPTIONS, WholeMatrix, dtype_of_polar
-from orthon.algorithms.work import MATRIX_OPTIONS, Effort, Work
+from orthon.algorithms.whole_matrix import POLAR_OPTIONS, PolarWork, WholeMatrix
+from orthon.algorithms.work import MATRIX_OPTIONS, Effort
 from orthon.linalg import factor_dtype, polar_bytes, polar_flops, powers_of_two, random_normal
 from orthon.sharding import Extent, Layout, Step
 
 
 @dataclass(frozen=True)
-class SelectedRows(Work):
-    """The polar factor of a fraction of the rows, or of columns in their place, see `selects_columns`.
+class SelectedRows(PolarWork):
+    """The polar factor of a fraction of the rows, or of columns in their place, see `selects_columns`."""
 
-    Attributes:
-        moments: whether the update is divided by moments of its rows, which takes memory.
-    """
-
-    moments: bool = False
-
-    takes_matrices = True
     options: ClassVar[Mapping[str, Option]] = {
         **MATRIX_OPTIONS,
         **POLAR_OPTIONS,
-        "momentum": scheduled(number(0.95, "in [0, 1)", lambda v: 0 <= v < 1)),
+        "momentum": decay(0.95),
         "fraction": number(0.25, "in (0, 1]", lambda v: 0 < v <= 1),
         "selection": choice("global", "local", "random"),
         "selection_side": choice("short", "rows"),
@@ -85,10 +78,6 @@ class SelectedRows(Work):
         sending = (3 if is_ragged and layout.cuts[1] else 2) * k * dtype.itemsize
         taking = 0 if is_ragged and options["selection"] != "local" else k * (kept.itemsize + dtype.itemsize)
         return max(computing, float(length * max(taking, sending, stepping)))
-
-    def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
-        """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
-        return dtype_of_polar(storage, layout, options)
 
 
 def selects_columns(shape: tuple[int, ...], options: Group) -> bool:

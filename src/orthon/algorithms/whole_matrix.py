@@ -23,8 +23,8 @@ POLAR_OPTIONS: Mapping[str, Option] = {
 
 
 @dataclass(frozen=True)
-class WholeMatrix(Work):
-    """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards.
+class PolarWork(Work):
+    """Work on polar factors.
 
     Attributes:
         moments: whether the update is divided by moments of its rows, which takes memory.
@@ -33,6 +33,16 @@ class WholeMatrix(Work):
     moments: bool = False
 
     takes_matrices = True
+
+    def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
+        """Return what `dtype_of_polar` does."""
+        return dtype_of_polar(storage, layout, options)
+
+
+@dataclass(frozen=True)
+class WholeMatrix(PolarWork):
+    """One polar factor of each matrix. An owner computes it, or all ranks do together on their shards."""
+
     copies_divide_matrices = True
     options: ClassVar[Mapping[str, Option]] = {
         **MATRIX_OPTIONS,
@@ -90,10 +100,6 @@ class WholeMatrix(Work):
         (m, n), numbers = layout.shape, math.prod(layout.shape)
         computing = polar_bytes(m, n, method=options["polar"], steps=options["polar_steps"], dtype=dtype)
         return max(computing, 2.0 * numbers * (factor_dtype(dtype) if self.moments else dtype).itemsize)
-
-    def polar_dtype(self, storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:
-        """Return the dtype in which polar factors of matrices stored as `storage` are computed, and sent."""
-        return dtype_of_polar(storage, layout, options)
 
 
 def dtype_of_polar(storage: torch.dtype, layout: Layout, options: Group) -> torch.dtype:

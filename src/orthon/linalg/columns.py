@@ -1,16 +1,16 @@
 """Columns of unit length, and which columns are only rounding noise."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from orthon.linalg.arithmetic import Arithmetic, arithmetic
+from orthon.linalg.arithmetic import PRECISIONS, Arithmetic, arithmetic
 from orthon.linalg.axis_norms import axis_norms
 from orthon.linalg.device import is_readable
 from orthon.linalg.norms import norm_over_ranks
-from orthon.linalg.precision import Noise, factor_dtype, rounding_noise
+from orthon.linalg.precision import FLOAT_DTYPES, Noise, factor_dtype, not_real, rounding_noise
 from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 
 
@@ -42,7 +42,11 @@ def unit_columns(
         left: the orthonormal columns P, if R is Mᵀ P. Their noise is in R as well.
         precision: of the products that made P orthonormal.
         noise: of R. The default is that of a product computed in its dtype.
+
+    Raises:
+        TypeError, ValueError: for arguments of other types or shapes, or another precision.
     """
+    check_columns("R", R, left=left, precision=precision, noise=noise)
     return result_of(unit_columns_on_shards(R, ONE_RANK, left=left, precision=precision, noise=noise))
 
 
@@ -78,6 +82,23 @@ def unit_columns_on_shards(
     live = unit > noise_floor(unit, norm, noise.of_matrix, left, by)
     factor = torch.where(live, scale / norm, 0).to(R.dtype)  # R is already divided by `scale`
     return Columns(R.mul_(factor.unsqueeze(-2)), live, norm.to(R.dtype))
+
+
+def check_columns(name: str, columns: Any, *, left: object, precision: object, noise: object) -> None:
+    """Raise a TypeError or ValueError for columns (b, m, r), or what goes with them, that cannot be computed with."""
+    if not isinstance(columns, Tensor) or columns.dtype not in FLOAT_DTYPES:
+        raise not_real(name, columns)
+    if columns.ndim != 3:
+        raise ValueError(f"{name} should be a batch of matrices (b, m, r), but has the shape {tuple(columns.shape)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision should be one of {', '.join(PRECISIONS)}, but is {precision!r}")
+    if not isinstance(noise, Noise | None):
+        raise TypeError(f"noise should be a Noise or None, but is {noise!r}")
+    if not isinstance(left, Columns | None):
+        raise TypeError(f"left should be Columns or None, but is a {type(left).__name__}")
+    b, _, r = columns.shape
+    if left is not None and left.live.shape != (b, r):
+        raise ValueError(f"left should have as many columns as {name}, {(b, r)}, but has {tuple(left.live.shape)}")
 
 
 def overwrite_where_(Q: Tensor, live: Tensor, columns: Tensor) -> None:

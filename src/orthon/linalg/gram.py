@@ -27,26 +27,6 @@ def gram_with_lengths(B: Tensor, gram_of: Callable[[Tensor], Tensor]) -> Tensor:
     return gram
 
 
-def gram_sum(
-    B: Tensor, ranks: RowRanks, gram_of: Callable[[Tensor], Tensor] = plain_gram, *, lengths: bool = False
-) -> Computation[Tensor]:
-    """Return the upper triangle of Bᵀ B (b, r, r), summed over the ranks that hold rows of B (b, m/ranks, r).
-
-    Only this triangle is communicated. What is below the diagonal is undefined.
-
-    Args:
-        B: this rank's rows.
-        ranks: the ranks that hold rows.
-        gram_of: computes the product Bᵀ B.
-        lengths: whether to compute the diagonal apart, see `gram_with_lengths`.
-    """
-    gram = gram_with_lengths(B, gram_of) if lengths else gram_of(B)
-    if ranks.size == 1:
-        return gram.contiguous()
-    packed = yield from ranks.sum(pack_upper(gram))
-    return unpack_upper(packed, gram.shape[-1])
-
-
 def symmetric_gram(X: Tensor, ranks: RowRanks, *, of_rows: bool) -> Computation[Tensor]:
     """Return the whole Gram matrices of X, summed over the ranks, in the dtype of X.
 
@@ -59,7 +39,8 @@ def symmetric_gram(X: Tensor, ranks: RowRanks, *, of_rows: bool) -> Computation[
         with full_precision():
             return symmetric_product(X, X.mT) if of_rows else symmetric_product(X.mT, X)
     assert not of_rows
-    upper = (yield from gram_sum(X, ranks)).triu_()
+    packed = yield from ranks.sum(pack_upper(plain_gram(X)))  # only this triangle is communicated
+    upper = unpack_upper(packed, X.shape[-1]).triu_()
     mirrored: Tensor = upper.add_(upper.triu(1).mT)
     return mirrored
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
-from orthon.linalg.columns import Columns, host_decides, in_range_, inverse_row, noise_floor
+from orthon.linalg.columns import Columns, check_columns, host_decides, in_range_, inverse_row, noise_floor
 from orthon.linalg.device import is_readable
 from orthon.linalg.gram import gram_with_lengths
 from orthon.linalg.orthonormalize_dealt import orthonormalize_dealt
@@ -51,7 +51,11 @@ def orthonormalize(
         left: the orthonormal columns P, if B is Mᵀ P. Their noise is in B as well.
         precision: of products of float32 matrices with m rows; one of `PRECISIONS`.
         noise: of B. The default is that of a product computed in its dtype.
+
+    Raises:
+        TypeError, ValueError: for arguments of other types or shapes, or another precision.
     """
+    check_columns("B", B, left=left, precision=precision, noise=noise)
     return result_of(orthonormalize_on_shards(B, ONE_RANK, left=left, precision=precision, noise=noise))
 
 

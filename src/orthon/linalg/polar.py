@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from functools import cache
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from orthon.linalg.device import device_type
 from orthon.linalg.polar_exact import by_eigenvectors, by_svd
 from orthon.linalg.polar_iteration import iterate
 from orthon.linalg.polynomials import Polynomial, segments
-from orthon.linalg.precision import factor_dtype
+from orthon.linalg.precision import FLOAT_DTYPES, factor_dtype, not_real
 from orthon.linalg.row_ranks import ONE_RANK, Computation, RowRanks, result_of
 
 METHODS = ("polar_express", "newton_schulz", "svd")
@@ -68,12 +70,13 @@ def polar(
         (..., m, n), in `dtype`; for "svd" in float32 if `dtype` is bfloat16.
 
     Raises:
-        ValueError: if there is no such method or route, `steps` is less than 1, or `dtype` is not one of bfloat16,
-            float32 and float64.
+        TypeError: if U is not a tensor of real floats, or `steps` not an integer.
+        ValueError: if U has less than 2 dims, there is no such method or route, `steps` is less than 1, or `dtype` is
+            not one of bfloat16, float32 and float64.
     """
+    _check(U, method, steps, route, dtype)
     m, n = U.shape[-2:]
     dtype = dtype or polar_dtype(U.dtype, U.device, U.shape[-2:])
-    _check(method, steps, route, dtype)
     batch = U.reshape(math.prod(U.shape[:-2]), m, n)
     made_in = factor_dtype(dtype) if method == "svd" else dtype
     overwrite = overwrite and batch.dtype == made_in and batch.is_contiguous()
@@ -119,11 +122,11 @@ def polar_on_shards(
         (b, m/ranks, n), in the dtype of `polar`.
 
     Raises:
-        ValueError: as for `polar`.
+        TypeError, ValueError: as for `polar`.
     """
+    _check(U, method, steps, "gram", dtype)
     b, _, n = U.shape
     dtype = dtype or polar_dtype(U.dtype, U.device, (n, n))
-    _check(method, steps, "gram", dtype)
     result = torch.empty(U.shape, dtype=factor_dtype(dtype) if method == "svd" else dtype, device=U.device)
     steps_of = segments(method, steps, dtype, "gram", n)
     per_chunk = _per_chunk(n * n, n, result.dtype)  # the same on all ranks, however many rows each has
@@ -202,14 +205,20 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
 
 
-def _check(method: str, steps: int, route: str, dtype: torch.dtype) -> None:
+def _check(U: Any, method: str, steps: Any, route: str, dtype: torch.dtype | None) -> None:
+    if not isinstance(U, Tensor) or U.dtype not in FLOAT_DTYPES:
+        raise not_real("U", U)
+    if U.ndim < 2:
+        raise ValueError(f"U should be a matrix or a batch of them (..., m, n), but has the shape {tuple(U.shape)}")
     if method not in METHODS:
         raise ValueError(f"method should be one of {', '.join(METHODS)}, but is {method!r}")
     if route not in ROUTES:
         raise ValueError(f"route should be one of {', '.join(ROUTES)}, but is {route!r}")
+    if type(steps) is bool or not isinstance(steps, Integral):
+        raise TypeError(f"steps should be an integer, but is {steps!r}")
     if steps < 1:
         raise ValueError(f"steps should be at least 1, but is {steps}")
-    if dtype not in (torch.bfloat16, torch.float32, torch.float64):
+    if dtype not in (None, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"dtype should be bfloat16, float32 or float64, but is {dtype}")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orthon.linalg.arithmetic import Arithmetic, arithmetic
-from orthon.linalg.columns import Columns
+from orthon.linalg.columns import Columns, check_columns
 from orthon.linalg.orthonormalize import orthonormalize_on_shards
 from orthon.linalg.polar_iteration import iterate
 from orthon.linalg.polynomials import POLAR_EXPRESS, Polynomial
@@ -43,7 +43,11 @@ def polar_columns(
         left: as for `orthonormalize`.
         precision: as for `orthonormalize`.
         noise: as for `orthonormalize`.
+
+    Raises:
+        TypeError, ValueError: for arguments of other types or shapes, or another precision.
     """
+    check_columns("R", R, left=left, precision=precision, noise=noise)
     return result_of(polar_columns_on_shards(R, ONE_RANK, left=left, precision=precision, noise=noise))
 
 

@@ -5,6 +5,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def not_real(name: str, value: object) -> TypeError:
+    """Return the error for a parameter that should be a tensor of real floating-point numbers."""
+    allowed = ", ".join(map(str, FLOAT_DTYPES))
+    found = f"in {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return TypeError(f"{name} should be a tensor in one of {allowed}, but is {found}")
 
 
 def compute_dtype(storage: torch.dtype) -> torch.dtype:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from orthon.algorithms.rule import FLOAT_DTYPES, rule_for
+from orthon.algorithms.rule import rule_for
 from orthon.algorithms.state import Entry
+from orthon.linalg.precision import FLOAT_DTYPES
 from orthon.saving.finite import check_finite
 from orthon.saving.matching import Saved, kind_of, match, saved_of_empty
 from orthon.saving.options import Group, merged_options, saved_options

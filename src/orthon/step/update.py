@@ -37,6 +37,8 @@ def update(
     gate = gates.get(grads[0].device)
     if gate is not None:
         grads = [gated(grad, gate) for grad in grads]
+        if torch.float64 in (opened.weights[0].dtype, *(value.dtype for value in opened.states[0].values())):
+            gate = gate.double()  # rates are multiplied by it
     batch = Batch(
         names=opened.names,
         options=options,

@@ -8,7 +8,7 @@ optimizer's.
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,13 @@ from orthon.testing.factors import EXACT, Factors
 State = dict[str, Tensor]
 Group = Mapping[str, Any]
 Reference = Callable[[Tensor, Tensor, State, Group], Tensor]
+
+
+class MatrixReference(Protocol):
+    """A reference that takes the way to find factors besides."""
+
+    def __call__(self, X: Tensor, G: Tensor, state: State, group: Group, factors: Factors = EXACT) -> Tensor:
+        """Make one step on one matrix."""
 
 
 def lr_factor(adjust_lr_fn: str, m: int, n: int) -> float:
@@ -214,8 +221,7 @@ def _uphill(G: Tensor, group: Group) -> Tensor:
     return -G if group["maximize"] else G
 
 
-# Those of matrices take the way to find factors besides.
-OF_MATRICES: dict[str, Callable[[Tensor, Tensor, State, Group, Factors], Tensor]] = {
+OF_MATRICES: dict[str, MatrixReference] = {
     "dion": dion,
     "muon": muon,
     "normuon": normuon,
@@ -223,12 +229,4 @@ OF_MATRICES: dict[str, Callable[[Tensor, Tensor, State, Group, Factors], Tensor]
     "dion3": dion3,
 }
 
-REFERENCES: dict[str, Reference] = {
-    "dion": dion,
-    "muon": muon,
-    "normuon": normuon,
-    "dion2": dion2,
-    "dion3": dion3,
-    "adamw": adamw,
-    "lion": lion,
-}
+REFERENCES: dict[str, Reference] = {**OF_MATRICES, "adamw": adamw, "lion": lion}
