@@ -265,7 +265,8 @@ def _expect_saved_flat(state: dict[str, Any], saved: Any) -> dict[str, Any]:
         if isinstance(value, TensorStorageMetadata):
             state[key] = _like_saved(own, value)
         elif value is None and key.startswith("param_groups."):
-            added[key] = BEFORE.get(key.rpartition(".")[2], own)
+            of_param, _, option = key.rpartition(".")
+            added[key] = BEFORE.get(str(state.get(f"{of_param}.algorithm")), {}).get(option, own)
     return added
 
 

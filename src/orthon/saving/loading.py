@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from orthon.algorithms.rule import FLOAT_DTYPES, rule_for
+from orthon.algorithms.rule import FLOAT_DTYPES, RULES, rule_for
 from orthon.algorithms.state import Entry
 from orthon.saving.finite import check_finite
 from orthon.saving.matching import Saved, kind_of, match, saved_of_empty
@@ -64,6 +64,7 @@ def fit_state(
         label = f"{where}: param group {group.get('name', index)!r}"
         options = saved_options(group, saved or saved_of_empty(state_dict, groups, index), label)
         new_group = merged_options(group, options, label)
+        RULES[new_group["algorithm"]].work.check_options(new_group, label)
         _take_names(new_group, index, saved)
         new_groups.append(new_group)
         for name, param, its in zip(names[index], group["params"], saved, strict=True):

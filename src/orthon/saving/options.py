@@ -20,8 +20,12 @@ Group = dict[str, Any]
 # What a group holds beside options. In `state_dict()` these entries do not matter for the meaning of the state.
 _LABELS = {"params", "param_names", "seed_names", "name", "reason", "others"}
 
-# What rules did before these options existed: a state saved without one goes on so.
-BEFORE = {"selection_side": "short", "tail": 0.0, "residual_momentum": 1.0, "nesterov": False}
+# What each rule did before these options of it existed: a state saved without one goes on so.
+BEFORE: Mapping[str, Mapping[str, Any]] = {
+    "dion": {"tail": 0.0, "residual_momentum": 1.0, "nesterov": False},
+    "dion2": {"selection_side": "short"},
+    "dion3": {"selection_side": "short"},
+}
 
 
 def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
@@ -58,9 +62,8 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
         options = {**those, **options}
     if "others" in group:
         options["others"] = group["others"]
-    for key, before in BEFORE.items():
-        if key in known:
-            options.setdefault(key, before)
+    for rule in by_rule:
+        options = {**BEFORE.get(rule, {}), **options}
     check_keys(options, f"{label}: saved", by_schedule=True)
     for key, option in known.items():
         if key in options:
