@@ -1,6 +1,5 @@
 """What the optimizers with one main algorithm share: options, constructor, and `for_model`."""
 
-import warnings
 from collections.abc import Mapping, Set
 from typing import Any, ClassVar, Self, TypedDict
 
@@ -19,6 +18,7 @@ from orthon.model.routing import param_groups
 from orthon.optimizers.known import KnownParameters
 from orthon.optimizers.mixed import MixedOptimizer, Params
 from orthon.sharding.matrix_view import MatrixView
+from orthon.step.words import warn
 
 DEFAULT_LR: float = RULES["dion"].options["lr"].default
 
@@ -207,8 +207,7 @@ def _warn_of_unused(options: Mapping[str, Any], algorithms: Set[str], owner: str
     used = {*HINTS, *_OF_THE_OPTIMIZER, *(name for each in algorithms for name in RULES[each].options)}
     defaults = [(name, option.default) for rule in RULES.values() for name, option in rule.options.items()]
     if unused := [name for name, value in options.items() if name not in used and (name, value) not in defaults]:
-        warnings.warn(
+        warn(
             f"{owner}.for_model: {', '.join(unused)} has no effect, as no parameter goes to an algorithm that has it; "
-            f"the algorithms are {', '.join(sorted(algorithms))}",
-            stacklevel=3,
+            f"the algorithms are {', '.join(sorted(algorithms))}"
         )

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.step.words import some
+
 ITEMS = 6  # of a list or dict that are shown
 LEVELS = 3  # of lists in lists that are shown
 TEXT = 120  # characters of a string that are shown
@@ -23,9 +25,7 @@ def shown(value: object) -> str:
 
 def listed(values: Iterable[Any]) -> str:
     """Return the first of some names as a list in words."""
-    every = list(values)
-    named = ", ".join(shown(value) for value in every[:20])
-    return f"{named} and {len(every) - 20} more" if len(every) > 20 else named or "nothing"
+    return some(list(values), most=20, said=shown) or "nothing"
 
 
 def one_line(text: str, *, limit: int = LINE) -> str:

@@ -15,6 +15,7 @@ from orthon.saving.files import new_file
 from orthon.saving.shown import one_line, shown
 from orthon.saving.untrusted.errors import DamagedError, RefusedError
 from orthon.saving.untrusted.torch_file import read_torch_file
+from orthon.step.words import some
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import processes
 from orthon.train.results.console import plain_console
@@ -102,8 +103,11 @@ def _keys(content: object) -> str:
     """The first keys of a dict, for an error message."""
     if not isinstance(content, Mapping):
         return f"none, but is a {type(content).__name__}"
-    named = ", ".join(one_line(name, limit=40) if isinstance(name, str) else shown(name) for name in [*content][:10])
-    return f"{named} and {len(content) - 10} more" if len(content) > 10 else named or "none"
+
+    def said(name: object) -> str:
+        return one_line(name, limit=40) if isinstance(name, str) else shown(name)
+
+    return some([*content], most=10, said=said) or "none"
 
 
 def _with_paths(message: str, inputs: Sequence[Path]) -> str:
