@@ -176,6 +176,8 @@ class NamedOptimizer(MixedOptimizer):
                     f"and {scalar_lr_ratio!r}"
                 )
             scalar_lr = _RATIO.check("scalar_lr_ratio", scalar_lr_ratio, f"{cls.__name__}.for_model") * lr
+        elif scalar_lr is not None:
+            scalar_lr = RULES[scalar_algorithm].options["lr"].check("scalar_lr", scalar_lr, f"{cls.__name__}.for_model")
         if "replicas" not in options and (replicas := replicas_of(model)) is not None:
             options["replicas"] = replicas
         groups = param_groups(

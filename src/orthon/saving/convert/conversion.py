@@ -204,7 +204,7 @@ def _options(format: Format, new: NewGroup, where: str) -> tuple[dict[str, Any],
     if missing := [key for key, meaning in format.keys.items() if meaning.required and key not in new.group]:
         raise ValueError(f"{where}: {missing[0]!r} is missing, which {new.format!r} has")
     rule = RULES[format.algorithm]
-    options = {name: known.get(name, option.default) for name, option in rule.options.items()}
-    for name, option in rule.options.items():
-        option.check(name, options[name], where)
+    options = {
+        name: option.check(name, known.get(name, option.default), where) for name, option in rule.options.items()
+    }
     return options, known, dropped
