@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orthon.saving.shown import kind_of
 from orthon.step.names import parameter_names, plain_name, plain_names, seed_names
 from orthon.step.words import some
 
@@ -166,8 +167,3 @@ def _names(saved: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
         return None
     plain = iter(plain_names(every))
     return [[next(plain) for _ in names] for names in result]
-
-
-def kind_of(value: object) -> str:
-    """Return the name of the type of a value, for errors."""
-    return type(value).__name__

@@ -28,6 +28,11 @@ def listed(values: Iterable[Any]) -> str:
     return some(list(values), most=20, said=shown) or "nothing"
 
 
+def kind_of(value: object) -> str:
+    """Return the name of the type of a value."""
+    return one_line(type(value).__name__, limit=TEXT)
+
+
 def one_line(text: str, *, limit: int = LINE) -> str:
     """Return a text as one line of at most `limit` characters, which moves no cursor and sets no color."""
     words = " ".join(text[: 8 * limit].split())
@@ -55,7 +60,7 @@ def _shown(value: object, levels: int) -> str:
         return _items(((f"{_shown(k, levels - 1)}: {_shown(v, levels - 1)}") for k, v in value.items()), value, levels)
     if isinstance(value, list | tuple | set | frozenset):
         return _items((_shown(item, levels - 1) for item in value), value, levels)
-    return f"a {one_line(type(value).__name__, limit=TEXT)}"
+    return f"a {kind_of(value)}"
 
 
 def _items(texts: Iterable[str], of: Any, levels: int) -> str:
