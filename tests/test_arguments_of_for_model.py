@@ -20,6 +20,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
         for ratio in ({}, {"scalar_lr_ratio": 0.1})
     ],
     ({"lr": -1.0, "scalar_lr_ratio": 0.1}, ValueError, f"{LR} -1.0"),
+    ({"lr": 0.1, "scalar_lr": -1.0}, ValueError, f"Dion.for_model: scalar_{LR.removeprefix('Dion: ')} -1.0"),
+    ({"lr": 0.1, "scalar_lr": "1"}, TypeError, f"Dion.for_model: scalar_{LR.removeprefix('Dion: ')} '1'"),
     ({"overrides": {"*": None}}, TypeError, r"overrides\['\*'\] should be a dict of options, such as .* but is None"),
     ({"overrides": {"0.weight": "adamw"}}, TypeError, r"overrides\['0.weight'\] should be .* but is 'adamw'"),
     ({"overrides": {"0.weight": [("lr", 1)]}}, TypeError, r"overrides\['0.weight'\] should be a dict of options"),

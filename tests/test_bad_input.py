@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import orthon
-from orthon import Dion, MatrixView, explain, param_groups
+from orthon import Dion, MatrixView, MixedOptimizer, explain, param_groups
 
 
 def matrix(shape: tuple[int, ...] = (4, 3)) -> nn.Parameter:
@@ -93,6 +93,12 @@ BAD_OPTIONS_OF: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("Muon", {"view": "heads"}, TypeError, "view should be a MatrixView, .* but is 'heads'"),
     ("Muon", {"view": {"head": 4}}, ValueError, "view: MatrixView: takes blocks, kind, side, transposed, not 'head'"),
     ("Muon", {"view": {"blocks": 0}}, ValueError, "view: MatrixView: blocks should be an integer >= 1"),
+    ("Muon", {"view": {"blocks": 1.5}}, TypeError, "view: MatrixView: blocks should be an integer >= 1"),
+    ("Muon", {"view": {"blocks": ()}}, ValueError, "view: MatrixView: blocks should be an integer >= 1"),
+    ("Muon", {"view": {"kind": 3}}, TypeError, "view: MatrixView: kind should be one of 'linear', 'convolution'"),
+    ("Muon", {"view": {"side": "top"}}, ValueError, "view: MatrixView: side should be one of 'rows', 'columns'"),
+    ("Muon", {"view": {"transposed": 1}}, TypeError, "view: MatrixView: transposed should be True or False, but is 1"),
+    ("Muon", {"view": {1: 2, "a": 3}}, ValueError, "view: MatrixView: takes blocks, .*, not 'a', 1"),
 ]
 
 
@@ -184,6 +190,14 @@ BAD_GROUPS: list[tuple[dict[str, Any], type[Exception], str]] = [
         r"unknown option 'rank_fraction' for adamw \(an option of dion\)",
     ),
     ({"params": {matrix()}}, TypeError, "is a set"),
+    ({"params": None}, TypeError, "param group .: params should be an iterable of tensors, but is None"),
+    (
+        {"params": [("a", matrix(), 1)]},
+        ValueError,
+        r"params should be \(name, tensor\) pairs, but one of them is no pair",
+    ),
+    ({"params": [(1, matrix())]}, TypeError, r"param_names should be a list of strings, but is \[1\]"),
+    ({"params": [matrix()], "param_names": 5}, TypeError, "param_names should be a list of strings, but is 5"),
     ({"lr": 0.1}, TypeError, "dict with 'params'"),
     ({"params": [("a", matrix()), matrix()]}, ValueError, r"\(name, tensor\) pairs"),
     (
@@ -223,6 +237,18 @@ def test_no_parameters_and_one_tensor() -> None:
         Dion([])
     with pytest.raises(TypeError, match="iterable of tensors, but is one tensor"):
         Dion(matrix())  # type: ignore[arg-type]
+    for params in (None, 5, nn.Linear(2, 2)):
+        with pytest.raises(
+            TypeError, match=re.escape(f"Dion: params should be an iterable of tensors, but is {params}")
+        ):
+            Dion(params)  # type: ignore[arg-type]
+
+
+def test_what_is_no_view_and_no_options() -> None:
+    with pytest.raises(TypeError, match="MatrixView: should be a MatrixView or a mapping of its fields, but is 3"):
+        MatrixView.of(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="MixedOptimizer: options should be a dict of options by name, but is None"):
+        MixedOptimizer([matrix()], algorithm="dion", options=None)  # type: ignore[arg-type]
 
 
 def test_a_sparse_gradient() -> None:

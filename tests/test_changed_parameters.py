@@ -1,6 +1,6 @@
 """Parameters, gradients and modes that change between steps: an error with the name before anything changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -206,13 +206,16 @@ def test_parameters_that_cannot_be_updated(
 
 
 @pytest.mark.parametrize("rule", ["dion", "muon", "lion"])
-@pytest.mark.parametrize("meta", NAMES)
-def test_parameters_with_and_without_numbers(meta: str, rule: str) -> None:
-    params = {name: nn.Parameter(torch.ones(3, 3, device="meta" if name == meta else "cpu")) for name in NAMES}
-    optimizer = MixedOptimizer(list(params.items()), algorithm=rule, options={})
+@pytest.mark.parametrize("meta", [*([name] for name in NAMES), NAMES], ids=",".join)
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_parameters_with_and_without_numbers(meta: Sequence[str], rule: str, nonfinite: str) -> None:
+    params = {name: nn.Parameter(torch.ones(3, 3, device="meta" if name in meta else "cpu")) for name in NAMES}
+    optimizer = MixedOptimizer(list(params.items()), algorithm=rule, options={}, nonfinite=nonfinite)
+    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+        optimizer.step()
     for param in params.values():
         param.grad = torch.ones_like(param)
-    with pytest.raises(ValueError, match=f"parameter '{meta}': lies on meta, so that it has no numbers"):
+    with pytest.raises(ValueError, match=f"parameter '{meta[0]}': lies on meta, so that it has no numbers"):
         optimizer.step()
     assert not any(optimizer.state.values())
 

@@ -10,7 +10,7 @@ from orthon.machines import MACHINES, Link, Machine, machine_from, machine_of, m
 from orthon.machines.measuring import _rate_and_side
 
 # What is measured on a CPU, and what is taken from `machine_of`.
-TAKEN = {"name", "ranks_per_node", "within_node", "between_nodes"}
+TAKEN = {"name", "device", "ranks_per_node", "within_node", "between_nodes"}
 
 
 def test_a_cpu_is_measured() -> None:
@@ -69,6 +69,14 @@ def test_values_come_back(name: str) -> None:
     assert machine_from(values, "file") == MACHINES[name]
 
 
+def test_a_machine_keeps_its_device_under_another_name() -> None:
+    values = plain_values(MACHINES["cpu"])
+    assert machine_from({**values, "name": "my laptop"}, "file").device == "cpu"
+    for name, device in (("cpu", "cpu"), ("my laptop", "cuda")):  # of older files
+        older = {**{key: value for key, value in values.items() if key != "device"}, "name": name}
+        assert machine_from(older, "file").device == device
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
     assert machine_from({**H100, "float32": "5e13", "within_node": {"bandwidth": "2e11", "latency": 1e-5}}, "f") == (
         machine_from({**H100, "float32": 5e13, "within_node": {"bandwidth": 2e11, "latency": 1e-5}}, "f")
@@ -83,7 +91,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "missing": (without("float32"), "should say float32 of a machine, but does not"),
     "several missing": (without("float32", "kernel"), "should say float32, kernel of a machine, but does not"),
     "unknown": ({**H100, "flaot32": 1.0}, "unknown value 'flaot32'; did you mean 'float32'?"),
-    "unlike any": ({**H100, "zzz": 1.0}, "unknown value 'zzz'; a machine has name, float64, "),
+    "unlike any": ({**H100, "zzz": 1.0}, "unknown value 'zzz'; a machine has name, device, float64, "),
     "no text": ({**H100, 3: 1.0}, "unknown value 3; a machine has name, "),
     "negative": ({**H100, "tf32": -1.0}, "tf32 should be a finite number > 0, but is -1.0"),
     "zero": ({**H100, "launch": 0}, "launch should be a finite number > 0, but is 0"),
@@ -100,6 +108,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "tiny": ({**H100, "tf32": 5e-324}, "tf32 should be from 1e-30 to 1e+30, but is 5e-324"),
     "red": ({**H100, "name": "\x1b[31m"}, "name should have printable characters alone, but is '\\x1b[31m'"),
     "half a rank": ({**H100, "ranks_per_node": 1.5}, "ranks_per_node should be an integer >= 1, but is 1.5"),
+    "device": ({**H100, "device": "gpu"}, "device should be 'cpu' or 'cuda', but is 'gpu'"),
     "name": ({**H100, "name": 5}, "name should be a string, but is 5"),
     "no link": ({**H100, "within_node": 3e9}, "within_node: should have the values of a link, bandwidth, latency, but"),
     "half a link": ({**H100, "within_node": {"latency": 1.0}}, "within_node: should say bandwidth of a link, but does"),
@@ -111,7 +120,7 @@ BAD: dict[str, tuple[Any, str]] = {
         {**H100, "between_nodes": {"bandwith": 4, "bandwidth": 4, "latency": 1.0}},
         "between_nodes: unknown value 'bandwith'; did you mean 'bandwidth'?",
     ),
-    "list": ([1, 2], "should have the values of a machine, name, float64, "),
+    "list": ([1, 2], "should have the values of a machine, name, device, float64, "),
 }
 
 

@@ -127,23 +127,23 @@ def test_rows_are_outputs_of_a_transposed_convolution_with_groups() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "error", "message"),
     [
-        ({"kind": "conv"}, "kind should be one of 'linear', 'convolution', but is 'conv'"),
-        ({"side": "heads"}, "side should be one of 'rows', 'columns', but is 'heads'"),
-        ({"transposed": 1}, "transposed should be True or False, but is 1"),
-        ({"blocks": 0}, "blocks should be an integer >= 1"),
-        ({"blocks": True}, "blocks should be an integer >= 1"),
-        ({"blocks": 2.0}, "blocks should be an integer >= 1"),
-        ({"blocks": ()}, "blocks should be an integer >= 1"),
-        ({"blocks": [4, 0]}, "blocks should be an integer >= 1"),
-        ({"kind": "convolution", "blocks": (2, 2)}, "the number of groups for a convolution"),
-        ({"heads": 4}, "takes blocks, kind, side, transposed, not 'heads'"),
-        ("rows", "should be a MatrixView or a mapping of its fields, but is 'rows'"),
+        ({"kind": "conv"}, ValueError, "kind should be one of 'linear', 'convolution', but is 'conv'"),
+        ({"side": "heads"}, ValueError, "side should be one of 'rows', 'columns', but is 'heads'"),
+        ({"transposed": 1}, TypeError, "transposed should be True or False, but is 1"),
+        ({"blocks": 0}, ValueError, "blocks should be an integer >= 1"),
+        ({"blocks": True}, TypeError, "blocks should be an integer >= 1"),
+        ({"blocks": 2.0}, TypeError, "blocks should be an integer >= 1"),
+        ({"blocks": ()}, ValueError, "blocks should be an integer >= 1"),
+        ({"blocks": [4, 0]}, ValueError, "blocks should be an integer >= 1"),
+        ({"kind": "convolution", "blocks": (2, 2)}, ValueError, "the number of groups for a convolution"),
+        ({"heads": 4}, ValueError, "takes blocks, kind, side, transposed, not 'heads'"),
+        ("rows", TypeError, "should be a MatrixView or a mapping of its fields, but is 'rows'"),
     ],
 )
-def test_fields_that_are_not_allowed(fields: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_fields_that_are_not_allowed(fields: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         MatrixView.of(fields)
 
 

@@ -1,6 +1,9 @@
 """QK-clip: the logits that follow from the clipped weights, in float64."""
 
 import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +116,12 @@ def test_half_precision_logits_make_factors_of_single_precision() -> None:
     gamma = qk_clip_(query, key, torch.tensor([300.0, 1.0], dtype=torch.bfloat16))
     assert gamma.dtype == torch.float32
     assert gamma[0].item() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("threshold", [Decimal(4), Fraction(4), 4, torch.tensor(4)])
+def test_a_threshold_may_be_a_number_of_any_kind(threshold: Any) -> None:
+    gamma = qk_clip_(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([16.0, 1.0]), threshold=threshold)
+    assert gamma.tolist() == [0.25, 1.0]
 
 
 def test_the_device_is_not_waited_for() -> None:

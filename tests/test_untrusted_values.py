@@ -10,7 +10,7 @@ import torch
 from orthon.saving.shown import one_line, shown
 from orthon.saving.untrusted.bounded import check_bounded
 from orthon.saving.untrusted.errors import RefusedError
-from orthon.saving.untrusted.torch_file import read_torch_bytes
+from orthon.saving.untrusted.torch_file import read_torch_file
 
 
 def nested(levels: int, width: int = 1) -> list[Any]:
@@ -88,7 +88,7 @@ def test_what_torch_saves_is_read() -> None:
     }
     file = io.BytesIO()
     torch.save(value, file)
-    found = read_torch_bytes(file.getvalue())
+    found = read_torch_file(file)
     assert found["plain"] == value["plain"]
     assert found["torch"][:3] == value["torch"][:3]
     for ours, theirs in zip(found["tensors"] + found["dtypes"], value["tensors"] + value["dtypes"], strict=True):

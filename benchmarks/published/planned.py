@@ -120,7 +120,7 @@ def _matrix(m: int, n: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def _seconds(machine: Machine, work: Callable[[], None]) -> float:
-    with meta_stands_for(machine.device), Recorder(machine) as recorder:
+    with meta_stands_for(torch.device(machine.device)), Recorder(machine) as recorder:
         work()
         tallies = recorder.taken().values()
     working: float = sum(tally.seconds for tally in tallies)

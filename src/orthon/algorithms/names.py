@@ -2,9 +2,8 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
 
-from orthon.algorithms.options import SCHEDULER_KEYS, Group, plain_number
+from orthon.algorithms.options import SCHEDULER_KEYS, Group, is_number
 from orthon.algorithms.rule import RULES, options_of
 
 OLD_ADJUST_LR_FN = "lr_scale"
@@ -99,11 +98,6 @@ def likely(key: str, options: Iterable[str]) -> list[str]:
     names = [name for name in options if not key.startswith(f"{name}_") and not key.endswith(f"_{name}")]
     begun = [name for name in names if len(key) >= _SHORTEST and name.startswith(key)]
     return sorted({*begun, *get_close_matches(key, names, 3, _ALIKE)})
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a number of any kind."""
-    return type(plain_number(value)) in (int, float)
 
 
 def _rules_with(option: str) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from orthon.linalg.device import is_readable
 
-# A param group: the options by name, beside "params" and what a scheduler may add.
+# A param group: the options by name, beside "params" and what a scheduler may add; to be read, and to be changed.
 Group = Mapping[str, Any]
+MutableGroup = dict[str, Any]
 
 # What torch's schedulers keep in param groups.
 SCHEDULER_KEYS = frozenset({"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"})
@@ -100,14 +101,14 @@ def portion(fraction: float, count: int) -> int:
 
 def number(default: float, allowed: str, in_range: Callable[[float], bool]) -> Option:
     """Return an option that takes a real number."""
-    return Option(default, f"a number {allowed}", _is_number, in_range, plain=plain_number)
+    return Option(default, f"a number {allowed}", is_number, in_range, plain=plain_number)
 
 
 def number_or_none(allowed: str, in_range: Callable[[float], bool]) -> Option:
     """Return an option that takes a real number, or None, which leaves the choice to the optimizer."""
 
     def has_type(value: object) -> bool:
-        return value is None or _is_number(value)
+        return value is None or is_number(value)
 
     return Option(None, f"None or a number {allowed}", has_type, lambda v: v is None or in_range(v), plain=plain_number)
 
@@ -118,7 +119,7 @@ def number_or_tensor(default: float, allowed: str, in_range: Callable[[float], b
     def has_type(value: object) -> bool:
         if isinstance(value, Tensor):
             return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
-        return _is_number(value)
+        return is_number(value)
 
     def plain(value: Any) -> Any:
         return value if isinstance(value, Tensor) else plain_number(value)
@@ -170,7 +171,7 @@ def betas(default: tuple[float, float]) -> Option:
     """Return an option that takes two decay rates."""
 
     def has_type(value: object) -> bool:
-        return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
+        return isinstance(value, tuple | list) and len(value) == 2 and all(map(is_number, value))
 
     def plain(value: Any) -> tuple[float, ...]:
         return tuple(map(plain_number, value))
@@ -212,7 +213,8 @@ def plain_number(value: Any) -> Any:
     return float(value) if isinstance(value, Real | Decimal) else value
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a value is a number of any kind."""
     return type(plain_number(value)) in (int, float)
 
 

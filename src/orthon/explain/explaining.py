@@ -36,7 +36,7 @@ def explain(optimizer: torch.optim.Optimizer, *, machine: Machine | str | None =
     if not members:
         return Explanation(())
     planned_for = named or optimizer.machine_of(members[0])
-    device = None if named is None else named.device
+    device = None if named is None else torch.device(named.device)
     here = ExplainedStep(optimizer, planned_for, device)
     parameters = tuple(Row.of(member, here.states[member.param]) for member in here.members)
     waves, temporary_bytes = here.rows()

@@ -20,6 +20,7 @@ from torchtitan.config import Optimizer as TitansOptimizer
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec
 
 from orthon.algorithms import RULES
+from orthon.algorithms.options import Group, MutableGroup
 from orthon.integrations.torchtitan_config import arguments, of_torchtitan, optimizer_class
 from orthon.model.roles import HIDDEN
 from orthon.optimizers.common import NamedOptimizer
@@ -29,8 +30,6 @@ _OF_TORCHTITAN = ("Adam", "AdamW")
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _NAMES = ".param_names"
-
-Group = dict[str, Any]
 
 
 def train_spec(name: str, **options: Any) -> TrainSpec:
@@ -191,7 +190,7 @@ def give_same_groups(optimizers: Sequence[NamedOptimizer], stages: dist.ProcessG
             group["name"] = names[_key(group)]
 
 
-def _without_parameters(group: Group) -> Group:
+def _without_parameters(group: Group) -> MutableGroup:
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
 
 

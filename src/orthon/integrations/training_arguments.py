@@ -1,6 +1,5 @@
 """What TrainingArguments says about the optimizer: every value is used, or refused."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from orthon.algorithms import RULES
 from orthon.optimizers.common import NamedOptimizer
 from orthon.optimizers.other_rules import default_lr, default_scalar_algorithm
+from orthon.step.words import warn
 
 # Arguments that choose among the Trainer's own optimizers, which an optimizer of Orthon's takes the place of.
 _OF_OTHERS = ("optim", "optim_args", "optim_target_modules")
@@ -60,10 +60,9 @@ def with_arguments(options: Mapping[str, Any], args: Any, optimizer: type[NamedO
             if is_set:
                 raise ValueError(f"hf: {written} is for AdamW, but {not_adamw}; give {option} to hf instead")
         elif option == "lr" and not is_set:
-            warnings.warn(
+            warn(
                 f"hf: {optimizer.__name__} takes its own default, lr={default_lr(optimizer)}, as {written} is at its "
-                "default, which is meant for fine-tuning by AdamW; give lr to hf, or another learning_rate",
-                stacklevel=3,
+                "default, which is meant for fine-tuning by AdamW; give lr to hf, or another learning_rate"
             )
         else:
             result[option] = value

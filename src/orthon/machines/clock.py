@@ -36,12 +36,14 @@ class Clock:
         return min(taken)
 
     def _once(self, work: Callable[[], object]) -> float:
-        self._wait()
+        wait(self._device)
         start = self._now()
         work()
-        self._wait()
+        wait(self._device)
         return self._now() - start
 
-    def _wait(self) -> None:
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what was asked of it."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

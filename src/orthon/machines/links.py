@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from orthon.machines.clock import wait
 from orthon.machines.machine import Link, Machine
 
-# The name that torch 2.13 gives to it, or the one before.
-_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+# Numbers of one length from all ranks, one after the other: by the name that torch 2.13 gives to it, or the one before.
+gather_into: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def measured_links(machine: Machine, device: torch.device, *, quick: bool) -> Machine:
@@ -32,17 +33,16 @@ def measured_links(machine: Machine, device: torch.device, *, quick: bool) -> Ma
     nodes = [list(range(start, min(start + here, world))) for start in starts]
     groups: list[Any] = [dist.new_group(node) for node in nodes] if len(nodes) > 1 else [dist.group.WORLD]
     mine = groups[dist.get_rank() // here]
-    found = replace(machine)
     if dist.get_world_size(mine) > 1:
-        found = replace(found, within_node=_link(mine, device, ("exchange", "gather", "sum"), quick=quick))
+        machine = replace(machine, within_node=_link(mine, device, ("exchange", "gather", "sum"), quick=quick))
     if len(nodes) > 1:
         dist.barrier()
-        found = replace(found, between_nodes=_link(dist.group.WORLD, device, ("exchange",), quick=quick))
+        machine = replace(machine, between_nodes=_link(dist.group.WORLD, device, ("exchange",), quick=quick))
         for group in groups:
             dist.destroy_process_group(group)
     elif device.type == "cpu":
-        found = replace(found, between_nodes=found.within_node)
-    return found
+        machine = replace(machine, between_nodes=machine.within_node)
+    return machine
 
 
 def in_common(machine: Machine) -> Machine:
@@ -54,7 +54,7 @@ def in_common(machine: Machine) -> Machine:
     middle: dict[str, Any] = {}
     for field in fields(Machine):
         values = [getattr(each, field.name) for each in found]
-        if field.name == "name":
+        if isinstance(values[0], str):
             middle[field.name] = min(values)
         elif isinstance(values[0], Link):
             middle[field.name] = Link(
@@ -90,7 +90,7 @@ def _collective(
 
     def gather(numbers: int) -> Callable[[], object]:
         given, came = torch.ones(numbers // ranks, device=device), torch.ones(numbers, device=device)
-        return lambda: _gather_into(came, given, group=group)
+        return lambda: gather_into(came, given, group=group)
 
     def total(numbers: int) -> Callable[[], object]:
         x = torch.zeros(numbers, device=device)
@@ -109,14 +109,9 @@ def _seconds(work: Callable[[], object], group: Any, device: torch.device, *, qu
     taken = []
     for _ in range(4 if quick else 12):
         dist.barrier(group)
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken[2:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -49,7 +49,8 @@ class Machine:
     `dataclasses.replace` changes some of the figures.
 
     Attributes:
-        name: for people to read. A machine of the name "cpu" is one of CPUs, and others are of GPUs.
+        name: for people to read.
+        device: the kind of device, "cpu" or "cuda".
         float64: operations per second of large matrix products in float64. A multiplication and an addition count as
             two operations, here and everywhere.
         float32: likewise in full float32.
@@ -72,11 +73,12 @@ class Machine:
 
     Raises:
         TypeError: if a figure is no number, `ranks_per_node` no integer, or a link no `Link`.
-        ValueError: if a figure is not from 1e-30 to 1e30, where `first_touch` may be 0; or if `name` has characters
-            that cannot be printed.
+        ValueError: if a figure is not from 1e-30 to 1e30, where `first_touch` may be 0; if `device` is another; or if
+            `name` has characters that cannot be printed.
     """
 
     name: str
+    device: str
     float64: float
     float32: float
     tf32: float
@@ -98,17 +100,15 @@ class Machine:
         _check("Machine", "name", self.name, str, "a string")
         if not self.name.isprintable():
             raise ValueError(f"Machine: name should have printable characters alone, but is {self.name!r}")
+        _check("Machine", "device", self.device, str, "'cpu' or 'cuda'")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"Machine: device should be 'cpu' or 'cuda', but is {self.device!r}")
         for name in ("within_node", "between_nodes"):
             _check("Machine", name, getattr(self, name), Link, "an orthon.machines.Link")
         _check("Machine", "ranks_per_node", self.ranks_per_node, int, "an integer >= 1")
         for field in fields(self):
-            if field.name not in ("name", "within_node", "between_nodes"):
+            if field.name not in ("name", "device", "within_node", "between_nodes"):
                 _check_positive("Machine", field.name, getattr(self, field.name), or_zero=field.name == "first_touch")
-
-    @property
-    def device(self) -> torch.device:
-        """The kind of device."""
-        return torch.device("cpu" if self.name == "cpu" else "cuda")
 
     def seconds(self, flops: float, dtype: torch.dtype | Literal["tf32"]) -> float:
         """Return how long large matrix products of so many operations take."""
@@ -154,11 +154,11 @@ class Machine:
             bytes: that this rank sends in all of them, or receives if that is more.
             ranks: the global ranks that take part. One alone sends nothing.
             messages: how many collectives it is.
-            kind: "sum", "scatter", "gather" or "exchange". In an exchange every rank has numbers of its own. In the
+            kind: "sum", "gather" or "exchange". In an exchange every rank has numbers of its own. In the
                 others numbers are sent between nodes once for all ranks of a node, each of which sends a part of them
                 and hands it on within the node.
         """
-        assert kind in ("sum", "scatter", "gather", "exchange"), kind
+        assert kind in ("sum", "gather", "exchange"), kind
         if len(ranks) == 1:
             return 0.0
         link = self.link(ranks)

@@ -84,6 +84,7 @@ def _gpu(
     """
     return Machine(
         name=name,
+        device="cuda",
         float64=float64 * 1e12 * IN_FULL,
         float32=float32 * 1e12 * IN_FULL,
         tf32=tf32 * 1e12 * ON_TENSOR_CORES,
@@ -113,6 +114,7 @@ def _gpu(
 # matrices move 2 to 10 GB/s. A page of new memory takes 1.2 to 1.8 µs for 4 KB.
 _CPU = Machine(
     name="cpu",
+    device="cpu",
     float64=20e9,
     float32=40e9,
     tf32=40e9,  # CPUs multiply in full

@@ -17,12 +17,15 @@ def machine_from(mapping: Mapping[str, Any], where: str) -> Machine:
     """Return the machine of which `plain_values` gives these values.
 
     Args:
-        mapping: every figure of `Machine` by its name. A link is a mapping with `bandwidth` and `latency`.
+        mapping: every figure of `Machine` by its name. A link is a mapping with `bandwidth` and `latency`. One without
+            `device`, as older versions wrote it, is of CPUs where its name is "cpu", and otherwise of GPUs.
         where: they come from, such as the path of a file; starts the message of an error.
 
     Raises:
         ValueError: if a figure is missing, unknown, or not what it should be; in one line.
     """
+    if isinstance(mapping, Mapping):
+        mapping = {"device": "cpu" if mapping.get("name") == "cpu" else "cuda", **mapping}
     values = dict(_checked(mapping, Machine, where, "a machine"))
     for name in ("within_node", "between_nodes"):
         link = _checked(values[name], Link, f"{where}: {name}", "a link")
@@ -51,7 +54,7 @@ def _made(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
     numbers = {}
     for name, value in values.items():
         try:
-            numbers[name] = float(value) if isinstance(value, str) and name != "name" else value
+            numbers[name] = float(value) if isinstance(value, str) and name not in ("name", "device") else value
         except ValueError:
             numbers[name] = value
     try:

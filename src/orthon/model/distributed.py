@@ -1,6 +1,5 @@
 """What a model tells about the processes that train it: its replicas, and shards of its frozen part."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from orthon.sharding import Layouts, Ranks, is_dtensor, local, takes_part
+from orthon.step.words import warn
 
 
 def replicas_of(model: nn.Module) -> ProcessGroup | None:
@@ -47,10 +47,9 @@ def warn_if_idle(model: nn.Module, groups: Sequence[Mapping[str, Any]], algorith
         way = "they are empty, as ZeRO stage 3 leaves them; shard the model with fully_shard(model) instead"
     else:
         way = "print(orthon.explain(optimizer)) tells why, and overrides=... changes it"
-    warnings.warn(
+    warn(
         f"{owner}.for_model: none of the {len(params)} parameters of {type(model).__name__} goes to {algorithm!r}; "
-        f"{way}",
-        stacklevel=3,
+        f"{way}"
     )
 
 

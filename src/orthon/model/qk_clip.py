@@ -62,7 +62,7 @@ def qk_clip_(
         TypeError, ValueError: for arguments of another type or shape, or a threshold that is not above 0.
         NotImplementedError: for a DTensor with a placement that is no cut, such as Partial(). Nothing is changed then.
     """
-    _THRESHOLD.check("threshold", threshold, "qk_clip_")
+    threshold = _THRESHOLD.check("threshold", threshold, "qk_clip_")
     kv_heads = _kv_heads(query, key, max_logits)
     largest = max_logits.to(torch.promote_types(max_logits.dtype, torch.float32))
     exceeds = (largest > threshold) & largest.isfinite()

@@ -1,6 +1,5 @@
 """Which algorithm updates which parameter of a model, and why."""
 
-import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ from orthon.model.asked import check_model, check_overrides, known_rule
 from orthon.model.deciding import Deciding
 from orthon.model.roles import HIDDEN, Role
 from orthon.sharding.matrix_view import MatrixView
+from orthon.step.words import warn
 
 # The usual learning rates of parameters that are no hidden matrices.
 SCALAR_LR = {"adamw": 3e-3, "lion": 3e-4}
@@ -137,17 +137,15 @@ def _takes_matrices(algorithm: object) -> bool:
 
 def _warn_of_what_is_missing(model: nn.Module, names: Collection[str], overrides: Mapping[str, object]) -> None:
     if not names:
-        warnings.warn(
-            f"param_groups: {type(model).__name__} has no parameters that require gradients; there is nothing to train",
-            stacklevel=3,
+        warn(
+            f"param_groups: {type(model).__name__} has no parameters that require gradients; there is nothing to train"
         )
         return
     for pattern in overrides:
         if not any(fnmatchcase(name, pattern) for name in names):
-            warnings.warn(
+            warn(
                 f"param_groups: the pattern {pattern!r} in overrides matches no parameter; there are "
-                f"{', '.join(list(names)[:3])}, ...",
-                stacklevel=3,
+                f"{', '.join(list(names)[:3])}, ..."
             )
 
 

@@ -5,6 +5,8 @@ The classes are known by name, so that nothing of the packages that they come fr
 
 from torch import nn
 
+from orthon.step.names import OF_WRAPPERS
+
 # Classes of wrappers, and the attribute in which each keeps the module. A part of a parameter's name is left out only
 # where one of them put it: other modules may have children of these names.
 _WRAPPERS = {
@@ -18,8 +20,6 @@ _WRAPPERS = {
     "OffloadWrapper": "_checkpoint_wrapped_module",
     "_FabricModule": "_forward_module",  # of Lightning Fabric
 }
-# Names that nobody but a wrapper gives, if the module has no other child.
-_OF_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 # Classes of PEFT with the module that they stand for, under these names. The parameter's name keeps them.
 _ADAPTED = {
@@ -41,7 +41,7 @@ def wrapped_child(module: nn.Module) -> str | None:
     for name in class_names(module) & _WRAPPERS.keys():
         if isinstance(module._modules.get(_WRAPPERS[name]), nn.Module):
             return _WRAPPERS[name]
-    if len(module._modules) == 1 and (only := next(iter(module._modules))) in _OF_WRAPPERS:
+    if len(module._modules) == 1 and (only := next(iter(module._modules))) in OF_WRAPPERS:
         return only
     return None
 

@@ -1,6 +1,5 @@
 """What an optimizer does beside its steps: make the state of replicas equal, and warn where there is no work."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -8,6 +7,7 @@ from torch import Tensor
 from orthon.linalg import factor_dtype
 from orthon.sharding import Step, local, run
 from orthon.step.member import Member
+from orthon.step.words import warn
 
 
 def make_equal(
@@ -31,10 +31,9 @@ def make_equal(
 
 def warn_of_no_gradients(owner: str) -> None:
     """Warn that a step has nothing to do, with the usual cause."""
-    warnings.warn(
+    warn(
         f"{owner}: no parameter has a gradient, so step() changes nothing; if parameters have been replaced or frozen "
-        "since the optimizer was made, as fully_shard and PEFT do, make it after that",
-        stacklevel=8,  # the line that calls step()
+        "since the optimizer was made, as fully_shard and PEFT do, make it after that"
     )
 
 

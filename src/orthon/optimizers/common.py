@@ -1,6 +1,5 @@
 """What the optimizers with one main algorithm share: options, constructor, and `for_model`."""
 
-import warnings
 from collections.abc import Mapping, Set
 from typing import Any, ClassVar, Self, TypedDict
 
@@ -19,6 +18,7 @@ from orthon.model.routing import param_groups
 from orthon.optimizers.known import KnownParameters
 from orthon.optimizers.mixed import MixedOptimizer, Params
 from orthon.sharding.matrix_view import MatrixView
+from orthon.step.words import warn
 
 DEFAULT_LR: float = RULES["dion"].options["lr"].default
 
@@ -176,6 +176,8 @@ class NamedOptimizer(MixedOptimizer):
                     f"and {scalar_lr_ratio!r}"
                 )
             scalar_lr = _RATIO.check("scalar_lr_ratio", scalar_lr_ratio, f"{cls.__name__}.for_model") * lr
+        elif scalar_lr is not None:
+            scalar_lr = RULES[scalar_algorithm].options["lr"].check("scalar_lr", scalar_lr, f"{cls.__name__}.for_model")
         if "replicas" not in options and (replicas := replicas_of(model)) is not None:
             options["replicas"] = replicas
         groups = param_groups(
@@ -207,8 +209,7 @@ def _warn_of_unused(options: Mapping[str, Any], algorithms: Set[str], owner: str
     used = {*HINTS, *_OF_THE_OPTIMIZER, *(name for each in algorithms for name in RULES[each].options)}
     defaults = [(name, option.default) for rule in RULES.values() for name, option in rule.options.items()]
     if unused := [name for name, value in options.items() if name not in used and (name, value) not in defaults]:
-        warnings.warn(
+        warn(
             f"{owner}.for_model: {', '.join(unused)} has no effect, as no parameter goes to an algorithm that has it; "
-            f"the algorithms are {', '.join(sorted(algorithms))}",
-            stacklevel=3,
+            f"the algorithms are {', '.join(sorted(algorithms))}"
         )

@@ -20,6 +20,8 @@ def check_defaults(algorithm: str, options: Mapping[str, Any], owner: str) -> di
     Raises:
         TypeError, ValueError: for an option that no algorithm has, or that has a value that is not allowed.
     """
+    if not isinstance(options, Mapping):
+        raise TypeError(f"{owner}: options should be a dict of options by name, but is {options!r}")
     main, checked = rule_of(algorithm, owner), {}
     for name, value in options.items():
         known = [rule.options[name] for rule in (main, *RULES.values()) if name in rule.options]
@@ -140,19 +142,33 @@ def _check_parameters(group: dict[str, Any], others: Sequence[Mapping[str, Any]]
         rule_for(param, group).check_parameter(param, group, where)
 
 
+def check_iterable(params: object, where: str) -> None:
+    """Raise a TypeError that `where` starts, if these are no parameters that one can go through."""
+    try:
+        iter(params)  # type: ignore[call-overload]
+    except TypeError:
+        raise TypeError(f"{where}: params should be an iterable of tensors, but is {params!r}") from None
+
+
 def _separate_names(group: dict[str, Any], label: str) -> None:
     """Turn the group's (name, tensor) pairs into "params" and "param_names"."""
     params = group["params"]
     if isinstance(params, set):
         raise TypeError(f"{label}: params should have an order, but is a set; give a list")
-    params = [params] if isinstance(params, Tensor) else list(params)
+    if isinstance(params, Tensor):
+        params = [params]
+    check_iterable(params, label)
+    params = list(params)
     named = [isinstance(p, tuple) for p in params]
     if any(named):
         if not all(named):
             raise ValueError(f"{label}: either all of params or none should be (name, tensor) pairs")
+        if any(len(pair) != 2 for pair in params):
+            raise ValueError(f"{label}: params should be (name, tensor) pairs, but one of them is no pair")
         group["param_names"], params = ([pair[i] for pair in params] for i in (0, 1))
-    if len(group.get("param_names", params)) != len(params):
-        raise ValueError(
-            f"{label}: param_names should name each of {len(params)} params, but has {len(group['param_names'])}"
-        )
+    names = group.get("param_names", [""] * len(params))
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{label}: param_names should be a list of strings, but is {names!r}")
+    if len(names) != len(params):
+        raise ValueError(f"{label}: param_names should name each of {len(params)} params, but has {len(names)}")
     group["params"] = params

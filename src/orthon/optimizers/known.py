@@ -1,6 +1,5 @@
 """The parameters of the model for which an optimizer was made: their names, and which were frozen then."""
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from orthon.model.places import places, spots
-
-_MOST = 3  # names in a message
+from orthon.step.words import some, warn
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,13 @@ class KnownParameters:
             return
         held = {id(param) for group in groups for param in group["params"]}
         self.frozen = [known for known in self.frozen if id(known.param) not in held]
-        params = [(repr(known.name), known.param) for known in self.frozen]
+        params = [(known.name, known.param) for known in self.frozen]
         names = [name for name, param in params if param is not None and param.grad is not None and param.requires_grad]
         if names:
             self.frozen = []
-            more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
             have = "has a gradient, but was" if len(names) == 1 else "have gradients, but were"
-            warnings.warn(
-                f"{owner}: {', '.join(names[:_MOST])}{more} {have} frozen when the optimizer was made, so that its "
+            warn(
+                f"{owner}: {some(names)} {have} frozen when the optimizer was made, so that its "
                 "steps do not change them; give them to add_param_group, make the optimizer anew, or unfreeze them "
-                "before it is made",
-                stacklevel=8,  # the line that calls step()
+                "before it is made"
             )

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from orthon.algorithms.options import choice, flag, number_or_none
 from orthon.machines import Machine, named_machine
 from orthon.optimizers.beside_steps import make_equal, warn_of_no_gradients
-from orthon.optimizers.groups import check_defaults, completed, name_empty_groups, shown_defaults
+from orthon.optimizers.groups import check_defaults, check_iterable, completed, name_empty_groups, shown_defaults
 from orthon.optimizers.known import KnownParameters
 from orthon.optimizers.scaler_flag import step_decides
 from orthon.optimizers.wrapped import own_optimizer
@@ -105,6 +105,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._warned, self._known = False, KnownParameters()
         if isinstance(params, Tensor):
             raise TypeError(f"{owner}: params should be an iterable of tensors, but is one tensor")
+        check_iterable(params, owner)
         super().__init__(cast(Any, params), shown_defaults(given))
 
     def _begin_anew(self) -> None:

@@ -148,7 +148,7 @@ class _Planned:
                 taken.append((max(trial.temporary_bytes for trial in trials), any(timed[-1].sending)))
             sets.append(timed)
             temporary_bytes = max(temporary_bytes, most_under_way(taken))
-        course = simulated(sets, on_cpu=self._machine.device.type == "cpu")
+        course = simulated(sets, on_cpu=self._machine.device == "cpu")
         busiest = int(course.working.argmax())
         state, weights = (max(map(count, self._steps)) for count in (_state_bytes, _weight_bytes))
         peak = 2 * weights + state + temporary_bytes

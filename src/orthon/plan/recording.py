@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+
 from orthon.explain.dry_run import DryRun
 from orthon.explain.temporaries import Temporaries
 from orthon.linalg.device import meta_stands_for
@@ -52,7 +54,7 @@ class RecordedStep(DryRun[Trial]):
     as_usual = True
 
     def __init__(self, optimizer: MixedOptimizer, machine: Machine, *, rank: int) -> None:
-        super().__init__(optimizer, machine, machine.device, rank=rank)
+        super().__init__(optimizer, machine, torch.device(machine.device), rank=rank)
         self._machine, self.rank = machine, rank
 
     def carry_out(self, wave: Wave) -> Trial:
@@ -77,7 +79,7 @@ class RecordedStep(DryRun[Trial]):
         Ranks that update parameters together tell each other the answer, with what else they have to agree on, as four
         integers (`step/agreement.py`).
         """
-        with meta_stands_for(self._machine.device), Recorder(self._machine) as recorder:
+        with meta_stands_for(torch.device(self._machine.device)), Recorder(self._machine) as recorder:
             Gradients(self.members).quick()
         everyone = {member.layout.everyone.ranks: member.layout.everyone for member in self.members}
         lines = [line for ranks in everyone.values() for line in ranks.lines]

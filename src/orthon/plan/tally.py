@@ -14,7 +14,6 @@ class Tally:
         flops: of matrix products, by the rate of a `Machine` at which they run.
         factoring: operations of factorizations and of triangular solves.
         bytes: of memory that is read and written.
-        fresh: bytes of memory that results take anew, whether or not others are free by then.
         launches: of kernels. A machine's host takes `launch` for each.
         seconds: for which the device works on them, on the machine of the recorder; 0 where it has none.
     """
@@ -22,14 +21,8 @@ class Tally:
     flops: dict[str, float] = field(default_factory=dict)
     factoring: float = 0.0
     bytes: int = 0
-    fresh: int = 0
     launches: int = 0
     seconds: float = 0.0
-
-    @property
-    def all_flops(self) -> float:
-        """Operations of products in all dtypes, and of factorizations."""
-        return sum(self.flops.values()) + self.factoring
 
     def note(self, operation: Operation, machine: Machine | None = None) -> None:
         """Add one operation."""
@@ -37,7 +30,6 @@ class Tally:
             self.flops[operation.rate] = self.flops.get(operation.rate, 0.0) + operation.flops
         self.factoring += operation.factoring
         self.bytes += operation.bytes
-        self.fresh += operation.fresh
         self.launches += operation.launches
         if machine is not None:
             self.seconds += operation.seconds(machine)
@@ -48,6 +40,5 @@ class Tally:
             self.flops[rate] = self.flops.get(rate, 0.0) + flops
         self.factoring += other.factoring
         self.bytes += other.bytes
-        self.fresh += other.fresh
         self.launches += other.launches
         self.seconds += other.seconds

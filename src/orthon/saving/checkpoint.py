@@ -31,7 +31,7 @@ from orthon.saving.untrusted.as_torch import torch_metadata
 from orthon.saving.untrusted.description import Description, read_description
 from orthon.saving.untrusted.errors import RefusedError
 from orthon.saving.untrusted.fits import check_places, check_tensors
-from orthon.saving.untrusted.torch_file import read_torch_bytes, read_torch_file
+from orthon.saving.untrusted.torch_file import read_torch_file
 from orthon.sharding import local
 
 _Path = tuple[str | int, ...]  # the keys that lead to a value in a nested state dict
@@ -49,9 +49,6 @@ class SafeReader(FileSystemReader):
     Args:
         path: the folder of the checkpoint.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002
         """Return the description of the checkpoint.
@@ -170,7 +167,7 @@ class LoadPlanner(DefaultLoadPlanner):
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Take over a value that is no tensor, if it holds no code."""
-        content, key = read_torch_bytes(value.read()), read_item.dest_index.fqn
+        content, key = read_torch_file(value), read_item.dest_index.fqn
         if self.flatten_state_dict:
             path = self.mappings[key]
             set_element(self.original_state_dict, path, content)
@@ -265,7 +262,8 @@ def _expect_saved_flat(state: dict[str, Any], saved: Any) -> dict[str, Any]:
         if isinstance(value, TensorStorageMetadata):
             state[key] = _like_saved(own, value)
         elif value is None and key.startswith("param_groups."):
-            added[key] = BEFORE.get(key.rpartition(".")[2], own)
+            of_param, _, option = key.rpartition(".")
+            added[key] = BEFORE.get(str(state.get(f"{of_param}.algorithm")), {}).get(option, own)
     return added
 
 

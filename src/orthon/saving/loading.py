@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from orthon.algorithms.rule import rule_for
+from orthon.algorithms.options import Group, MutableGroup
+from orthon.algorithms.rule import RULES, rule_for
 from orthon.algorithms.state import Entry
 from orthon.linalg.precision import FLOAT_DTYPES
 from orthon.saving.finite import check_finite
-from orthon.saving.matching import Saved, kind_of, match, saved_of_empty
-from orthon.saving.options import Group, merged_options, saved_options
+from orthon.saving.matching import Saved, match, saved_of_empty
+from orthon.saving.options import merged_options, saved_options
+from orthon.saving.shown import kind_of
 from orthon.sharding import Layouts, is_dtensor, local, on_meta, placed_like, relocated, takes_part
 from orthon.step.counter import counter
 from orthon.step.member import Member
@@ -43,7 +45,7 @@ class _Change:
 
 def fit_state(
     state_dict: Mapping[str, Any], groups: Sequence[Group], layouts: Layouts, owner: str
-) -> tuple[list[Group], dict[Tensor, dict[str, Tensor]]]:
+) -> tuple[list[MutableGroup], dict[Tensor, dict[str, Tensor]]]:
     """Return the param groups and the state that an optimizer has after it has loaded a state dict.
 
     Parameters are found by their names if both sides have them, otherwise by their positions. Everything is checked
@@ -65,6 +67,7 @@ def fit_state(
         label = f"{where}: param group {group.get('name', index)!r}"
         options = saved_options(group, saved or saved_of_empty(state_dict, groups, index), label)
         new_group = merged_options(group, options, label)
+        RULES[new_group["algorithm"]].work.check_options(new_group, label)
         _take_names(new_group, index, saved)
         new_groups.append(new_group)
         for name, param, its in zip(names[index], group["params"], saved, strict=True):
@@ -75,7 +78,7 @@ def fit_state(
     return new_groups, {change.param: _loaded(change) for change in changes}
 
 
-def _take_names(group: Group, index: int, saved: Sequence[Saved]) -> None:
+def _take_names(group: MutableGroup, index: int, saved: Sequence[Saved]) -> None:
     """Give a group the names of its parameters if it has none, as torch does, and the seeds that they had."""
     given = [its.given_name for its in saved]
     if "param_names" not in group and None not in given:
@@ -89,8 +92,8 @@ def _change(
     name: str,
     seed: str,
     param: Tensor,
-    before: Group,
-    after: Group,
+    before: MutableGroup,
+    after: MutableGroup,
     saved: Mapping[str, Any],
     layouts: Layouts,
     where: str,
@@ -136,7 +139,7 @@ def _change(
     return _Change(param, now, new, saved)
 
 
-def _member(name: str, seed: str, param: Tensor, group: Group, layouts: Layouts) -> Member:
+def _member(name: str, seed: str, param: Tensor, group: MutableGroup, layouts: Layouts) -> Member:
     """Return the parameter with these options, without storage."""
     rule, layout = rule_for(param, group), layouts.of(param)
     matrices = layouts.matrices(layout, group["view"]) if rule.work.takes_matrices else None

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orthon.saving.shown import kind_of
 from orthon.step.names import parameter_names, plain_name, plain_names, seed_names
+from orthon.step.words import some
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def match(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], wh
         if here != places.keys():
             missing, unknown = sorted(here - places.keys()), sorted(places.keys() - here)
             raise ValueError(
-                f"{where}: it should have the parameters of this optimizer, but lacks {_some(missing)} and has "
-                f"{_some(unknown)}"
+                f"{where}: it should have the parameters of this optimizer, but lacks {some(missing) or 'none'} and "
+                f"has {some(unknown) or 'none'}"
             )
         return [[places[name] for name in of_group] for of_group in own]
     sizes, expected = [len(group["params"]) for group in saved], [len(group["params"]) for group in groups]
@@ -165,14 +167,3 @@ def _names(saved: Sequence[Mapping[str, Any]]) -> list[list[str]] | None:
         return None
     plain = iter(plain_names(every))
     return [[next(plain) for _ in names] for names in result]
-
-
-def kind_of(value: object) -> str:
-    """Return the name of the type of a value, for errors."""
-    return type(value).__name__
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return some of the names, in words, for errors."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more if names else "none"

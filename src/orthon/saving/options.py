@@ -8,23 +8,25 @@ from torch import Tensor
 
 from orthon.algorithms import RULES
 from orthon.algorithms.names import OLD_ADJUST_LR_FN, check_keys
-from orthon.algorithms.options import SCHEDULER_KEYS
+from orthon.algorithms.options import SCHEDULER_KEYS, Group, MutableGroup
 from orthon.algorithms.rule import options_of, rule_for, rule_name
 from orthon.saving.matching import Saved
 from orthon.sharding.matrix_view import PLAIN, MatrixView
 from orthon.step.cycled import Seen, follow_momentum
 from orthon.step.options import view_of
 
-Group = dict[str, Any]
-
 # What a group holds beside options. In `state_dict()` these entries do not matter for the meaning of the state.
 _LABELS = {"params", "param_names", "seed_names", "name", "reason", "others"}
 
-# What rules did before these options existed: a state saved without one goes on so.
-BEFORE = {"selection_side": "short", "tail": 0.0, "residual_momentum": 1.0, "nesterov": False}
+# What each rule did before these options of it existed: a state saved without one goes on so.
+BEFORE: Mapping[str, Mapping[str, Any]] = {
+    "dion": {"tail": 0.0, "residual_momentum": 1.0, "nesterov": False},
+    "dion2": {"selection_side": "short"},
+    "dion3": {"selection_side": "short"},
+}
 
 
-def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
+def saved_options(group: Group, saved: Sequence[Saved], label: str) -> MutableGroup:
     """Return the options with which the parameters of a group were saved.
 
     Where a group has "others", its matrices and its other parameters may come from different groups, or go to such.
@@ -40,7 +42,7 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
     if not saved:  # nothing is known of a group without parameters
         return {}
     known = options_of(group)
-    by_rule: dict[str, tuple[str, Group]] = {}  # the first parameter of each rule, and its options
+    by_rule: dict[str, tuple[str, MutableGroup]] = {}  # the first parameter of each rule, and its options
     for (rule, saved_rule, _), its in _kinds(group, saved, label).items():
         options = _options(its.group, saved_rule, group.get("others"))
         if rule in by_rule:
@@ -58,9 +60,8 @@ def saved_options(group: Group, saved: Sequence[Saved], label: str) -> Group:
         options = {**those, **options}
     if "others" in group:
         options["others"] = group["others"]
-    for key, before in BEFORE.items():
-        if key in known:
-            options.setdefault(key, before)
+    for rule in by_rule:
+        options = {**BEFORE.get(rule, {}), **options}
     check_keys(options, f"{label}: saved", by_schedule=True)
     for key, option in known.items():
         if key in options:
@@ -88,7 +89,7 @@ def _another_algorithm(rule: str, saved: object, label: str) -> ValueError:
     return ValueError(f"{label}: algorithm should be {rule!r}, but was saved as {saved!r}")
 
 
-def _options(saved: Mapping[str, Any], rule: str, others: str | None) -> Group:
+def _options(saved: Mapping[str, Any], rule: str, others: str | None) -> MutableGroup:
     """Return what a saved group has beside its parameters, under the names of this version.
 
     Args:
@@ -111,7 +112,11 @@ def _options_of_rule(name: object) -> Collection[str]:
 
 
 def _check_same(
-    options: Group, others: Group, keys: Collection[str], known: Collection[str], names: tuple[str, str, str]
+    options: MutableGroup,
+    others: MutableGroup,
+    keys: Collection[str],
+    known: Collection[str],
+    names: tuple[str, str, str],
 ) -> None:
     """Make sure that two saved sets of options have the same values. Keys that are no options are left out otherwise.
 
@@ -139,7 +144,7 @@ def _check_same(
         )
 
 
-def written(group: Group, seen: Seen | None) -> None:
+def written(group: MutableGroup, seen: Seen | None) -> None:
     """Make a group of a state dict one that any loader takes.
 
     Args:
@@ -151,7 +156,7 @@ def written(group: Group, seen: Seen | None) -> None:
         group["view"] = group["view"].as_dict()
 
 
-def merged_options(group: Group, saved: Group, label: str) -> Group:
+def merged_options(group: Group, saved: Group, label: str) -> MutableGroup:
     """Return a param group with those of the saved options that a state brings along.
 
     Raises:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthon.step.words import some
+
 ITEMS = 6  # of a list or dict that are shown
 LEVELS = 3  # of lists in lists that are shown
 TEXT = 120  # characters of a string that are shown
@@ -28,9 +30,12 @@ def unquoted(value: object, *, limit: int = TEXT) -> str:
 
 def listed(values: Iterable[Any]) -> str:
     """Return the first of some names as a list in words."""
-    every = list(values)
-    named = ", ".join(shown(value) for value in every[:20])
-    return f"{named} and {len(every) - 20} more" if len(every) > 20 else named or "nothing"
+    return some(list(values), most=20, said=shown) or "nothing"
+
+
+def kind_of(value: object) -> str:
+    """Return the name of the type of a value."""
+    return one_line(type(value).__name__, limit=TEXT)
 
 
 def one_line(text: str, *, limit: int = LINE) -> str:
@@ -60,7 +65,7 @@ def _shown(value: object, levels: int) -> str:
         return _items(((f"{_shown(k, levels - 1)}: {_shown(v, levels - 1)}") for k, v in value.items()), value, levels)
     if isinstance(value, list | tuple | set | frozenset):
         return _items((_shown(item, levels - 1) for item in value), value, levels)
-    return f"a {one_line(type(value).__name__, limit=TEXT)}"
+    return f"a {kind_of(value)}"
 
 
 def _items(texts: Iterable[str], of: Any, levels: int) -> str:

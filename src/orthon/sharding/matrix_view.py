@@ -42,21 +42,23 @@ class MatrixView:
     side: str = "rows"
 
     def __post_init__(self) -> None:
-        def refuse(name: str, allowed: str) -> ValueError:
-            return ValueError(f"MatrixView: {name} should be {allowed}, but is {getattr(self, name)!r}")
+        def refuse(name: str, allowed: str, *, has_type: bool = True) -> Exception:
+            message = f"MatrixView: {name} should be {allowed}, but is {getattr(self, name)!r}"
+            return ValueError(message) if has_type else TypeError(message)
 
-        if self.kind not in KINDS:
-            raise refuse("kind", f"one of {', '.join(map(repr, KINDS))}")
-        if self.side not in SIDES:
-            raise refuse("side", f"one of {', '.join(map(repr, SIDES))}")
+        for name, value, names in (("kind", self.kind, KINDS), ("side", self.side, SIDES)):
+            if value not in names:
+                raise refuse(name, f"one of {', '.join(map(repr, names))}", has_type=isinstance(value, str))
         if not isinstance(self.transposed, bool):
-            raise refuse("transposed", "True or False")
+            raise refuse("transposed", "True or False", has_type=False)
         given: Any = self.blocks
         if isinstance(given, list):  # as read from a file
             object.__setattr__(self, "blocks", tuple(given))
         sizes = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,)
-        if not sizes or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
-            raise refuse("blocks", "an integer >= 1, the number of equal blocks, or a tuple of their sizes")
+        are_integers = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+        if not sizes or not are_integers or min(sizes) < 1:
+            allowed = "an integer >= 1, the number of equal blocks, or a tuple of their sizes"
+            raise refuse("blocks", allowed, has_type=are_integers)
         if self.kind == "convolution" and isinstance(self.blocks, tuple):
             raise refuse("blocks", "the number of groups for a convolution")
         if self.kind == "convolution" and self.side != "rows":
@@ -67,16 +69,17 @@ class MatrixView:
         """Return the view that a mapping of its attributes describes, as `as_dict` returns it.
 
         Raises:
+            TypeError: for what is neither, or an attribute of a wrong type.
             ValueError: for other keys, or values that are not allowed.
         """
         if isinstance(value, MatrixView):
             return value
         if not isinstance(value, Mapping):
-            raise ValueError(f"MatrixView: should be a MatrixView or a mapping of its fields, but is {value!r}")
+            raise TypeError(f"MatrixView: should be a MatrixView or a mapping of its fields, but is {value!r}")
         known = {field.name for field in fields(cls)}
         if unknown := value.keys() - known:
             raise ValueError(
-                f"MatrixView: takes {', '.join(sorted(known))}, not {', '.join(map(repr, sorted(unknown)))}"
+                f"MatrixView: takes {', '.join(sorted(known))}, not {', '.join(sorted(map(repr, unknown)))}"
             )
         return cls(**value)
 

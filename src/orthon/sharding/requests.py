@@ -8,13 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orthon.machines.links import gather_into
 from orthon.sharding.messages import note_message
 
 if TYPE_CHECKING:
     from orthon.sharding.line import Line
-
-# The name that torch 2.13 gives to it, or the one before.
-_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Request:
@@ -137,7 +135,7 @@ class _GatherFlight(Flight):
         self._received = mine.new_empty(line.size, mine.numel())
         others = (line.size - 1) * mine.numel()
         note_message("gather", line.ranks, self._received, sent=others, received=others)
-        self._work = line.start(_gather_into, self._received.view(-1), mine)
+        self._work = line.start(gather_into, self._received.view(-1), mine)
 
     def land(self) -> None:
         if self._work is not None:

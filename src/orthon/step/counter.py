@@ -6,8 +6,6 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-_BOOLS: tuple[type, ...] = (bool,)
-
 
 def counter(value: object, where: str) -> object:
     """Return a number of steps as a float32 tensor without dims: in 16 bits it would stop growing, at 256 or 2048.
@@ -25,10 +23,10 @@ def counter(value: object, where: str) -> object:
         found = value.to(torch.float32)
         if found.device.type != "cpu":  # for whose numbers the host would wait, or that has none
             return found
-    elif isinstance(value, Real) and not isinstance(value, _BOOLS):
-        found = torch.tensor(float(value), dtype=torch.float32, device="cpu")
-    else:
+    elif isinstance(value, bool) or not isinstance(value, Real):
         return value
+    else:
+        found = torch.tensor(float(value), dtype=torch.float32, device="cpu")
     if not 0 <= float(found) < math.inf:
         raise ValueError(f"{where} should be a number of steps, but is {float(found)}")
     return found

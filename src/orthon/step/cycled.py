@@ -1,12 +1,11 @@
 """Momentum that schedulers cycle where the rule has betas: which of the two counts."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orthon.algorithms import RULES
-
-Options = MutableMapping[str, Any]
+from orthon.algorithms.options import MutableGroup
 
 
 @dataclass(frozen=True)
@@ -20,13 +19,13 @@ class Seen:
         beta: the first of its "betas", None if it had none.
     """
 
-    group: Options
+    group: MutableGroup
     momentum: Any
     most: Any
     beta: Any
 
     @classmethod
-    def of(cls, group: Options) -> "Seen":
+    def of(cls, group: MutableGroup) -> "Seen":
         """Return what a group has now."""
         return cls(group, group.get("momentum"), group.get("max_momentum"), _first_beta(group))
 
@@ -37,26 +36,26 @@ class Cycled:
 
     _seen: dict[int, Seen] = field(default_factory=dict)
 
-    def begin(self, groups: Sequence[Options]) -> None:
+    def begin(self, groups: Sequence[MutableGroup]) -> None:
         """Forget all other groups, and look at these."""
         self._seen = {index: Seen.of(group) for index, group in enumerate(groups)}
 
-    def look(self, group: Options, index: int) -> None:
+    def look(self, group: MutableGroup, index: int) -> None:
         """Remember what a group has now."""
         self._seen[index] = Seen.of(group)
 
-    def of(self, group: Options, index: int) -> Seen | None:
+    def of(self, group: MutableGroup, index: int) -> Seen | None:
         """Return what a group had; None if no step and no constructor has looked at it."""
         seen = self._seen.get(index)
         return seen if seen is not None and seen.group is group else None
 
-    def follow(self, group: Options, index: int) -> None:
+    def follow(self, group: MutableGroup, index: int) -> None:
         """Take the momentum that has been set for the first beta, as `follow_momentum` does, and look again."""
         if follow_momentum(group, self.of(group, index)):
             self.look(group, index)
 
 
-def follow_momentum(group: Options, seen: Seen | None = None) -> bool:
+def follow_momentum(group: MutableGroup, seen: Seen | None = None) -> bool:
     """Take the momentum that a scheduler has set for the first beta, where there are betas.
 
     OneCycleLR and CyclicLR set one of the two in all groups. They set "momentum" in those of Orthon's optimizers. It
@@ -89,7 +88,7 @@ def follow_momentum(group: Options, seen: Seen | None = None) -> bool:
     return True
 
 
-def _first_beta(group: Options) -> Any:
+def _first_beta(group: MutableGroup) -> Any:
     """Return the first of the betas; None if there are none, or they are of a wrong kind, which `check` tells."""
     betas = group.get("betas")
     return betas[0] if isinstance(betas, tuple | list) and len(betas) == 2 else None

@@ -8,6 +8,7 @@ from orthon.step.agreement import Agreement
 from orthon.step.gradients import TOO_LARGE, Gradients
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
+from orthon.step.words import some
 
 # For each device a tensor that is 1, or 0 where the step is to be left out. Empty where no step is ever left out.
 Gates = dict[torch.device, Tensor]
@@ -42,8 +43,7 @@ def nonfinite_error(names: list[str], owner: str) -> FloatingPointError:
     bad = [name for name in names if not name.endswith(TOO_LARGE)]
     what = "infinities or NaNs" if bad else "numbers so large that sums of them would overflow"
     bad = bad or [name.removesuffix(TOO_LARGE) for name in names]
-    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     return FloatingPointError(
-        f"{owner}: the gradient of {', '.join(map(repr, bad[:3]))}{more} has {what}; weights and state are as before "
+        f"{owner}: the gradient of {some(bad)} has {what}; weights and state are as before "
         '(nonfinite="skip" leaves such steps out)'
     )

@@ -52,6 +52,16 @@ def check_devices(members: Iterable[Member], owner: str) -> None:
             )
 
 
+def check_numbers(members: Iterable[Member], owner: str) -> None:
+    """Raise a ValueError if a parameter with a gradient is on meta, which has no numbers."""
+    for member in members:
+        if member.grad is not None and member.grad.is_meta:
+            raise ValueError(
+                f"{owner}: parameter {member.name!r}: lies on meta, so that it has no numbers; make them by to_empty() "
+                "and a load before the first step"
+            )
+
+
 def _lies_so(spec: "DTensorSpec", layout: Layout) -> bool:
     return spec.mesh is layout.mesh and spec.placements == layout.placements
 

@@ -69,13 +69,10 @@ class History:
         """
         self._check_gone(members, groups, states)
         before = {id(param): dtype for param, dtype in self._params.values()}
-        on_meta = {member.param.is_meta for member in members if member.grad is not None}
         for member in members:
             where = f"{self.owner}: parameter {member.name!r}"
             if member.grad is not None and local(member.param).is_inference():
                 raise ValueError(f"{where}: was made in inference mode, so that it cannot be trained; make it outside")
-            if member.param.is_meta and len(on_meta) > 1:
-                raise ValueError(f"{where}: lies on meta, so that it has no numbers, while other parameters have some")
             state = states.get(member.param)
             if state:
                 _check_fit(member, state, before.get(id(member.param), member.dtype), where)

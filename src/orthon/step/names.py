@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-# What wrappers put into the names of a module's parameters.
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# What wrappers put into the names of a module's parameters. Nobody else gives these names.
+OF_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PREFIX = "module."  # of DistributedDataParallel
 
 
@@ -32,8 +32,8 @@ def plain_names(names: Sequence[str]) -> list[str]:
     Args:
         names: of all parameters.
     """
-    plain = [
-        ".".join([*(module for module in modules if module not in _WRAPPERS), own])  # the last part is no module's name
+    plain = [  # the last part is no module's name
+        ".".join([*(module for module in modules if module not in OF_WRAPPERS), own])
         for *modules, own in (name.split(".") for name in names)
     ]
     while plain and all(name.startswith(_PREFIX) for name in plain):
@@ -62,7 +62,7 @@ def seed_names(group: Mapping[str, Any], index: int) -> list[str]:
 def plain_name(name: str) -> str:
     """Return a parameter's name without what torch.compile, DDP and other wrappers add to it."""
     name = name.removeprefix(_PREFIX)
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in OF_WRAPPERS)
 
 
 def _positions(group: Mapping[str, Any], index: int) -> list[str]:

@@ -1,19 +1,17 @@
 """The options of param groups: filled in, checked, and followed where schedulers change them."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orthon.algorithms import RULES, Rule
 from orthon.algorithms.names import check_keys
-from orthon.algorithms.options import plain_number
+from orthon.algorithms.options import MutableGroup, plain_number
 from orthon.algorithms.rule import options_of
 from orthon.sharding.matrix_view import MatrixView
 from orthon.step.capture import check_options
 from orthon.step.cycled import Cycled
 from orthon.step.rates import Rates
-
-Options = MutableMapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class OptionCheck:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", Rates(self.owner))
 
-    def begin(self, groups: Sequence[Options]) -> None:
+    def begin(self, groups: Sequence[MutableGroup]) -> None:
         """Take these groups, which a state has made, for those that the optimizer was made with."""
         self.cycled.begin(groups)
         self.rates.begin(groups)
@@ -48,7 +46,7 @@ class OptionCheck:
         """Return how errors call a group."""
         return f"{self.owner}: param group {group.get('name', index)!r}"
 
-    def complete(self, group: Options, index: int, *, by_schedule: bool) -> None:
+    def complete(self, group: MutableGroup, index: int, *, by_schedule: bool) -> None:
         """Fill in the options that a group lacks, and check all of them.
 
         Args:

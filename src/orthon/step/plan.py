@@ -18,7 +18,7 @@ from orthon.sharding import Layout, Layouts, Ranks, run, takes_part
 from orthon.step.agreement import Agreement
 from orthon.step.batches import PlannedBatch, Wave
 from orthon.step.gates import Gates
-from orthon.step.gradients import Gradients, check_devices, take_gradients
+from orthon.step.gradients import Gradients, check_devices, check_numbers, take_gradients
 from orthon.step.history import History
 from orthon.step.loss_scale import LossScale
 from orthon.step.member import Member
@@ -118,7 +118,7 @@ class Planner:
 
         Raises:
             RuntimeError: if parameters have changed so that their state is lost or does not fit any more.
-            ValueError: for a gradient on another device than its parameter.
+            ValueError: for a gradient on another device than its parameter, or without numbers, on meta.
         """
         members = self.members(groups)
         if self._check.rates.watching:
@@ -132,6 +132,7 @@ class Planner:
         check_devices(members, self._owner)
         if plan is None or plan.members is not members:
             self._history.check(members, groups, states)
+        check_numbers(members, self._owner)
         agreement, is_new = self._agreement(members)
         self._plan = Plan(members, agreement, is_new, Gradients(members), self.waves(members))
         self._kinds, self._with_state = kinds, -1

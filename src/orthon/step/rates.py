@@ -1,8 +1,9 @@
 """Groups that were made with several learning rates, and get one for all of them from a loop or a scheduler."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from orthon.step.words import warn
 
 # By how much more than rounding a learning rate must have grown.
 _MORE = 1 + 1e-6
@@ -57,9 +58,8 @@ class Rates:
             return
         self.watching = False
         were = ", ".join(f"{rate:g}" for rate in self._given)
-        warnings.warn(
+        warn(
             f"{self._owner}: all param groups have the learning rate {rates[0]:g} now, but were made with {were}; "
             "embeddings, heads and norms have another one than matrices. Keep what each group had, and multiply it "
-            "by a factor; give OneCycleLR and CyclicLR a list with one number for each group",
-            stacklevel=9,
+            "by a factor; give OneCycleLR and CyclicLR a list with one number for each group"
         )

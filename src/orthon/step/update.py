@@ -23,7 +23,7 @@ def update(
     """Update one batch of parameters.
 
     Args:
-        planned: one of `batches`.
+        planned: the batch, as planned.
         states: of all parameters.
         gates: for each device a tensor that is 1, or 0 to leave everything as it is; empty if none is to be left.
         scale: of the loss, and so of the gradients.

@@ -6,18 +6,18 @@ optimizer's.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from orthon.algorithms.options import Group
 from orthon.algorithms.tail import MOST
 from orthon.testing.factors import EXACT, Factors
 
 State = dict[str, Tensor]
-Group = Mapping[str, Any]
 Reference = Callable[[Tensor, Tensor, State, Group], Tensor]
 
 

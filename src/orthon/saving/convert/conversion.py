@@ -8,10 +8,10 @@ from torch import Tensor
 
 from orthon.algorithms import RULES
 from orthon.algorithms.options import SCHEDULER_KEYS
-from orthon.saving.convert.entries import converted_state, type_of
+from orthon.saving.convert.entries import converted_state
 from orthon.saving.convert.formats import Format, NewGroup, Source
 from orthon.saving.convert.sources import SOURCES
-from orthon.saving.shown import listed, shown
+from orthon.saving.shown import kind_of, listed, shown
 from orthon.saving.untrusted.bounded import check_bounded
 from orthon.step.names import plain_names
 
@@ -142,13 +142,13 @@ def _check_form(state_dict: object, where: str) -> None:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if not (isinstance(state_dict, Mapping) and {"state", "param_groups"} <= state_dict.keys()):
-        found = f"a dict with {listed(state_dict)}" if isinstance(state_dict, Mapping) else f"a {type_of(state_dict)}"
+        found = f"a dict with {listed(state_dict)}" if isinstance(state_dict, Mapping) else f"a {kind_of(state_dict)}"
         raise ValueError(
             f"{where}: should be an optimizer's state_dict(), with 'state' and 'param_groups', but is {found}"
         )
     state, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Mapping) for value in state.values()):
-        raise ValueError(f"{where}: 'state' should be a dict of a dict for each parameter, but is a {type_of(state)}")
+        raise ValueError(f"{where}: 'state' should be a dict of a dict for each parameter, but is a {kind_of(state)}")
     if not isinstance(groups, list) or not all(
         isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups
     ):
@@ -204,7 +204,7 @@ def _options(format: Format, new: NewGroup, where: str) -> tuple[dict[str, Any],
     if missing := [key for key, meaning in format.keys.items() if meaning.required and key not in new.group]:
         raise ValueError(f"{where}: {missing[0]!r} is missing, which {new.format!r} has")
     rule = RULES[format.algorithm]
-    options = {name: known.get(name, option.default) for name, option in rule.options.items()}
-    for name, option in rule.options.items():
-        option.check(name, options[name], where)
+    options = {
+        name: option.check(name, known.get(name, option.default), where) for name, option in rule.options.items()
+    }
     return options, known, dropped

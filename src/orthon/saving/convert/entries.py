@@ -9,7 +9,7 @@ from torch import Tensor
 from orthon.algorithms import RULES
 from orthon.algorithms.state import Counter
 from orthon.saving.convert.formats import Format
-from orthon.saving.shown import listed, shown
+from orthon.saving.shown import kind_of, listed, shown
 from orthon.sharding import is_dtensor
 from orthon.sharding.matrix_view import MatrixView, Reading
 
@@ -49,7 +49,7 @@ def converted_state(
             state[name] = _counter(value, what)
             continue
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise ValueError(f"{what}: should be a floating-point tensor, but is a {type_of(value)}")
+            raise ValueError(f"{what}: should be a floating-point tensor, but is a {kind_of(value)}")
         if is_dtensor(value):
             raise ValueError(f"{what}: should be a whole tensor, but is a DTensor; save a state with whole ones")
         expected = shape
@@ -86,8 +86,3 @@ def _counter(value: object, where: str) -> Tensor:
     ):
         raise ValueError(f"{where}: should be a number of steps, but is {shown(value)}")
     return torch.tensor(float(number), dtype=torch.float32, device="cpu")
-
-
-def type_of(value: object) -> str:
-    """Return the name of the type of a value, for errors."""
-    return type(value).__name__

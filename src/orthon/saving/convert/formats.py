@@ -92,13 +92,11 @@ class Source:
     """A package whose optimizer states can be converted.
 
     Attributes:
-        origin: the optimizers whose state_dict() it stands for.
         formats: their formats, by the names that `split` uses.
         split: from a param group and the states of its parameters, makes the groups that these become. It raises a
             ValueError for a group that it cannot split.
     """
 
-    origin: str
     formats: Mapping[str, Format]
     split: Split
 

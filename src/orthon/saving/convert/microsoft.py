@@ -211,4 +211,4 @@ def _side(state: Mapping[str, Any]) -> str | None:
     return "long" if len(Q) == min(m, n) else "short"
 
 
-MICROSOFT_DION = Source("github.com/microsoft/dion: Dion, Dion2, Muon, NorMuon, NorDion2 (Dion3)", _FORMATS, _split)
+MICROSOFT_DION = Source(_FORMATS, _split)  # of github.com/microsoft/dion

@@ -171,19 +171,11 @@ def _split_moonlight(group: Mapping[str, Any], states: States) -> list[NewGroup]
 
 
 SOURCES: Mapping[str, Source] = {
-    "torch-adamw": Source(
-        "torch.optim.AdamW, and Adam without weight decay", {"adamw": _TORCH_ADAMW}, _split_torch_adamw
-    ),
-    "torch-muon": Source("torch.optim.Muon", {"muon": _TORCH_MUON}, whole("muon")),
-    "keller-muon": Source(
-        "github.com/KellerJordan/Muon: Muon, MuonWithAuxAdam, and both for a single device",
-        {"muon": _KELLER_MUON, "adam": _KELLER_ADAM},
-        _split_keller,
-    ),
-    "moonlight-muon": Source(
-        "github.com/MoonshotAI/Moonlight: Muon",
-        {"muon": _MOONLIGHT_MUON, "adamw": _MOONLIGHT_ADAMW},
-        _split_moonlight,
-    ),
+    "torch-adamw": Source({"adamw": _TORCH_ADAMW}, _split_torch_adamw),  # Adam without weight decay as well
+    "torch-muon": Source({"muon": _TORCH_MUON}, whole("muon")),
+    # Of github.com/KellerJordan/Muon: Muon, MuonWithAuxAdam, and both for a single device.
+    "keller-muon": Source({"muon": _KELLER_MUON, "adam": _KELLER_ADAM}, _split_keller),
+    # Of github.com/MoonshotAI/Moonlight.
+    "moonlight-muon": Source({"muon": _MOONLIGHT_MUON, "adamw": _MOONLIGHT_ADAMW}, _split_moonlight),
     "microsoft-dion": MICROSOFT_DION,
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 from orthon.saving.untrusted.errors import RefusedError
 
-DEPTH = 64
+DEPTH = 64  # containers in each other
 NODES = 10_000_000
 _LEAVES = {str, int, float, bool, type(None)}  # the usual ones, known at a glance
 
@@ -21,7 +21,6 @@ def check_bounded(
     value: Any,
     *,
     children: Callable[[Any], Iterable[Any]] = plain_children,
-    depth: int = DEPTH,
     nodes: int = NODES,
 ) -> None:
     """Raise an error for a value that is too deep, too large, or contains itself.
@@ -32,7 +31,6 @@ def check_bounded(
     Args:
         value: to look at.
         children: what is in a value. A value without children is a leaf.
-        depth: how many containers may lie in each other.
         nodes: how many values there may be.
 
     Raises:
@@ -50,14 +48,14 @@ def check_bounded(
         within.add(id(whole))
         size, levels = 1, 0
         for child in children(whole):
-            below = (1, 0) if type(child) in _LEAVES else measure(child, room - 1) if room else (1, depth)
+            below = (1, 0) if type(child) in _LEAVES else measure(child, room - 1) if room else (1, DEPTH)
             size, levels = size + below[0], max(levels, below[1] + 1)
-            if levels > depth:
-                raise RefusedError(f"it has more than {depth} lists or dicts in each other")
+            if levels > DEPTH:
+                raise RefusedError(f"it has more than {DEPTH} lists or dicts in each other")
             if size > nodes:
                 raise RefusedError(f"it has more than {nodes} values, counting shared ones each time")
         within.discard(id(whole))
         known[id(whole)] = size, levels
         return size, levels
 
-    measure(value, depth)
+    measure(value, DEPTH)

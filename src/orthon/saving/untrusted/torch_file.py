@@ -90,11 +90,6 @@ def read_torch_file(file: io.BufferedIOBase | io.RawIOBase) -> Any:
         raise DamagedError("it is damaged") from error
 
 
-def read_torch_bytes(content: bytes) -> Any:
-    """Return what the content of a file of torch.save holds, as `read_torch_file` does."""
-    return read_torch_file(io.BytesIO(content))
-
-
 @dataclass(frozen=True)
 class _Entry:
     start: int  # of its bytes in the file

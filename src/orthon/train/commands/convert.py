@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from orthon.saving.files import new_file
 from orthon.saving.shown import one_line, shown, unquoted
 from orthon.saving.untrusted.errors import DamagedError, RefusedError
 from orthon.saving.untrusted.torch_file import read_torch_file
+from orthon.step.words import some
 from orthon.train.errors import UserError
 from orthon.train.processes.launch import processes
 from orthon.train.results.console import plain_console
@@ -102,8 +104,7 @@ def _keys(content: object) -> str:
     """Return the first keys of a dict, for an error message."""
     if not isinstance(content, Mapping):
         return f"none, but is a {type(content).__name__}"
-    named = ", ".join(unquoted(name, limit=40) for name in [*content][:10])
-    return f"{named} and {len(content) - 10} more" if len(content) > 10 else named or "none"
+    return some([*content], most=10, said=partial(unquoted, limit=40)) or "none"
 
 
 def _with_paths(message: str, inputs: Sequence[Path]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from orthon.step.words import some
 from orthon.train.errors import UserError
 from orthon.train.text.passages import Passage, in_blocks, passages
 
@@ -34,5 +35,5 @@ def require_column(column: str, columns: Any, where: str = "") -> None:
     """
     names = [str(name) for name in columns]
     if column not in names:
-        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        raise UserError(f"{where}data.text_column must be one of {shown or 'its columns'} but is {column!r}")
+        shown = some(names, most=20, said=str) or "its columns"
+        raise UserError(f"{where}data.text_column must be one of {shown} but is {column!r}")
