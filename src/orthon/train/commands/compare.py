@@ -11,6 +11,7 @@ from rich.console import Console
 
 from orthon.saving.shown import printable
 from orthon.train.checkpoints.newest import newest_checkpoint
+from orthon.train.checkpoints.restore import PLACES
 from orthon.train.commands.comparison import Planned, plan
 from orthon.train.commands.comparison_report import (
     Result,
@@ -73,6 +74,7 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
 def _compare(command: CompareCommand, ranks: Processes, console: Console) -> None:
     planned, corpus = ranks.together(lambda: _prepare(command, ranks))
     done = ranks.on_main(lambda: [_summary(one, corpus) for one in planned])
+    ranks.on_main(lambda: [read_metrics(one.directory) for one in planned])  # refuses damage before any run
     console.print(
         f"{len(planned)} runs, {len(planned) - done.count(None)} already done; text: {corpus.description}",
         soft_wrap=True,
@@ -120,7 +122,7 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
     before = flatten(as_plain(read_config(one.directory / CONFIG, TrainConfig)))
     now = flatten(as_plain(one.config))
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+        if name not in PLACES and before.get(name) != now.get(name):
             raise UserError(
                 f"{one.directory} holds a run with {name} {before.get(name)}, not {now.get(name)}; choose another --out"
             )
