@@ -16,7 +16,7 @@ from orthon.train.commands.comparison import Planned, plan
 from orthon.train.commands.comparison_report import (
     Result,
     best_of_each,
-    comparison_table,
+    show_table,
     sweep_lines,
     target_loss,
     write_markdown,
@@ -36,7 +36,7 @@ from orthon.train.settings.paths import AnyPath, as_path
 from orthon.train.settings.run import CompareConfig, TrainConfig
 from orthon.train.step.trial import try_options
 from orthon.train.text.corpus import load_corpus
-from orthon.train.text.tokenized import CACHE
+from orthon.train.text.files import CACHE
 from orthon.train.text.tokens import Corpus
 
 PICTURE = "comparison.png"
@@ -102,7 +102,7 @@ def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], 
     planned = plan(command.settings, command.out)
     for one in planned:
         try_options(one.config.optimizer, ranks)
-    corpus = load_corpus(command.settings.data, beside=command.out)
+    corpus = load_corpus(command.settings.data, beside=command.out, own=[command.out])
     refuse_giants(command.settings, ranks, vocabulary=corpus.vocab_size)
     return planned, corpus
 
@@ -180,7 +180,7 @@ def _report(results: list[Result], command: CompareCommand, console: Console) ->
     best = best_of_each(results)
     target = settings.target if settings.target is not None else target_loss(best)
     console.print("\n".join(["", *sweep_lines(results)]), soft_wrap=True)
-    console.print(comparison_table(best, target))
+    show_table(console, best, target)
     with named(command.out / TABLE):
         write_markdown(command.out / TABLE, best, target)
     title = f"LLaMA {settings.model.name}, {settings.steps} steps of {settings.batch_size} sequences"
