@@ -33,6 +33,7 @@ GROUP_0 = "state dict 0 (%s): param group 0: "
         ),
         ("torch-adamw", torch_adamw(momentum=0.9), {}, "'momentum' is 0.9, and orthon does not"),
         ("torch-adamw", without(torch_adamw(), "betas"), {}, "'betas' is missing"),
+        ("torch-adamw", without(torch_adamw(), "amsgrad"), MOMENTS, "'amsgrad' is missing"),  # RAdam's
         ("torch-adamw", torch_adamw(betas=(1.0, 0.9)), {}, "betas should be two numbers in [0, 1)"),
         (
             "torch-adamw",

@@ -1,11 +1,13 @@
+import io
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from orthon.train.commands.comparison import plan
-from orthon.train.commands.comparison_report import Result, best_of_each, steps_to, target_loss
+from orthon.train.commands.comparison_report import Result, best_of_each, show_table, steps_to, target_loss
 from orthon.train.commands.main import main
 from orthon.train.results.directory import Summary
 from orthon.train.results.metrics import Record
@@ -191,3 +193,14 @@ def test_labels_of_optimizers() -> None:
         assert optimizer.name == one.label.partition(":")[0]
         assert (optimizer.rank_fraction, optimizer.fraction) == (rank_fraction, fraction)
         assert (optimizer.momentum, optimizer.weight_decay, optimizer.scalar_lr) == (0.9, 0.1, 0.01)
+
+
+def test_the_table_is_whole_in_a_narrow_terminal() -> None:
+    summary = Summary(steps=1, val_loss=2.5, seconds=1.0, optimizer_share=0.1, state_bytes=0, corpus="", sample="")
+    file = io.StringIO()
+    console = Console(file=file, width=20)
+    show_table(console, [Result("dion:1/16", 0.01, summary, [])], 2.5)
+    assert "…" not in file.getvalue()
+    row = file.getvalue().splitlines()[4]
+    assert row.split() == ["dion:1/16", "0.01", "2.5000", "—", "1.0", "s", "10.0%", "0.00", "MB"]
+    assert console.width == 20

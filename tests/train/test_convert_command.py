@@ -52,6 +52,7 @@ def test_two_files_become_one(files: list[nn.Parameter], capsys: pytest.CaptureF
     assert "group 1, dropped (no effect, or always so in orthon): capturable, differentiable, decoupled" in said
     assert "note: their Newton-Schulz iteration runs in bfloat16" in said
     assert "wrote out.pt" in said
+    assert said.endswith("make its group 0, of muon, with ema=True\n")
     assert [group["param_names"] for group in load("out.pt", files)["param_groups"]] == [["w"], ["b"]]
     assert not Path("out.pt.part").exists()
 

@@ -147,6 +147,15 @@ def test_bad_tokenizers(tmp_path: Path, tokenizer: Path, fails, monkeypatch: pyt
     assert not (tmp_path / "runs").exists()
 
 
+def test_nothing_is_drawn_at_random(tmp_path: Path, tokenizer: Path) -> None:
+    content = json.loads(tokenizer.read_text())
+    content["model"]["dropout"] = 0.5
+    (tmp_path / "dropout.json").write_text(json.dumps(content))
+    text = [line.encode() for line in TEXTS]
+    plain, dropout = (open_tokenizer(str(path)).encode(text) for path in (tokenizer, tmp_path / "dropout.json"))
+    assert [row.tolist() for row in dropout] == [row.tolist() for row in plain]
+
+
 def test_a_text_that_a_tokenizer_cannot_write(tmp_path: Path, fails) -> None:
     model = {"type": "WordLevel", "vocab": {"word": 0}, "unk_token": "[UNK]"}
     (tmp_path / "words.json").write_text(json.dumps({"version": "1.0", "model": model}))

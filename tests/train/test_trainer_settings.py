@@ -60,7 +60,10 @@ def test_yaml_leaves_out_and_converts(tmp_path: Path) -> None:
         ("steps: [", "is not YAML"),
         ("3", "the file must hold settings by name"),
         ("&a [*a]", "it means more than 10000 values"),
-        ("2026-01-01: 3", "must hold settings by name"),
+        ("2026-01-01: 3", "there is no setting 2026-01-01"),
+        ("data: {name: 2026-01-01, split: 3}", "data.split must be a valid string but is 3"),  # a date is a word
+        ("optimizers: [dion]", "optimizers is a setting of orthon compare; orthon train has optimizer.name"),
+        ("momentum: 0.9", "momentum is a setting of orthon compare; orthon train has optimizer.momentum"),
     ],
 )
 def test_yaml_errors(tmp_path: Path, text: str, message: str) -> None:

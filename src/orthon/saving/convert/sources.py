@@ -35,7 +35,8 @@ _TORCH_ADAMW = Format(
     entries={"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "max_exp_avg_sq": "max_exp_avg_sq"},
     keys={
         **{name: same(name) for name in ("lr", "betas", "eps", "weight_decay")},
-        **{name: Key(name) for name in ("amsgrad", "maximize", "foreach", "fused")},
+        "amsgrad": same("amsgrad"),  # which RAdam and others with the same entries lack
+        **{name: Key(name) for name in ("maximize", "foreach", "fused")},
         "capturable": NO_EFFECT,
         "differentiable": NO_EFFECT,
         "decoupled_weight_decay": Key(allowed=lambda decoupled: decoupled is True, reason=_COUPLED),

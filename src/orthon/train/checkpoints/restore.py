@@ -10,8 +10,12 @@ from orthon.train.settings.file import as_plain, flatten
 from orthon.train.settings.run import TrainConfig
 from orthon.train.step.training import Training
 
+# Where the text lies, and what makes its tokens. These may be moved, as the text is known by its content.
+PLACES = {"data.paths", "data.held_out_paths", "data.tokenizer"}
+
 # Settings that may change when a run is continued. With others, the numbers so far would mean something else.
 CHANGEABLE = {
+    *PLACES,
     "steps",
     "schedule.warmup",
     "schedule.decay",
@@ -64,7 +68,9 @@ def restore(checkpoint: Checkpoint, training: Training, config: TrainConfig, cor
     path, manifest = checkpoint.path, checkpoint.manifest
     refuse_differences(manifest.config, config, f"checkpoint {path}")
     if manifest.corpus != corpus:
-        raise UserError(f"checkpoint {path} was trained on another text: the files of data.source have changed")
+        raise UserError(
+            f"checkpoint {path} was trained on another text: the files of data.source or data.tokenizer have changed"
+        )
     try:
         load_run_state(path, training)
     except ValueError as error:

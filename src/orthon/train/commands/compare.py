@@ -11,11 +11,12 @@ from rich.console import Console
 
 from orthon.saving.shown import printable
 from orthon.train.checkpoints.newest import newest_checkpoint
+from orthon.train.checkpoints.restore import PLACES
 from orthon.train.commands.comparison import Planned, plan
 from orthon.train.commands.comparison_report import (
     Result,
     best_of_each,
-    comparison_table,
+    show_table,
     sweep_lines,
     target_loss,
     write_markdown,
@@ -35,7 +36,7 @@ from orthon.train.settings.paths import AnyPath, as_path
 from orthon.train.settings.run import CompareConfig, TrainConfig
 from orthon.train.step.trial import try_options
 from orthon.train.text.corpus import load_corpus
-from orthon.train.text.tokenized import CACHE
+from orthon.train.text.files import CACHE
 from orthon.train.text.tokens import Corpus
 
 PICTURE = "comparison.png"
@@ -73,6 +74,7 @@ def compare(*, command: Annotated[CompareCommand, Parameter(name="*")] = Compare
 def _compare(command: CompareCommand, ranks: Processes, console: Console) -> None:
     planned, corpus = ranks.together(lambda: _prepare(command, ranks))
     done = ranks.on_main(lambda: [_summary(one, corpus) for one in planned])
+    ranks.on_main(lambda: [read_metrics(one.directory) for one in planned])  # refuses damage before any run
     console.print(
         f"{len(planned)} runs, {len(planned) - done.count(None)} already done; text: {corpus.description}",
         soft_wrap=True,
@@ -100,7 +102,7 @@ def _prepare(command: CompareCommand, ranks: Processes) -> tuple[list[Planned], 
     planned = plan(command.settings, command.out)
     for one in planned:
         try_options(one.config.optimizer, ranks)
-    corpus = load_corpus(command.settings.data, beside=command.out)
+    corpus = load_corpus(command.settings.data, beside=command.out, own=[command.out])
     refuse_giants(command.settings, ranks, vocabulary=corpus.vocab_size)
     return planned, corpus
 
@@ -120,7 +122,7 @@ def _summary(one: Planned, corpus: Corpus) -> Summary | None:
     before = flatten(as_plain(read_config(one.directory / CONFIG, TrainConfig)))
     now = flatten(as_plain(one.config))
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+        if name not in PLACES and before.get(name) != now.get(name):
             raise UserError(
                 f"{one.directory} holds a run with {name} {before.get(name)}, not {now.get(name)}; choose another --out"
             )
@@ -178,7 +180,7 @@ def _report(results: list[Result], command: CompareCommand, console: Console) ->
     best = best_of_each(results)
     target = settings.target if settings.target is not None else target_loss(best)
     console.print("\n".join(["", *sweep_lines(results)]), soft_wrap=True)
-    console.print(comparison_table(best, target))
+    show_table(console, best, target)
     with named(command.out / TABLE):
         write_markdown(command.out / TABLE, best, target)
     title = f"LLaMA {settings.model.name}, {settings.steps} steps of {settings.batch_size} sequences"

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from orthon.train.results.directory import Summary, replace_file
 from orthon.train.results.metrics import Record
+
+WIDEST = 1000  # columns that a table may have
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ def steps_to(records: Sequence[Record], target: float) -> int | None:
         if record.val_loss is not None and record.val_loss <= target:
             return record.step
     return None
+
+
+def show_table(console: Console, best: Sequence[Result], target: float) -> None:
+    """Show the table. In a terminal that is too narrow for it, its lines go on below."""
+    table = comparison_table(best, target)
+    before = console.width
+    console.width = max(before, console.measure(table, options=console.options.update(width=WIDEST)).maximum)
+    console.print(table)
+    console.width = before
 
 
 def comparison_table(best: Sequence[Result], target: float) -> Table:

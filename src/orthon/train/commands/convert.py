@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from rich import box
 from rich.table import Table
 
+from orthon.algorithms import RULES
 from orthon.saving.convert import SOURCES, Conversion, ConvertedGroup, convert_states
 from orthon.saving.files import new_file
 from orthon.saving.shown import one_line, shown, unquoted
@@ -142,10 +143,24 @@ def _report(conversion: Conversion, inputs: Sequence[Path], out: Path) -> None:
             lines.append(f"group {number}, dropped (no effect, or always so in orthon): {', '.join(group.dropped)}")
     lines += [f"note: {note}" for note in conversion.notes]
     lines.append(f"wrote {out}; load it in an optimizer whose groups have these parameters in this order")
+    for number, group in enumerate(conversion.state_dict["param_groups"]):
+        if needed := _needed(group):
+            lines.append(f"make its group {number}, of {group['algorithm']}, with {_words(needed)}")
     console.print("\n".join(lines), soft_wrap=True)
 
 
 def _options(group: ConvertedGroup) -> str:
     """Return the options that come from the source, as `name=value`."""
-    values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in group.options.items()}
+    return _words(
+        {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in group.options.items()}
+    )
+
+
+def _needed(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a group must have before it loads this one, as its state would mean something else."""
+    options = RULES[group["algorithm"]].options.items()
+    return {name: group[name] for name, option in options if option.loaded == "same" and group[name] != option.default}
+
+
+def _words(values: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={unquoted(value)}" for name, value in sorted(values.items()))

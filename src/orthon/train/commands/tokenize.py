@@ -17,7 +17,7 @@ from orthon.train.settings.numbers import whole
 from orthon.train.settings.paths import AnyPath
 from orthon.train.settings.run import section
 from orthon.train.text.text_job import text_job
-from orthon.train.text.token_folder import make_token_folder
+from orthon.train.text.token_folder import make_token_folder, part_of
 from orthon.train.text.tokenized import PER_SHARD
 from orthon.train.text.tokenizer import FILE
 from orthon.train.text.tokens import amount
@@ -50,7 +50,7 @@ def tokenize(*, command: Annotated[TokenizeCommand, Parameter(name="*")] = Token
     if data.vocab_size is not None:
         raise UserError("data.vocab_size has no effect on tokens; leave it out here, and give it to orthon train")
     console = plain_console()
-    job = text_job(data, per_shard=command.shard_tokens)
+    job = text_job(data, per_shard=command.shard_tokens, own=[out, part_of(out)])
 
     note = make_token_folder(
         out, job, lambda job: text_progress(f"tokenizing {job.source}", job.total, console), wait=False

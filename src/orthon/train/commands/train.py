@@ -147,6 +147,6 @@ def _prepare(command: TrainCommand, ranks: Processes) -> tuple[TrainConfig, Path
 
 
 def _corpus(config: TrainConfig, directory: Path, ranks: Processes) -> Corpus:
-    corpus = load_corpus(config.data, beside=directory.parent)
+    corpus = load_corpus(config.data, beside=directory.parent, own=[directory])
     refuse_giants(config, ranks, vocabulary=corpus.vocab_size)
     return corpus

@@ -1,7 +1,7 @@
 """The metrics of a run, as lines of JSON and for TensorBoard."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ from orthon.train.results.events import EventFile
 from orthon.train.results.records import STRICT, Count, Seconds, record_of
 
 LARGEST = 2**30  # bytes of a file that is read
+WAY_OUT = "move the file away, and go on without the metrics so far"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,14 @@ class MetricsLog:
 
     Args:
         directory: of the run.
+        records: so far, from `read_metrics`.
         step: the step from which the run continues. Records of later steps are dropped.
         say: gets one line for each file that can no longer be written. Training goes on.
     """
 
-    def __init__(self, directory: Path, step: int, say: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, records: Sequence[Record], step: int, say: Callable[[str], None]) -> None:
         path = directory / METRICS
-        kept = [record for record in read_metrics(directory) if record.step <= step]
+        kept = [record for record in records if record.step <= step]
         replace_file(path, "".join(_line(record) for record in kept))
         self._file = AppendedFile(path, say)
         self._events = EventFile(directory / TENSORBOARD, step, say)
@@ -85,14 +87,14 @@ def read_metrics(directory: Path) -> list[Record]:
     try:
         lines = read_plain(path, limit=LARGEST).splitlines()
     except ValueError as error:
-        raise UserError(f"{path} is damaged") from error
+        raise UserError(f"{path} is damaged; {WAY_OUT}") from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             records.append(record_of(Record, line))
         except ValueError as error:
             if number < len(lines):
-                raise UserError(f"line {number} of {path} is damaged") from error
+                raise UserError(f"line {number} of {path} is damaged; delete the line, or {WAY_OUT}") from error
     return records
 
 

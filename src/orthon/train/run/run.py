@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 
@@ -122,10 +123,11 @@ class Run:
         """Prepare the directory, and open the log; on rank 0 alone."""
         if self.ranks.rank:
             return None
+        records = read_metrics(self.directory)  # before anything is written, as it may refuse
         self.directory.mkdir(parents=True, exist_ok=True)
         write_config(self.directory / CONFIG, self.config)
         (self.directory / SUMMARY).unlink(missing_ok=True)  # there is one if a complete run gets more steps
-        return MetricsLog(self.directory, self.training.step, say)
+        return MetricsLog(self.directory, records, self.training.step, say)
 
     def _where(self) -> str:
         """Return the devices and how they share the work, in words."""
@@ -159,7 +161,7 @@ class Run:
         except OSError as error:
             raise TrainingError(
                 f"{error.filename}: {error.strerror}; all {self.config.steps} steps are done and saved: "
-                f"orthon train --resume {self.directory} writes the results"
+                f"orthon train --resume {quote(str(self.directory))} writes the results"
             ) from error
 
     def _write_results(self, val_loss: float, sample: str) -> Summary:

@@ -91,7 +91,7 @@ def dotted_names(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _must(error: Any, name: str) -> str:
     """Return what is allowed, in pydantic's words, which are about an input and not about a setting."""
-    message = str(error["msg"])
+    message = str(error["msg"]).replace("a valid tuple", "a valid array")  # which files and words know
     if message.startswith("Input should"):
         return message.replace("Input should", f"{name} must", 1)
     return f"{name}: {message[:1].lower()}{message[1:]}"

@@ -1,6 +1,5 @@
 """Settings as YAML files, and as one level of dotted names."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -13,6 +12,16 @@ from orthon.train.results.directory import replace_file
 from orthon.train.settings.base import S, Settings, in_words
 from orthon.train.settings.run import CompareConfig, TrainConfig
 from orthon.train.settings.yaml import read_yaml
+
+# What `orthon train` has for the settings that `orthon compare` alone has.
+_IN_TRAIN = {
+    "optimizers": "optimizer.name",
+    "sweep": "optimizer.lr",
+    "scalar_lr": "optimizer.scalar_lr",
+    "weight_decay": "optimizer.weight_decay",
+    "momentum": "optimizer.momentum",
+    "target": "no target",
+}
 
 
 def read_config(path: Path, kind: type[S]) -> S:
@@ -98,13 +107,25 @@ def _with_names(content: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def _checked(content: Any, path: Path, kind: type[S]) -> S:
+    if kind is TrainConfig and isinstance(content, dict):
+        for name in CompareConfig.model_fields.keys() & content.keys() - TrainConfig.model_fields.keys():
+            raise UserError(f"{path}: {name} is a setting of orthon compare; orthon train has {_IN_TRAIN[name]}")
     try:
-        # As JSON, for which pydantic's strict mode is made: 1 is not true, but a list may become a tuple.
-        return kind.model_validate_json(json.dumps(content, default=str), strict=True)
+        return kind.model_validate(_of_settings(content), strict=True)  # where 1 is not true
     except ValidationError as error:
         raise UserError(f"{path}: {in_words(error, kind)}") from error
-    except (TypeError, ValueError) as error:  # YAML allows dates as keys
-        raise UserError(f"{path} must hold settings by name: {error}") from error
+
+
+def _of_settings(value: Any) -> Any:
+    """The same value, with tuples in place of lists, as settings have them, and words in place of dates and others.
+
+    JSON would do the same, but has no place for the bytes of a path that are not UTF-8.
+    """
+    if isinstance(value, dict):
+        return {_of_settings(key): _of_settings(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return tuple(_of_settings(one) for one in value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _lay_over(given: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:

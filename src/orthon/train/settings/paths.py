@@ -1,11 +1,13 @@
 """Paths as people write them: ~ is the home folder, and an empty word is no path."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, ValidationInfo
 
 from orthon.train.errors import UserError
+from orthon.train.settings.shortened import shortened
 
 
 def as_path(setting: str, word: str | Path) -> Path:
@@ -22,7 +24,10 @@ def as_path(setting: str, word: str | Path) -> Path:
     if not str(word) or "\0" in str(word):
         raise UserError(f"{setting} must be a path but is {str(word)!r}")
     try:
-        return Path(word).expanduser()
+        # As this process writes its bytes: another one, with another locale, may have written the settings.
+        return Path(os.fsdecode(str(word).encode("utf-8", "surrogateescape"))).expanduser()
+    except UnicodeError as error:
+        raise UserError(f"{setting} must be a path but is {shortened(str(word))}") from error
     except RuntimeError as error:
         raise UserError(f"{setting}: there is no home folder for {str(word)!r}") from error
 

@@ -1,5 +1,6 @@
 """Read the text of a run, from whichever source the settings name."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from orthon.train.processes.launch import process_rank
@@ -15,12 +16,13 @@ from orthon.train.text.tokenizer import open_tokenizer
 from orthon.train.text.tokens import Corpus
 
 
-def load_corpus(data: DataConfig, *, beside: Path | None = None) -> Corpus:
+def load_corpus(data: DataConfig, *, beside: Path | None = None, own: Collection[Path] = ()) -> Corpus:
     """Read the text that the settings name.
 
     Args:
         data: settings.
         beside: the directory that holds the directory of the run. Tokens that a tokenizer makes are kept there.
+        own: directories that the command writes; they are no text.
 
     Raises:
         UserError: a path is missing or cannot be read, or there is no text in it.
@@ -37,7 +39,9 @@ def load_corpus(data: DataConfig, *, beside: Path | None = None) -> Corpus:
         assert beside is not None
         # Only rank 0 has a standard output, but any rank may be the one that makes the tokens.
         console = plain_console(stderr=process_rank() > 0)
-        return tokenized_corpus(data, beside, lambda job: text_progress(f"tokenizing {job.source}", job.total, console))
-    source, held_out = open_source(data)
-    own = None if held_out is None else whole(held_out.passages())
-    return byte_corpus(source.description, whole(source.passages()), own)
+        return tokenized_corpus(
+            data, beside, own, lambda job: text_progress(f"tokenizing {job.source}", job.total, console)
+        )
+    source, held_out = open_source(data, own)
+    held_out_documents = None if held_out is None else whole(held_out.passages())
+    return byte_corpus(source.description, whole(source.passages()), held_out_documents)

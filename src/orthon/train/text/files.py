@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orthon.train.errors import UserError
+from orthon.train.results.directory import CONFIG
+
+CACHE = "token-cache"  # folder beside the directories of runs
 
 
 @dataclass(frozen=True)
@@ -16,16 +19,18 @@ class Named:
         paths: files or directories.
         setting: the setting that names them, for errors.
         without: resolved paths that are left out, as they are held out.
+        own: resolved directories that are not walked, as this command writes them.
     """
 
     paths: Sequence[str]
     setting: str = "data.paths"
     without: Collection[Path] = ()
+    own: Collection[Path] = ()
 
     def resolved(self) -> set[Path]:
         """Return every named path, and every file in a named directory, without links on the way."""
         paths = [Path(path) for path in self.paths]
-        inside = [file for path in paths if path.is_dir() for file in _inside(path, self.setting)]
+        inside = [file for path in paths if path.is_dir() for file in _inside(path, self)]
         return {path.resolve() for path in paths + inside}
 
 
@@ -50,7 +55,7 @@ def find_files(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
 def _all(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
     for given in map(Path, named.paths):
         if given.is_dir():
-            for path in sorted(_inside(given, named.setting)):
+            for path in sorted(_inside(given, named)):
                 if path.match(pattern) and path.is_file():
                     yield path, path.relative_to(given).as_posix()
         elif not given.exists():
@@ -61,21 +66,26 @@ def _all(named: Named, pattern: str) -> Iterator[tuple[Path, str]]:
             yield given, given.name
 
 
-def _inside(directory: Path, setting: str) -> Iterator[Path]:
+def _inside(directory: Path, named: Named) -> Iterator[Path]:
     """All files in a directory and below it that are not hidden. Links are followed, to each directory once, and not
-    to those in which this one is.
+    to those in which this one is. What runs have written below it is no text.
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{setting}: cannot read {error.filename}: {error.strerror}") from error
+        raise UserError(f"{named.setting}: cannot read {error.filename}: {error.strerror}") from error
 
     here = directory.resolve()
-    seen = {here, *here.parents}
+    seen = {here, *here.parents, *named.own}
     for folder, below, files in os.walk(directory, followlinks=True, onerror=refuse):
         names = sorted(name for name in below if not name.startswith("."))
         below.clear()  # os.walk goes on with what is left in it
         for name in names:
-            if (real := Path(folder, name).resolve()) not in seen:
+            if (real := Path(folder, name).resolve()) not in seen and not (named.own and _of_a_run(real)):
                 seen.add(real)
                 below.append(name)
         yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def _of_a_run(folder: Path) -> bool:
+    """Whether a folder is the directory of a run, or holds the tokens that runs keep."""
+    return folder.name == CACHE or ((folder / CONFIG).is_file() and (folder / "checkpoints").is_dir())

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from orthon.train.errors import UserError
@@ -20,8 +21,12 @@ from orthon.train.text.tokenizing import Job
 RULES = 1  # number of the rules by which passages, splits and tokens are made
 
 
-def open_source(data: DataConfig) -> tuple[Source, Source | None]:
+def open_source(data: DataConfig, own: Collection[Path] = ()) -> tuple[Source, Source | None]:
     """Return the source that the settings name, and the one to hold out if they name that, too.
+
+    Args:
+        data: settings.
+        own: directories that the command writes; they are no text.
 
     Raises:
         UserError: a path is missing or cannot be read.
@@ -31,28 +36,30 @@ def open_source(data: DataConfig) -> tuple[Source, Source | None]:
     if data.source == "hf":
         assert data.name is not None
         return hf_source(data.name, data.subset, data.split, data.text_column), None
+    written = {path.resolve() for path in own}
     if data.held_out_paths is None:
-        return _of_paths(data, Named(data.paths)), None
-    own = Named(data.held_out_paths, "data.held_out_paths")
-    others = _of_paths(data, Named(data.paths, without=own.resolved()))
+        return _of_paths(data, Named(data.paths, own=written)), None
+    held_out = Named(data.held_out_paths, "data.held_out_paths", own=written)
+    others = _of_paths(data, Named(data.paths, without=held_out.resolved(), own=written))
     if not others.total:
         raise UserError("there is no text in data.paths that is not in data.held_out_paths as well")
-    return others, _of_paths(data, own)
+    return others, _of_paths(data, held_out)
 
 
-def text_job(data: DataConfig, *, per_shard: int) -> Job:
+def text_job(data: DataConfig, *, per_shard: int, own: Collection[Path] = ()) -> Job:
     """Return the job of making tokens of the text that the settings name.
 
     Args:
         data: settings, with a tokenizer.
         per_shard: tokens in a shard.
+        own: directories that the command writes; they are no text.
 
     Raises:
         UserError: the text or the tokenizer cannot be read.
     """
     assert data.tokenizer is not None
     tokenizer = open_tokenizer(data.tokenizer, data.document_end)
-    source, held_out = open_source(data)
+    source, held_out = open_source(data, own)
 
     def parts() -> Iterator[tuple[Passage, bool]]:
         if held_out is None:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,33 +53,56 @@ def make_token_folder(folder: Path, job: Job, progress: Progress, *, wait: bool)
     """
     if (note := read_note(folder, job.key)) is not None:
         return note
-    part = folder.with_name(folder.name + PART)
+    part = part_of(folder)
     with locked(part, wait=wait):
         if (note := read_note(folder, job.key)) is not None:  # made while this process waited
             _remove(part)
             return note
-        state = read_state(part, job.key)
-        if not state.passages and (strangers := [path.name for path in part.iterdir() if not _is_ours(path)]):
-            raise UserError(f"{part} holds other files ({strangers[0]}); move them, or choose another --out")
-        with progress(job) as advance:
-            try:
-                state = write_tokens(part, job, state, advance)
-            except UserError:
-                if not (part / STATE).exists():  # nothing to go on with, and in the way of another text
-                    _remove(part)
-                raise
-        note = Note(
-            key=job.key,
-            fingerprint=state.digest,
-            train=state.train,
-            held_out=state.held_out,
-            per_shard=job.per_shard,
-        )
-        replace_file(part / FILE, job.tokenizer.content)
-        replace_file(part / NOTE, json.dumps(asdict(note), indent=2) + "\n")
-        (part / STATE).unlink()
-        (part / LOCK).unlink()
+        note = _whole(part, job.key) or _write(part, job, progress)
+        # From here on the note says that all is there, wherever this process ends.
+        for path in part.iterdir():
+            if path.name == STATE or (path.suffix == PART and _is_ours(path)):
+                path.unlink()
         os.rename(part, folder)
+        (folder / LOCK).unlink(missing_ok=True)
+    return note
+
+
+def part_of(folder: Path) -> Path:
+    """Where the tokens of a folder are until they are whole."""
+    return folder.with_name(folder.name + PART)
+
+
+def _whole(part: Path, key: str) -> Note | None:
+    """The note of a process that ended before it could rename the folder; None if there is no such note."""
+    try:
+        note = read_record(Note, part / NOTE)
+    except (FileNotFoundError, ValueError):
+        return None
+    return note if note.key == key else None
+
+
+def _write(part: Path, job: Job, progress: Progress) -> Note:
+    """Write the shards, and the note when all are there.
+
+    Raises:
+        UserError: The folder holds something else, or the text cannot be read.
+    """
+    state = read_state(part, job.key)
+    if not state.passages and (strangers := [path.name for path in part.iterdir() if not _is_ours(path)]):
+        raise UserError(f"{part} holds other files ({strangers[0]}); move them, or choose another --out")
+    with progress(job) as advance:
+        try:
+            state = write_tokens(part, job, state, advance)
+        except UserError:
+            if not (part / STATE).exists():  # nothing to go on with, and in the way of another text
+                _remove(part)
+            raise
+    note = Note(
+        key=job.key, fingerprint=state.digest, train=state.train, held_out=state.held_out, per_shard=job.per_shard
+    )
+    replace_file(part / FILE, job.tokenizer.content)
+    replace_file(part / NOTE, json.dumps(asdict(note), indent=2) + "\n")
     return note
 
 
@@ -130,10 +153,11 @@ def _remove(part: Path) -> None:
     """Remove a folder that has nothing but what was made here."""
     for path in filter(_is_ours, list(part.iterdir())):
         path.unlink()
-    part.rmdir()
+    with suppress(OSError):  # another process has just made its lock
+        part.rmdir()
 
 
 def _is_ours(path: Path) -> bool:
-    return path.name in (LOCK, STATE, STATE.replace(".json", PART)) or (
-        re.fullmatch(r"(train|val)_[0-9]+\.bin", path.name) is not None
-    )
+    """Whether a file has a name that is written here. `new_file` adds to it until the file is whole."""
+    name = re.sub(rf"\.[0-9a-f]{{16}}\{PART}$", "", path.name)
+    return name in (LOCK, STATE, FILE, NOTE) or re.fullmatch(r"(train|val)_[0-9]+\.bin", name) is not None

@@ -87,7 +87,7 @@ def _refuse_others(error: BaseException) -> None:
 
 
 def open_tokenizer(name: str, end: str | None = None) -> Tokenizer:
-    """Read a tokenizer. Its own limits of length and its padding are switched off.
+    """Read a tokenizer. Its limits of length, its padding and its dropout are switched off.
 
     Args:
         name: a JSON file of `tokenizers`, a folder with a `tokenizer.json`, or the name of a model on the hub.
@@ -112,6 +112,8 @@ def open_tokenizer(name: str, end: str | None = None) -> Tokenizer:
         library = tokenizers.Tokenizer.from_str(content)
     library.no_truncation()
     library.no_padding()
+    if getattr(library.model, "dropout", None) is not None:  # of BPE, which then draws tokens at random
+        library.model.dropout = None
     library.encode_special_tokens = True  # "<|endoftext|>" in a document is text, and not its end
     vocabulary: dict[str, int] = library.get_vocab(with_added_tokens=True)
     if not vocabulary:
