@@ -143,7 +143,9 @@ def _check_parameters(group: dict[str, Any], others: Sequence[Mapping[str, Any]]
 
 
 def check_iterable(params: object, where: str) -> None:
-    """Raise a TypeError that `where` starts, if these are no parameters that one can go through."""
+    """Raise a TypeError that `where` starts, if these are no parameters that one can go through, or one tensor."""
+    if isinstance(params, Tensor):
+        raise TypeError(f"{where}: params should be an iterable of tensors, but is one tensor")
     try:
         iter(params)  # type: ignore[call-overload]
     except TypeError:

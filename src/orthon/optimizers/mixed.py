@@ -103,8 +103,6 @@ class MixedOptimizer(torch.optim.Optimizer):
         self._begin_anew()
         self._unconsolidated = set[Tensor]()  # whose momentum differs between replicas
         self._warned, self._known = False, KnownParameters()
-        if isinstance(params, Tensor):
-            raise TypeError(f"{owner}: params should be an iterable of tensors, but is one tensor")
         check_iterable(params, owner)
         super().__init__(cast(Any, params), shown_defaults(given))
 
