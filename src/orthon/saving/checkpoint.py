@@ -50,6 +50,9 @@ class SafeReader(FileSystemReader):
         path: the folder of the checkpoint.
     """
 
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)  # without torch's extensions, which decode files
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002
         """Return the description of the checkpoint.
 
