@@ -17,6 +17,8 @@ from orthon.train.results.plots import COLORS, STYLE
 
 _LINES = ("-", "--", ":", "-.")
 _DASH_AFTER = len(COLORS)
+_MOST_LINES = 15  # that can be told apart
+_MOST_IN_LEGEND = 20  # names beside a row of panels
 _PANEL = 4.2  # inches
 _WIDTH = 0.3  # of all the intervals in a setting, where the settings are 1 apart
 
@@ -31,10 +33,10 @@ def draw(experiment: Experiment, found: Found, folder: Path) -> list[Path]:
     styles = {name: (COLORS[i % _DASH_AFTER], _LINES[i // _DASH_AFTER % len(_LINES)]) for i, name in enumerate(names)}
     paths = [folder / f"{experiment.name}.png", folder / f"{experiment.name}-lr.png"]
     with matplotlib.rc_context(STYLE):
-        if len(known) > 1:
+        if len(known) > 1 and len(names) <= _MOST_LINES:
             _differences(experiment, known, styles).savefig(paths[0])
         else:
-            _differences_at_one(experiment, *known.values()).savefig(paths[0])
+            _differences_in_rows(experiment, known, names).savefig(paths[0])
         _sweeps(experiment, known, styles).savefig(paths[1])
     return paths
 
@@ -67,24 +69,30 @@ def _differences(experiment: Experiment, known: dict[str, list[Answer]], styles:
     return figure
 
 
-def _differences_at_one(experiment: Experiment, given: list[Answer]) -> Figure:
-    """Draw the difference to the baseline in one setting, a row for each optimizer."""
-    found = {name: _difference_of(name, given) for name in (answer.entry.contender.name for answer in reversed(given))}
-    points = {name: difference for name, difference in found.items() if difference is not None}
-    figure = Figure(figsize=(9, 1.5 + 0.27 * len(points)), dpi=140, layout="constrained")
+def _differences_in_rows(experiment: Experiment, known: dict[str, list[Answer]], names: list[str]) -> Figure:
+    """Draw the difference to the baseline, a row for each optimizer and a color for each setting."""
+    rows = [name for name in reversed(names) if any(_difference_of(name, given) for given in known.values())]
+    figure = Figure(figsize=(9, 1.5 + 0.27 * len(rows)), dpi=140, layout="constrained")
     axes = figure.add_subplot()
-    axes.errorbar(
-        [difference.mean for difference in points.values()],
-        range(len(points)),
-        xerr=[difference.half or 0.0 for difference in points.values()],
-        color=COLORS[0],
-        linestyle="none",
-        marker="o",
-        capsize=3,
-    )
+    for number, (setting, given) in enumerate(known.items()):
+        found = {row: _difference_of(name, given) for row, name in enumerate(rows)}
+        points = {row: difference for row, difference in found.items() if difference is not None}
+        axes.errorbar(
+            [difference.mean for difference in points.values()],
+            [row + _WIDTH * (0.5 - (number + 0.5) / len(known)) for row in points],
+            xerr=[difference.half or 0.0 for difference in points.values()],
+            color=COLORS[number % len(COLORS)],
+            linestyle="none",
+            marker="o",
+            capsize=3,
+            label=setting,
+        )
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(points)), list(points))
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(-1, len(rows))
     axes.set(xlabel=_above(experiment))
+    if len(known) > 1:
+        axes.legend(loc="lower right", fontsize="small")
     figure.suptitle(experiment.question, fontsize="medium")
     return figure
 
@@ -101,7 +109,8 @@ def _sweeps(experiment: Experiment, known: dict[str, list[Answer]], styles: dict
     """Draw the losses over the learning rates, a panel for each setting."""
     columns = min(3, len(known))
     rows = math.ceil(len(known) / columns)
-    figure = Figure(figsize=(_PANEL * columns + 3, _PANEL * rows), dpi=110, layout="constrained")
+    wide = math.ceil(len(styles) / _MOST_IN_LEGEND / rows)  # columns of the legend
+    figure = Figure(figsize=(_PANEL * columns + 3 * wide, _PANEL * rows), dpi=110, layout="constrained")
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (setting, given) in zip(panels, known.items(), strict=False):
         for answer in given:
@@ -115,6 +124,6 @@ def _sweeps(experiment: Experiment, known: dict[str, list[Answer]], styles: dict
     for axes in panels[len(known) :]:
         axes.set_axis_off()
     handles = [Line2D([], [], color=color, linestyle=line) for color, line in styles.values()]
-    figure.legend(handles, list(styles), loc="outside right center", fontsize="small")
+    figure.legend(handles, list(styles), loc="outside right center", fontsize="small", ncols=wide)
     figure.suptitle(experiment.question)
     return figure

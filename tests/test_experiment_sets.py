@@ -14,12 +14,14 @@ from experiments import __main__ as command
 from experiments import costs, report, training
 from experiments.cell import PART, Cell
 from experiments.entries import Contender, Experiment, Setting
+from experiments.pictures import draw
 from experiments.place import Place
 from experiments.quick import quick, resized
 from experiments.results import FOLDER, by_key, read
 from experiments.sets import SETS
 from experiments.tables import page
 from experiments.workers import News, Workers
+from matplotlib.figure import Figure
 
 import orthon
 from tests.support.made_up_runs import Here
@@ -199,13 +201,31 @@ def test_ctrl_c_ends_in_one_line(
     assert capsys.readouterr().out.endswith("stopped; the same command goes on from here\n")
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if (report.PAGES / f"{name}.md").exists()])
+each_with_a_page = pytest.mark.parametrize("name", [name for name in SETS if (report.PAGES / f"{name}.md").exists()])
+
+
+@each_with_a_page
 def test_pages_are_those_of_the_data(name: str) -> None:
     found = by_key(read(FOLDER / f"{name}.jsonl"))
     pictures = [f"{name}.png", f"{name}-lr.png"]
     assert all((report.PAGES / picture).exists() for picture in pictures)
     made = page(SETS[name], found, pictures)
     assert (report.PAGES / f"{name}.md").read_text() == made, f"run python -m experiments.report {name}"
+
+
+@each_with_a_page
+def test_legends_lie_in_their_pictures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, _: figures.append(figure))
+    draw(SETS[name], by_key(read(FOLDER / f"{name}.jsonl")), tmp_path)
+    assert len(figures) == 2
+    for figure in figures:
+        figure.draw_without_rendering()
+        for legend in (*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))):
+            box, whole = legend.get_window_extent(), figure.bbox
+            assert min(box.x0, box.y0) >= -1, f"{box} of {whole}"
+            assert box.x1 <= whole.x1 + 1, f"{box} of {whole}"
+            assert box.y1 <= whole.y1 + 1, f"{box} of {whole}"
 
 
 def test_without_data_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
