@@ -181,21 +181,18 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "NoMatrixOptions lacks the options 'adjust_lr_fn', 'state_dtype', 'seed', 'view'",
     ),
-    "a rank without matrices": (
-        replace(STEEPEST, work=RankOfNothing()),
-        ValueError,
-        "RankOfNothing has update_rank, which",
-    ),
-    "a tail without matrices": (
-        replace(STEEPEST, work=TailOfNothing()),
-        ValueError,
-        "TailOfNothing has has_tail, which",
-    ),
-    "copies without matrices": (
-        replace(STEEPEST, work=CopiesOfNothing()),
-        ValueError,
-        "CopiesOfNothing has copies_divide_matrices, which",
-    ),
+    **{
+        f"{answer} without matrices": (
+            replace(STEEPEST, work=work),
+            ValueError,
+            f"{type(work).__name__} has {answer}, which",
+        )
+        for answer, work in {
+            "update_rank": RankOfNothing(),
+            "has_tail": TailOfNothing(),
+            "copies_divide_matrices": CopiesOfNothing(),
+        }.items()
+    },
     "a side without matrices": (
         replace(STEEPEST, entries={"moment": Entry(side=0)}),
         ValueError,

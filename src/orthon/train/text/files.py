@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orthon.train.errors import UserError
-from orthon.train.results.directory import CONFIG
+from orthon.train.results.directory import CHECKPOINTS, CONFIG
 
 CACHE = "token-cache"  # folder beside the directories of runs
 
@@ -88,4 +88,4 @@ def _inside(directory: Path, named: Named) -> Iterator[Path]:
 
 def _of_a_run(folder: Path) -> bool:
     """Whether a folder is the directory of a run, or holds the tokens that runs keep."""
-    return folder.name == CACHE or ((folder / CONFIG).is_file() and (folder / "checkpoints").is_dir())
+    return folder.name == CACHE or ((folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir())
